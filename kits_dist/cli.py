@@ -1,0 +1,186 @@
+"""`key=value` command lines: dataclass defaults < `config=` yaml < arguments, then real frozen dataclasses or one clear message.
+
+Every program is a dataclass of its arguments and a function:
+
+    @dataclass(frozen=True)
+    class Args:
+        source: str = MISSING                  # what the key means; `help` prints this comment
+
+    def main(args: Args) -> None: ...
+
+    if __name__ == "__main__":
+        cli.run(main, Args)
+
+Exit codes: 0 done; 1 the job ran and failed; 2 a wrong argument, key, folder or file.
+"""
+
+import dataclasses
+import inspect
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from kits_dist.errors import InputError, JobFailed, MissingInput
+
+T = TypeVar("T")
+
+__all__ = ["MISSING", "help_table", "load", "run"]
+
+
+def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None) -> NoReturn:
+    """Parse, run, and leave with the exit code of the contract; the only place that turns an exception into a code."""
+    argv = sys.argv[1:] if argv is None else argv
+    program = _program_name(main)
+    try:
+        if any(word in ("help", "--help", "-h") for word in argv):
+            print(_usage(program, inspect.getmodule(main).__doc__, schema))
+            sys.exit(0)
+        main(load(schema, argv))
+    except InputError as error:
+        _leave(f"{program}: {error}", 2)
+    except JobFailed as error:
+        _leave(f"{program}: {error}", 1)
+    except PermissionError as error:
+        _leave(f"{program}: {error.strerror}: {error.filename}. Choose a folder that you may write to.", 2)
+    except KeyboardInterrupt:
+        _leave(f"{program}: interrupted.", 130)
+    sys.exit(0)
+
+
+def load(schema: type[T], argv: list[str]) -> T:
+    """Merge, weakest first: defaults of `schema`, the yaml named by `config=`, the other `key=value` arguments.
+
+    Returns an instance with types checked and every `__post_init__` run.
+    Raises InputError naming the full key; MissingInput for a `config=` that is not there.
+    """
+    pairs = [_split(word, following, schema) for word, following in zip(argv, [*argv[1:], ""], strict=True)]
+    config = OmegaConf.structured(schema)
+    has_config_key = "config" in {field.name for field in dataclasses.fields(schema)}
+    for key, value in pairs:
+        if key == "config" and not has_config_key:
+            config = _merge(config, _read_yaml(value), f"config={value}")
+    for key, value in pairs:
+        if key != "config" or has_config_key:
+            config = _merge(config, _nested(key, _value(schema, key, value)), f"{key}={value}")
+    try:
+        return OmegaConf.to_object(config)
+    except MissingMandatoryValue as error:
+        key = getattr(error, "full_key", None) or "?"
+        meaning = _flat(schema).get(key, ("", "", "a value"))[2]
+        raise InputError(f"{key}= is missing: {meaning}. Example: {key}=VALUE; all keys: help") from error
+    except OmegaConfBaseException as error:
+        raise InputError(_one_line(error)) from error
+
+
+def help_table(schema: type) -> str:
+    """One line a key: name, default, meaning (the comment beside the field in the source)."""
+    rows = [(key, _shown(default), meaning) for key, (_, default, meaning) in _flat(schema).items()]
+    wide = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
+    return "\n".join(f"  {key:<{wide[0]}}  {default:<{wide[1]}}  {meaning}".rstrip() for key, default, meaning in rows)
+
+
+def _program_name(main: Callable) -> str:
+    module = inspect.getmodule(main)
+    spec = getattr(module, "__spec__", None)
+    return spec.name if spec else module.__name__
+
+
+def _usage(program: str, doc: str | None, schema: type) -> str:
+    return f"{(doc or '').strip()}\n\nusage: python -m {program} key=value ...\n\n{help_table(schema)}"
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    """Print once. Under a launcher rank 0 speaks; the others wait to be ended by the launcher, and speak if they were alone."""
+    rank = int(os.environ.get("RANK", 0))
+    if rank:
+        time.sleep(10)
+        message = f"[rank {rank}] {message}"
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _split(word: str, following: str, schema: type) -> tuple[str, str]:
+    if word.startswith("-"):
+        name, _, value = word.lstrip("-").replace("-", "_").partition("=")
+        value = value or (following if following and not following.startswith("-") else "VALUE")
+        matching = [key for key in _flat(schema) if key.split(".")[-1] == name]
+        raise InputError(f"unknown option {word}. Write {(matching or [name])[0]}={value}; all keys: help")
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        raise InputError(f"cannot read {word!r}. Arguments are key=value; all keys: help")
+    return key, value
+
+
+def _read_yaml(path: str) -> Any:
+    if not Path(path).is_file():
+        near = sorted(str(p) for p in Path(path).parent.glob("*.yaml"))
+        raise MissingInput(f"config={path}: no such file." + (f" There are: {', '.join(near)}" if near else ""))
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config={path} is not readable as yaml: {_one_line(error)}") from error
+    if content is not None and not isinstance(content, dict):
+        raise InputError(f"config={path} must hold `key: value` lines, found {type(content).__name__}.")
+    return content or {}
+
+
+def _merge(config: Any, update: Any, origin: str) -> Any:
+    try:
+        return OmegaConf.merge(config, update)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{origin}: {_one_line(error)}. All keys: help") from error
+
+
+def _value(schema: type, key: str, text: str) -> Any:
+    """Text of a string key stays text (a folder may be called 1e3); sizes may be written 256x256; the rest is yaml."""
+    if _flat(schema).get(key, ("",))[0] is str:
+        return text
+    if re.fullmatch(r"\d+(x\d+)+", text):
+        return [int(n) for n in text.split("x")]
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{key}={text}: cannot read the value: {_one_line(error)}") from error
+
+
+def _nested(key: str, value: Any) -> dict:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _flat(schema: type, prefix: str = "") -> dict[str, tuple[Any, Any, str]]:
+    """{full key: (type, default, meaning)}; the meaning is the comment on the field's own line."""
+    comments = dict(re.findall(r"^    (\w+):[^#\n]*#\s*(.*)$", inspect.getsource(schema), flags=re.M))
+    keys: dict[str, tuple[Any, Any, str]] = {}
+    for field in dataclasses.fields(schema):
+        factory = field.default_factory
+        if dataclasses.is_dataclass(factory):
+            keys |= _flat(factory, f"{prefix}{field.name}.")
+        else:
+            default = field.default if factory is dataclasses.MISSING else factory()
+            keys[prefix + field.name] = (field.type, default, comments.get(field.name, ""))
+    return keys
+
+
+def _shown(default: Any) -> str:
+    if default == MISSING:
+        return "(required)"
+    if isinstance(default, tuple):
+        return "[" + ",".join(map(str, default)) + "]"
+    return "none" if default is None else str(default)
+
+
+def _one_line(error: Exception) -> str:
+    """OmegaConf's first line says what; its `full_key:` line says where."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    where = next((line.split(":", 1)[1].strip() for line in lines if line.strip().startswith("full_key:")), "")
+    return f"{lines[0].rstrip('.')} (key {where})" if where else lines[0].rstrip(".")

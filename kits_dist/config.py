@@ -1,0 +1,180 @@
+"""What a training run is: frozen dataclasses with the poster's method as defaults. `cli.load` fills them, yaml holds differences.
+
+Values that cannot work are refused here, before a GPU is touched. The comment beside a field is its help text.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import MISSING
+
+from kits_dist.errors import InputError
+from kits_dist.labels import REGIONS
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    store: str = MISSING  # folder written by kits_dist.prepare
+    fold: int | str = 0  # validation fold 0..4; `all` trains and validates on every case outside the test set
+    batch_size: int = 128  # slices per process and step; the global batch is this times the processes
+    size_px: tuple[int, int] = (512, 512)  # (height, width) the network sees, multiples of 32; also written 256x256
+    pixel_mm: float | None = None  # resample every case to this pixel size; none keeps each case's own pixels
+    slices: Literal["all", "kidney"] = "all"  # train on all slices, or on those within `margin` of a kidney
+    margin: int = 10  # slices kept above and below the kidneys when slices=kidney
+    context: int = 0  # neighbouring slices on each side, as further input channels
+    backend: Literal["dali", "fixed"] = "dali"  # fixed repeats one batch: the ceiling for benchmarks
+    threads: int = 0  # DALI CPU threads per process; 0 divides the cores among this machine's processes
+    prefetch: int = 2  # batches prepared ahead
+
+    def __post_init__(self) -> None:
+        _require(
+            all(n > 0 and n % 32 == 0 for n in self.size_px),
+            f"data.size_px={self.size_px}: each must be a positive multiple of 32 (five levels). "
+            "Example: data.size_px=352x448",
+        )
+        _require(self.batch_size > 0, f"data.batch_size={self.batch_size} must be at least 1.")
+        _require(self.prefetch > 0, f"data.prefetch={self.prefetch} must be at least 1.")
+        _require(self.threads >= 0, f"data.threads={self.threads} must be 0 (automatic) or more.")
+        _require(self.margin >= 0, f"data.margin={self.margin} must be 0 or more slices.")
+        _require(0 <= self.context <= 8, f"data.context={self.context} must lie in 0..8 neighbours on each side.")
+        _require(self.pixel_mm is None or 0.1 <= self.pixel_mm <= 20, f"data.pixel_mm={self.pixel_mm} mm: use 0.1..20.")
+        _require(
+            self.fold == "all" or isinstance(self.fold, int) and self.fold >= 0,
+            f"data.fold={self.fold!r}: a fold number from 0, or all.",
+        )
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    rotate_deg: float = 15.0  # rotation drawn from +- this, in degrees
+    rotate_p: float = 0.5  # probability of a rotation
+    flip: float = 0.5  # probability of a left-right flip
+    scale: tuple[float, float] = (0.85, 1.15)  # magnification range
+    scale_p: float = 0.3  # probability of a magnification
+    crop: float = 1.0  # probability of a random window of size_px; otherwise it is centred on the body
+    noise_hu: float = 15.0  # sd of Gaussian noise drawn from 0 to this, in HU
+    noise_p: float = 0.15  # probability of noise
+
+    def __post_init__(self) -> None:
+        for name in ("rotate_p", "flip", "scale_p", "crop", "noise_p"):
+            p = getattr(self, name)
+            _require(0 <= p <= 1, f"augment.{name}={p} is a probability: use 0..1.")
+        _require(0 <= self.rotate_deg <= 180, f"augment.rotate_deg={self.rotate_deg} degrees: use 0..180.")
+        low, high = self.scale
+        _require(0.25 <= low <= high <= 4, f"augment.scale={self.scale}: use 0.25 <= low <= high <= 4.")
+        _require(0 <= self.noise_hu <= 200, f"augment.noise_hu={self.noise_hu} HU: use 0..200.")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    arch: str = "unet"  # simple_unet (5 levels, no pretraining) or any architecture of segmentation_models_pytorch
+    encoder: str = "resnet34"  # any encoder of segmentation_models_pytorch; not used by simple_unet
+    encoder_weights: str = "imagenet"  # imagenet, none, or the path of a .safetensors or .pth state dict
+    width: int = 64  # channels of the first level of simple_unet, doubled at each of the next four
+    regions: tuple[str, ...] = ("kidney_and_mass",)  # nested sigmoids to predict: kidney_and_mass, mass, tumor
+
+    def __post_init__(self) -> None:
+        ordered = tuple(name for name in REGIONS if name in self.regions)
+        _require(
+            ordered == tuple(self.regions) and bool(ordered),
+            f"model.regions={list(self.regions)}: choose from {list(REGIONS)}, each once and in this order.",
+        )
+        _require(1 <= self.width <= 512, f"model.width={self.width}: use 1..512 channels.")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    name: Literal["adam", "adamw", "sgd"] = "adam"  # optimiser; sgd has Nesterov momentum 0.9
+    lr: float = 1e-3  # learning rate at its highest
+    scale_lr: Literal["none", "linear", "sqrt"] = "none"  # grow the rate with the number of processes
+    weight_decay: float = 0.0  # L2 (adam, sgd) or decoupled (adamw)
+    epochs: int = 100  # passes over the training slices, at most
+    patience: int = 10  # validations without improvement before early stopping; 0 never stops early
+    best_by: Literal["loss", "dice"] = "loss"  # what makes a checkpoint the best: validation loss, or mean val Dice
+    accumulate: int = 1  # steps of batch_size per optimiser step
+    schedule: Literal["constant", "cosine", "poly"] = "constant"  # learning rate over the run
+    warmup_steps: int = 0  # optimiser steps of linear warm-up
+    clip_norm: float | None = None  # clip the gradient's norm to this; none does not clip
+    loss: Literal["bce", "dice", "bce_dice"] = "bce"  # on region logits
+    pos_weight: tuple[float, ...] | None = None  # weight of inside pixels in BCE, one per region
+
+    def __post_init__(self) -> None:
+        _require(self.lr >= 0, f"optim.lr={self.lr} must be 0 or more.")
+        _require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay} must be 0 or more.")
+        _require(self.epochs > 0, f"optim.epochs={self.epochs} must be at least 1.")
+        _require(self.patience >= 0, f"optim.patience={self.patience} must be 0 (never) or more.")
+        _require(self.accumulate > 0, f"optim.accumulate={self.accumulate} must be at least 1.")
+        _require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must be 0 or more.")
+        _require(self.clip_norm is None or self.clip_norm > 0, f"optim.clip_norm={self.clip_norm} must be above 0.")
+        _require(
+            self.pos_weight is None or all(w > 0 for w in self.pos_weight),
+            f"optim.pos_weight={self.pos_weight}: each must be above 0.",
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"  # auto: the launcher's, else bf16, fp16 or fp32
+    compile: bool = False  # torch.compile the model
+    channels_last: bool = True  # memory order that tensor cores want
+    deterministic: bool = False  # bit-equal repeats; slower on a GPU
+    save_every_steps: int = 0  # checkpoints between validations; 0 saves at the end of each epoch only
+    keep: int = 2  # checkpoints kept beside the best one
+
+    def __post_init__(self) -> None:
+        _require(self.save_every_steps >= 0, f"train.save_every_steps={self.save_every_steps} must be 0 or more.")
+        _require(self.keep > 0, f"train.keep={self.keep} must be at least 1.")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    every_steps: int = 10  # a line of loss, rate and speed every so many optimiser steps
+    images: int = 4  # slices in the TensorBoard panel of each validation; 0 draws none
+
+    def __post_init__(self) -> None:
+        _require(self.every_steps > 0, f"log.every_steps={self.every_steps} must be at least 1.")
+        _require(0 <= self.images <= 64, f"log.images={self.images}: use 0..64.")
+
+
+@dataclass(frozen=True)
+class Config:
+    run: str = MISSING  # folder of this run; everything it makes lies there
+    resume: Literal["none", "auto"] = "none"  # auto continues from the last good checkpoint in `run`, if any
+    seed: int = 0  # of weights, order and augmentation
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        weights = self.optim.pos_weight
+        _require(
+            weights is None or len(weights) == len(self.model.regions),
+            f"optim.pos_weight={weights} has {len(weights or ())} weights for {len(self.model.regions)} regions "
+            f"{list(self.model.regions)}; give one each.",
+        )
+        _require(0 <= self.seed < 2**31, f"seed={self.seed}: use 0..{2**31 - 1}.")
+
+
+def as_plain(config: Any) -> dict:
+    """Nested dict of yaml types; tuples become lists."""
+    return yaml.safe_load(yaml.safe_dump(_listed(asdict(config))))
+
+
+def save_config(config: Config, path: Path) -> None:
+    path.write_text(yaml.safe_dump(as_plain(config), sort_keys=False), encoding="utf-8")
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, (tuple, list)) else value

@@ -1,0 +1,49 @@
+"""KiTS label ids, the challenge's nested regions, and how region probabilities become a label map.
+
+Source: kits23/configuration/labels.py (hierarchical evaluation classes); `evaluation.md` of the challenge rules in README.
+"""
+
+import numpy as np
+
+BACKGROUND, KIDNEY, TUMOR, CYST = 0, 1, 2, 3
+LABELS = {"background": BACKGROUND, "kidney": KIDNEY, "tumor": TUMOR, "cyst": CYST}
+
+# Nested, always in this order: what a network predicts, one sigmoid each, and what the challenge scores.
+REGIONS: dict[str, tuple[int, ...]] = {
+    "kidney_and_mass": (KIDNEY, TUMOR, CYST),
+    "mass": (TUMOR, CYST),
+    "tumor": (TUMOR,),
+}
+# Reported beside them, by plain label.
+PLAIN: dict[str, tuple[int, ...]] = {"kidney": (KIDNEY,), "cyst": (CYST,)}
+
+# RGB, from the Okabe-Ito palette, which stays apart for colour-blind readers.
+COLORS = {"kidney_and_mass": (0, 158, 115), "mass": (240, 228, 66), "tumor": (213, 94, 0)}
+
+_PAINT = {"kidney_and_mass": KIDNEY, "mass": CYST, "tumor": TUMOR}  # painted in the order of REGIONS
+
+
+def scored_regions(regions: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """What a model of `regions` can be scored on: name -> labels. What it cannot predict is absent, never 0 or 1."""
+    have = set(regions)
+    scored = {name: labels for name, labels in REGIONS.items() if name in have}
+    if {"kidney_and_mass", "mass"} <= have:
+        scored["kidney"] = PLAIN["kidney"]
+    if {"mass", "tumor"} <= have:
+        scored["cyst"] = PLAIN["cyst"]
+    return scored
+
+
+def regions_to_labels(inside: np.ndarray, regions: tuple[str, ...]) -> np.ndarray:
+    """(R, ...) bool, one per region -> (...) uint8 label map.
+
+    Painted in the order of REGIONS, later over earlier; mass and tumor only inside kidney_and_mass where that is predicted.
+    """
+    if inside.shape[0] != len(regions):
+        raise ValueError(f"regions_to_labels: {inside.shape[0]} maps for {len(regions)} regions {regions}.")
+    labels = np.zeros(inside.shape[1:], np.uint8)
+    within = inside[regions.index("kidney_and_mass")] if "kidney_and_mass" in regions else True
+    for name in REGIONS:
+        if name in regions:
+            labels[inside[regions.index(name)] & within] = _PAINT[name]
+    return labels
