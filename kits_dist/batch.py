@@ -1,7 +1,8 @@
-"""Batch: the one thing that travels from a loader to the loss."""
+"""Batch: the one thing that travels from a loader to the loss; Shard: which of the batches are this process's."""
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -12,3 +13,16 @@ class Batch(NamedTuple):
     label: Tensor  # (B, H, W) uint8: 0 background, 1 kidney, 2 tumor, 3 cyst
     case: Tensor  # (B,) int32: row of the case in the store's cases.json
     index: Tensor  # (B,) int32: slice of that case, 0 is cranial
+
+
+class Shard(NamedTuple):
+    """Who consumes: this process among all, and how it wants its batches."""
+
+    rank: int  # global, never local: two nodes would otherwise see the same data
+    world: int
+    local_world: int  # processes on this machine, which share its cores
+    device: torch.device
+    dtype: torch.dtype  # of images: float16 in mixed precision on a GPU, else float32
+
+
+ALONE = Shard(0, 1, 1, torch.device("cpu"), torch.float32)

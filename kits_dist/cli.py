@@ -32,7 +32,7 @@ from kits_dist.errors import InputError, JobFailed, MissingInput
 
 T = TypeVar("T")
 
-__all__ = ["MISSING", "help_table", "load", "run"]
+__all__ = ["MISSING", "from_plain", "help_table", "load", "run"]
 
 
 def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None) -> NoReturn:
@@ -78,6 +78,14 @@ def load(schema: type[T], argv: list[str]) -> T:
         raise InputError(f"{key}= is missing: {meaning}. Example: {key}=VALUE; all keys: help") from error
     except OmegaConfBaseException as error:
         raise InputError(_one_line(error)) from error
+
+
+def from_plain(schema: type[T], values: dict) -> T:
+    """A saved configuration (nested dict, as in yaml) -> `schema`. Raises InputError naming a key that does not fit."""
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    except OmegaConfBaseException as error:
+        raise InputError(f"saved configuration: {_one_line(error)}") from error
 
 
 def help_table(schema: type) -> str:

@@ -42,7 +42,10 @@ def find_cases(source: Path) -> Source:
         folders = sorted(p for p in root.glob("case_*") if p.is_dir())
         if folders:
             cases = [CaseFiles(p.name, _first(p, _IMAGE_FILES), _first(p, _label_names())) for p in folders]
-            layout = next((n for n, names in _LABEL_FILES.items() if any(c.label and c.label.name in names for c in cases)), "KiTS")
+            layout = next(
+                (n for n, names in _LABEL_FILES.items() if any(c.label and c.label.name in names for c in cases)),
+                "KiTS",
+            )
             return Source(root, layout, _data_kind(source), cases)
     images = sorted((source / "imagesTr").glob("*_0000.nii*"))
     if images:

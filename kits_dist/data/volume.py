@@ -12,7 +12,7 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
@@ -50,13 +50,20 @@ class Volume(NamedTuple):
     def spacing_mm(self) -> tuple[float, float, float]:
         return self.geometry.spacing_mm
 
+    def canonical_geometry(self) -> Geometry:
+        """Geometry of `array` itself: (D, H, W) index -> mm."""
+        turn = inv_ornt_aff(ornt_transform(io_orientation(self.geometry.affine), _CANONICAL), self.geometry.shape)
+        return Geometry(self.array.shape, self.geometry.affine @ turn)
+
 
 def read_image(path: Path) -> Volume:
     """CT in HU, (D, H, W) int16 where the file holds integers, else float32. Raises InputError naming `path`."""
     array, geometry = _read(path)
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
-            raise InputError(f"{path}: {np.count_nonzero(~np.isfinite(array))} voxels are NaN or infinite. Export the CT again.")
+            raise InputError(
+                f"{path}: {np.count_nonzero(~np.isfinite(array))} voxels are NaN or infinite. Export the CT again."
+            )
         array = array.astype(np.float32, copy=False)
     elif -(2**15) <= array.min(initial=0) and array.max(initial=0) < 2**15:
         array = array.astype(np.int16, copy=False)
@@ -119,9 +126,13 @@ def _read(path: Path) -> tuple[np.ndarray, Geometry]:
     except (ImageFileError, HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: not a NIfTI file ({error}).") from error
     if needed > len(raw):
-        raise InputError(f"{path}: the header claims {'x'.join(map(str, shape))} voxels, {needed} bytes; the file has {len(raw)}.")
+        raise InputError(
+            f"{path}: the header claims {'x'.join(map(str, shape))} voxels, {needed} bytes; the file has {len(raw)}."
+        )
     if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
-        raise InputError(f"{path}: shape {shape}; a CT or label map has three axes. Split 4-D files into volumes first.")
+        raise InputError(
+            f"{path}: shape {shape}; a CT or label map has three axes. Split 4-D files into volumes first."
+        )
     if header.get_data_dtype().kind not in "iuf":
         raise InputError(f"{path}: voxels of type {header.get_data_dtype()}; use an integer or floating point type.")
     affine = np.asarray(image.affine, float)

@@ -1,0 +1,143 @@
+"""Save and resume one run. Tensors in safetensors, the rest in JSON: nothing that can run code is ever loaded.
+
+RUN/checkpoint/step_00001234/{model.safetensors, optimizer.safetensors, state.json}; `last` and `best` are links to such
+folders, swapped in one step. state.json holds the sha256 of the other two, so a damaged checkpoint is seen, not loaded.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kits_dist import files
+from kits_dist.errors import InputError, MissingInput
+
+
+class Checkpoint(NamedTuple):
+    folder: Path
+    state: dict  # what the trainer put there: position, best score, ...
+
+
+def save(
+    root: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, *, best: bool, keep: int
+) -> None:
+    """Write step `step` in one step, then point `last` (and `best`) at it and drop all but the newest `keep` and the best."""
+    folder = root / f"step_{step:08d}"
+    tensors, groups = _flatten(optimizer.state_dict())
+    with files.new_folder(folder) as fresh:
+        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, fresh / "model.safetensors")
+        save_file(tensors, fresh / "optimizer.safetensors")
+        sums = {name: files.sha256(fresh / name) for name in ("model.safetensors", "optimizer.safetensors")}
+        files.write_json(fresh / "state.json", {"sha256": sums, "optimizer": groups, "state": state})
+    _link(root / "last", folder)
+    if best:
+        _link(root / "best", folder)
+    kept = set(_steps(root)[:keep]) | {(root / name).resolve() for name in ("last", "best")}
+    for old in _steps(root):
+        if old not in kept and old.resolve() not in kept:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def find(root: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint whose files are whole, and a sentence for each newer one that is not."""
+    damaged = []
+    for folder in _steps(root):
+        try:
+            return Checkpoint(folder, _verified(folder)["state"]), damaged
+        except InputError as error:
+            damaged.append(str(error))
+    return None, damaged
+
+
+def restore(found: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Load into the unwrapped model and its optimiser, in place. Raises InputError when they are of another model."""
+    load_weights(model, load_file(found.folder / "model.safetensors"), found.folder / "model.safetensors")
+    groups = json.loads((found.folder / "state.json").read_text())["optimizer"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.load_state_dict(_unflatten(load_file(found.folder / "optimizer.safetensors"), groups, parameters))
+
+
+def export(path: Path, model: nn.Module, about: dict) -> None:
+    """Weights for prediction, in one file that says what they expect (`about`: configuration, window, mean and sd)."""
+    beside = path.with_name(f".{path.name}.part")
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()}, beside, metadata={"kits_dist": json.dumps(about)}
+    )
+    os.replace(beside, path)
+    files.sync_folder(path.parent)
+
+
+def read_export(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """(weights, about) of an exported file. Raises MissingInput or InputError."""
+    if not path.is_file():
+        raise MissingInput(
+            f"{path}: no such file. It is written at a run's first validation; is this the run's folder?"
+        )
+    try:
+        with safe_open(path, "pt") as opened:
+            about = json.loads((opened.metadata() or {})["kits_dist"])
+        return load_file(path), about
+    except Exception as error:  # SafetensorError has no narrower base
+        raise InputError(f"{path}: not weights exported by kits_dist ({error}).") from error
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], origin: Path) -> None:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{origin}: weights of another model: {str(error).splitlines()[1].strip()}") from error
+
+
+def _verified(folder: Path) -> dict:
+    try:
+        content = json.loads((folder / "state.json").read_text())
+        for name, expected in content["sha256"].items():
+            if files.sha256(folder / name) != expected:
+                raise InputError(f"{folder / name} is damaged (its sha256 differs from state.json's).")
+        return content
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder} is no whole checkpoint ({error}).") from error
+
+
+def _steps(root: Path) -> list[Path]:
+    """Newest first."""
+    return sorted(root.glob("step_*"), reverse=True)
+
+
+def _link(link: Path, target: Path) -> None:
+    beside = link.with_name(f".{link.name}.part")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(target.name)
+    os.replace(beside, link)
+    files.sync_folder(link.parent)
+
+
+def _flatten(state: dict) -> tuple[dict[str, Tensor], dict]:
+    """Optimiser state dict -> tensors by `parameter.name`, and what is no tensor as JSON."""
+    tensors, plain = {}, {}
+    for parameter, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{parameter}.{name}"] = value.contiguous()
+            else:
+                plain[f"{parameter}.{name}"] = value
+    return tensors, {"plain": plain, "param_groups": state["param_groups"]}
+
+
+def _unflatten(tensors: dict[str, Tensor], groups: dict, parameters: list[Tensor]) -> dict:
+    state: dict[int, dict] = {}
+    for key, value in {**tensors, **groups["plain"]}.items():
+        index, name = key.split(".", 1)
+        if isinstance(value, Tensor) and value.shape == parameters[int(index)].shape:
+            # same strides as the parameter, or fused kernels would pair the wrong elements (channels_last)
+            value = torch.empty_like(parameters[int(index)], dtype=value.dtype).copy_(value)
+        state.setdefault(int(index), {})[name] = value
+    return {"state": state, "param_groups": groups["param_groups"]}

@@ -1,0 +1,60 @@
+"""The data's journey: sources -> volume -> audit -> store -> splits -> sampler -> augment -> backend -> Batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kits_dist.batch import Batch, Shard
+    from kits_dist.config import AugmentConfig, DataConfig
+    from kits_dist.data.feed import Feed
+    from kits_dist.data.store import Store
+
+
+def build_train_loader(
+    store: Store, data: DataConfig, augment: AugmentConfig, seed: int, shard: Shard, start: int = 0
+) -> tuple[Iterable[Batch], Feed]:
+    """Endless loader from global stream position `start`, and the feed it draws from.
+
+    Raises InputError when one global batch is larger than the epoch.
+    """
+    from kits_dist.data.feed import Feed, Plan, select_rows
+    from kits_dist.data.sampler import train_positions
+    from kits_dist.errors import InputError
+
+    rows = select_rows(store, store.splits.select(data.fold)[0], data.slices, data.margin)
+    most = len(rows) // shard.world
+    if data.batch_size > most:
+        raise InputError(
+            f"data.batch_size={data.batch_size} on {shard.world} processes is larger than the {len(rows)} training slices. "
+            + (f"Use {most} or less, or fewer processes." if most else "Use fewer processes.")
+        )
+    feed = Feed(store, rows, data, augment, seed, store.normalization(data.fold))
+    plan = Plan(lambda step: train_positions(step, data.batch_size, shard.rank, shard.world, start), None)
+    return _build(feed, plan, data, shard), feed
+
+
+def build_val_loader(store: Store, data: DataConfig, case_ids: list[str], shard: Shard) -> tuple[Iterable[Batch], Feed]:
+    """One pass per `iter` over every slice of `case_ids`, in order, unaugmented; each slice on exactly one rank."""
+    from kits_dist.data.feed import Feed, Plan, select_rows
+    from kits_dist.data.sampler import val_positions
+
+    rows = select_rows(store, case_ids, "all", 0)
+    batches = val_positions(len(rows), data.batch_size, shard.rank, shard.world)
+    feed = Feed(store, rows, data, None, 0, store.normalization(data.fold))
+    return _build(feed, Plan(batches.__getitem__, len(batches)), data, shard), feed
+
+
+def _build(feed: Feed, plan, data: DataConfig, shard: Shard) -> Iterable[Batch]:
+    from kits_dist.data.dali_backend import DaliLoader
+    from kits_dist.data.fixed_backend import FixedLoader
+    from kits_dist.parallel import cores
+
+    if plan.num_batches == 0:
+        return ()
+    threads = data.threads or max(1, cores() // shard.local_world)
+    loader = DaliLoader(feed, plan, data.batch_size, shard.device, threads, data.prefetch, shard.dtype)
+    if data.backend == "fixed":
+        return FixedLoader(next(iter(loader)), plan.num_batches)
+    return loader

@@ -1,0 +1,193 @@
+"""What augmentation means, in NumPy: *draw* parameters per sample, *apply* them. Every backend is compared with `apply`.
+
+Drawing is keyed by (seed, epoch, sample) and nothing else, so a sample looks the same in any batch, rank or resumed run.
+All geometry (rotation, flip, magnification, resampling, window) is one 2x3 matrix, hence one interpolation.
+
+Conventions, those of DALI's warp_affine: a pixel covers [i, i+1), its centre is at i + 0.5; the matrix maps an output point
+(x, y) to the source point; images are linear, labels nearest; outside the slice there is level 0 and background.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from kits_dist.config import AugmentConfig
+from kits_dist.data.intensity import Window
+from kits_dist.data.store import Case, Normalization
+
+_STREAMS = ("rotate", "angle", "flip", "scale", "zoom", "crop", "row", "column", "noise", "noise_sd", "noise_offset")
+# each stream's own key: multiples of the golden ratio, as splitmix64 steps
+_KEYS = {name: np.uint64(k * 0x9E3779B97F4A7C15 % 2**64) for k, name in enumerate(_STREAMS, start=1)}
+
+
+class Params(NamedTuple):
+    """What is done to each of B samples."""
+
+    matrix: np.ndarray  # (B, 2, 3) float32, output (x, y) -> source (x, y), in pixels
+    noise_sd: np.ndarray  # (B,) float32 levels, 0 = no noise
+    noise_offset: np.ndarray  # (B,) int32, where in the noise bank this sample's noise begins
+
+
+class Framing(NamedTuple):
+    """What the network sees of a case: a window of size_px pixels of `pixel_mm`."""
+
+    size_px: tuple[int, int]  # (H, W)
+    pixel_mm: float | None  # None: the case's own pixels
+
+    def ratio(self, case: Case) -> np.ndarray:
+        """(row, column) source pixels per output pixel."""
+        return np.ones(2) if self.pixel_mm is None else self.pixel_mm / np.array(case.spacing_mm[1:])
+
+
+def uniforms(seed: int, epoch: np.ndarray, sample: np.ndarray) -> dict[str, np.ndarray]:
+    """{stream: (B,) float64 in [0, 1)}, a counter-based hash of (seed, epoch, sample, stream).
+
+    splitmix64's finaliser (Steele et al. 2014, doi:10.1145/2714064.2660195) after each key; 0.2 us a draw where a NumPy
+    generator object per sample costs 77 us.
+    """
+    state = _mix(np.full(len(sample), seed, np.uint64))
+    state = _mix(state ^ epoch.astype(np.uint64))
+    state = _mix(state ^ sample.astype(np.uint64))
+    return {name: (_mix(state + key) >> np.uint64(11)) * 2.0**-53 for name, key in _KEYS.items()}
+
+
+def draw(
+    config: AugmentConfig, framing: Framing, cases: list[Case], window: Window, u: dict[str, np.ndarray], bank_size: int
+) -> Params:
+    """Parameters for B samples from their uniforms; `cases` holds each sample's case."""
+    degrees = np.where(u["rotate"] < config.rotate_p, (2 * u["angle"] - 1) * config.rotate_deg, 0.0)
+    mirror = np.where(u["flip"] < config.flip, -1.0, 1.0)
+    low, high = config.scale
+    zoom = np.where(u["scale"] < config.scale_p, low * (high / low) ** u["zoom"], 1.0)
+    random_window = u["crop"] < config.crop
+    where = np.stack([u["row"], u["column"]], axis=1)
+    corners = np.stack(
+        [
+            _corner(case, framing, at if moved else None)
+            for case, at, moved in zip(cases, where, random_window, strict=True)
+        ]
+    )
+    noisy = u["noise"] < config.noise_p
+    return Params(
+        matrices(framing, cases, corners, degrees, mirror, zoom),
+        np.where(noisy, u["noise_sd"] * config.noise_hu / window.step_hu, 0).astype(np.float32),
+        (u["noise_offset"] * bank_size).astype(np.int32),
+    )
+
+
+def centred(framing: Framing, cases: list[Case]) -> Params:
+    """No augmentation: the window centred on the body. What validation and prediction see."""
+    corners = np.stack([_corner(case, framing, None) for case in cases])
+    still = np.zeros(len(cases))
+    matrix = matrices(framing, cases, corners, still, still + 1, still + 1)
+    return Params(matrix, still.astype(np.float32), still.astype(np.int32))
+
+
+def matrices(
+    framing: Framing, cases: list[Case], corners: np.ndarray, degrees: np.ndarray, mirror: np.ndarray, zoom: np.ndarray
+) -> np.ndarray:
+    """(B, 2, 3) float32. Rotation, mirror (-1: left-right) and magnification act in mm about the window's centre.
+
+    corners   (B, 2) source (row, column) of the window's upper left corner
+    """
+    ratio = np.stack([framing.ratio(case) for case in cases])[:, ::-1]  # (B, 2) as (x, y)
+    spacing = np.array([case.spacing_mm[:0:-1] for case in cases])  # (B, 2) mm, (x, y)
+    half = np.array(framing.size_px[::-1]) / 2
+    angle = np.deg2rad(degrees)
+    cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
+    turn = np.stack([np.stack([cos * mirror, -sin], -1), np.stack([sin * mirror, cos], -1)], 1)  # (B, 2, 2), mm -> mm
+    linear = turn * (ratio * spacing)[:, None, :] / spacing[:, :, None]
+    centre = corners[:, ::-1] + half * ratio
+    offset = centre - linear @ half
+    return np.concatenate([linear, offset[:, :, None]], axis=2).astype(np.float32)
+
+
+def _corner(case: Case, framing: Framing, where: np.ndarray | None) -> np.ndarray:
+    """(row, column) of the window's corner in source pixels; `where` in [0, 1)^2 places it, None centres it on the body.
+
+    A window larger than the slice holds it whole. On the case's own pixels the corner is a whole number: an odd difference
+    of sizes would otherwise put an identity crop on half pixels and blur it.
+    """
+    ratio = framing.ratio(case)
+    room = np.array(case.shape[1:]) - np.array(framing.size_px) * ratio
+    low, high = np.minimum(room, 0), np.maximum(room, 0)
+    if where is not None:
+        whole = (ratio == 1).all()
+        return low + (np.floor(where * (high - low + 1)) if whole else where * (high - low))
+    corner = np.clip(np.array(case.body.center) - np.array(framing.size_px) * ratio / 2, low, high)
+    return np.floor(corner) if (ratio == 1).all() else corner
+
+
+@lru_cache(maxsize=2)
+def noise_bank(need: int) -> np.ndarray:
+    """Fixed field of standard normals, 1-D float32; a sample's noise is `need` of them from its drawn offset.
+
+    A bank makes noise a pure function of the sample (a DALI random operator depends on batch and order) and is faster than
+    drawing: a slice instead of a generator.
+    """
+    generator = np.random.Generator(np.random.Philox(key=[0, 0]))
+    return generator.standard_normal(max(2**22, 2 * need) + need, dtype=np.float32)
+
+
+def bank_offsets(need: int) -> int:
+    """How many offsets a sample that needs `need` normals can begin at."""
+    return len(noise_bank(need)) - need
+
+
+def apply(
+    slab: np.ndarray,
+    label: np.ndarray,
+    params: Params,
+    i: int,
+    size_px: tuple[int, int],
+    levels: int,
+    norm: Normalization,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The reference: sample i of `params` on (F, H, W) uint8 levels and (H, W) uint8 labels.
+
+    Returns ((F, h, w) float32 normalised, (h, w) uint8).
+    """
+    image = warp_linear(slab, params.matrix[i], size_px)
+    if params.noise_sd[i] > 0:
+        need = image.size
+        noise = noise_bank(need)[params.noise_offset[i] :][:need].reshape(image.shape)
+        image = np.clip(image + params.noise_sd[i] * noise, 0, levels)
+    return ((image - norm.mean) / norm.sd).astype(np.float32), warp_nearest(label, params.matrix[i], size_px)
+
+
+def warp_linear(slab: np.ndarray, matrix: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
+    """(F, H, W) -> (F, h, w) float32; taps outside the slice count as 0."""
+    x, y = _source_points(matrix, size_px)
+    x, y = x - 0.5, y - 0.5
+    left, top = np.floor(x).astype(int), np.floor(y).astype(int)
+    fx, fy = x - left, y - top
+    padded = np.pad(slab.astype(np.float32), ((0, 0), (1, 1), (1, 1)))
+    height, width = slab.shape[1:]
+
+    def tap(row: np.ndarray, column: np.ndarray) -> np.ndarray:
+        return padded[:, np.clip(row, -1, height) + 1, np.clip(column, -1, width) + 1]
+
+    upper = tap(top, left) * (1 - fx) + tap(top, left + 1) * fx
+    lower = tap(top + 1, left) * (1 - fx) + tap(top + 1, left + 1) * fx
+    return (upper * (1 - fy) + lower * fy).astype(np.float32)
+
+
+def warp_nearest(label: np.ndarray, matrix: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
+    """(H, W) -> (h, w), 0 outside."""
+    x, y = (np.floor(v).astype(int) for v in _source_points(matrix, size_px))
+    height, width = label.shape
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    return np.where(inside, label[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)], 0).astype(label.dtype)
+
+
+def _source_points(matrix: np.ndarray, size_px: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    y, x = np.mgrid[: size_px[0], : size_px[1]] + 0.5
+    m = matrix.astype(np.float64)
+    return m[0, 0] * x + m[0, 1] * y + m[0, 2], m[1, 0] * x + m[1, 1] * y + m[1, 2]
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

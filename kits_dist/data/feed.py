@@ -1,0 +1,85 @@
+"""From positions in the stream to what a backend needs on the host: mapped views of slices, and their drawn parameters."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from kits_dist.config import AugmentConfig, DataConfig
+from kits_dist.data import augment
+from kits_dist.data.sampler import TrainOrder
+from kits_dist.data.store import Normalization, Store
+
+
+class HostBatch(NamedTuple):
+    """B samples before any pixel is touched. Slices differ in size from case to case."""
+
+    slabs: list[np.ndarray]  # B times (F, H, W, 1) uint8, F = 1 + 2 * context
+    labels: list[np.ndarray]  # B times (H, W, 1) uint8
+    params: augment.Params
+    identity: np.ndarray  # (B, 2) int32: case, slice index
+
+
+class Feed:
+    """The samples of one split: `batch(positions)` is a pure function of (store, config, seed, positions)."""
+
+    def __init__(
+        self,
+        store: Store,
+        rows: np.ndarray,
+        data: DataConfig,
+        changes: AugmentConfig | None,
+        seed: int,
+        norm: Normalization,
+    ):
+        """rows: (n,) rows of store.slices. changes: None takes rows in order, unaugmented (validation)."""
+        self.store, self.rows, self.data, self.changes, self.seed, self.norm = store, rows, data, changes, seed, norm
+        self.order = TrainOrder(len(rows), seed) if changes else None
+        self.framing = augment.Framing(data.size_px, data.pixel_mm)
+        self.frames = 1 + 2 * data.context
+        self.noise_need = self.frames * data.size_px[0] * data.size_px[1]
+
+    def batch(self, positions: np.ndarray) -> HostBatch:
+        epochs, samples = self.order.at(positions) if self.order else (np.zeros_like(positions), positions)
+        rows = self.rows[samples]
+        case, index = self.store.slices.case[rows], self.store.slices.index[rows]
+        cases = [self.store.cases[c] for c in case]
+        if self.changes:
+            u = augment.uniforms(self.seed, epochs, rows)
+            offsets = augment.bank_offsets(self.noise_need)
+            params = augment.draw(self.changes, self.framing, cases, self.store.window, u, offsets)
+        else:
+            params = augment.centred(self.framing, cases)
+        slabs = [
+            slab_of(self.store.image(c), i, self.data.context)[..., None] for c, i in zip(case, index, strict=True)
+        ]
+        labels = [self.store.label(c)[i][..., None] for c, i in zip(case, index, strict=True)]
+        return HostBatch(slabs, labels, params, np.stack([case, index], axis=1).astype(np.int32))
+
+
+class Plan(NamedTuple):
+    """Which positions this rank takes at each step."""
+
+    positions: Callable[[int], np.ndarray]
+    num_batches: int | None  # None: endless
+
+
+def slab_of(volume: np.ndarray, index: int, context: int) -> np.ndarray:
+    """(N, H, W) -> (1 + 2 * context, H, W) around `index`; a view, but where the end slices repeat beyond the volume."""
+    low, high = index - context, index + context + 1
+    if low >= 0 and high <= len(volume):
+        return volume[low:high]
+    return volume[np.clip(np.arange(low, high), 0, len(volume) - 1)]
+
+
+def select_rows(store: Store, case_ids: list[str], slices: str, margin: int) -> np.ndarray:
+    """Rows of store.slices of these cases: all, or those within `margin` slices of any foreground."""
+    table = store.slices
+    chosen = np.zeros(len(table.case), bool)
+    for row in {store.row[case] for case in case_ids}:
+        mine = np.flatnonzero(table.case == row)  # a case's slices, cranial first
+        if slices == "kidney":
+            filled = np.flatnonzero(table.foreground[mine])
+            mine = mine[np.abs(np.arange(len(mine))[:, None] - filled).min(axis=1, initial=len(mine)) <= margin]
+        chosen[mine] = True
+    return np.flatnonzero(chosen)

@@ -1,0 +1,61 @@
+"""HU <-> uint8 levels, and where the body lies in them. One meaning for `prepare` and for prediction on a new scan."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+
+class Window(NamedTuple):
+    """HU clipped to [low, high] and kept as uint8: [0, 200] has 201 integer levels, so nothing is lost."""
+
+    low: float
+    high: float
+
+    @property
+    def step_hu(self) -> float:
+        """HU per level: 1 up to 255 HU of width; a wider window is quantised."""
+        return max(1.0, (self.high - self.low) / 255)
+
+    @property
+    def levels(self) -> int:
+        """Highest level; 0 is `low`."""
+        return round((self.high - self.low) / self.step_hu)
+
+    def to_levels(self, hu: np.ndarray) -> np.ndarray:
+        """(...) HU -> (...) uint8. Non-integer HU are rounded to the nearest level."""
+        clipped = np.clip(hu, self.low, self.high)
+        if hu.dtype.kind == "i" and self.step_hu == 1 and float(self.low).is_integer():
+            return (clipped - np.asarray(self.low, hu.dtype)).astype(np.uint8)
+        return np.rint((clipped.astype(np.float32) - self.low) / self.step_hu).astype(np.uint8)
+
+
+class Box(NamedTuple):
+    """Rows [top, bottom) and columns [left, right) in pixels."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def center(self) -> tuple[float, float]:
+        """(row, column) in pixel edges: a pixel covers [i, i+1)."""
+        return (self.top + self.bottom) / 2, (self.left + self.right) / 2
+
+
+def body_box(levels: np.ndarray) -> Box:
+    """In-plane box of the body over all slices of one case; the whole slice where no body is found.
+
+    levels   (D, H, W) uint8, 0 = the window's lower end (air and fat for [0, 200] HU)
+
+    A pixel belongs to the body when soft tissue stands there in at least a tenth of the slices; the largest connected piece
+    leaves out the table and the arms.
+    """
+    occupied = (levels > 0).mean(axis=0) >= 0.1
+    pieces, count = ndimage.label(occupied)
+    if not count:
+        return Box(0, levels.shape[1], 0, levels.shape[2])
+    sizes = np.bincount(pieces.ravel())[1:]
+    rows, columns = ndimage.find_objects(pieces)[int(sizes.argmax())]
+    return Box(rows.start, rows.stop, columns.start, columns.stop)

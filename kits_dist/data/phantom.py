@@ -1,0 +1,502 @@
+"""Procedural abdomens: what a demo or a test trains on where the real KiTS scans cannot go.
+
+`make_case` invents anatomy, annotation and CT; `paint_case` invents the CT around a given annotation. Pure functions of
+(seed, index): no disk, no clock, no global generator. Anatomy is defined in mm, so spacing changes the voxels and not
+the patient. Array order is KiTS's: slice 0 cranial, rows to posterior, columns to the left (axis codes I P L).
+
+The order of work: draw a Patient, place kidneys and masses on the voxel grid, paint everything else on a grid no finer
+than WORK_STEP_MM, then bring that to the voxels a few slices at a time, put the annotated tissue in, blur, add noise.
+
+HU levels are those measured on real KiTS slices, mean +- sd over voxels: kidney 113-138 +- 50, tumor 52-72 +- 35, cyst
+14-28 +- 10, liver 102-112, muscle 59 +- 18, fat -103 +- 18, artery 150, veins 150-180, bone 323 +- 194, air -1005.
+Tumor volume follows KiTS21 (median 33 ml, p10 4.4, p90 433), capped at what the trunk can hold.
+A score reached on these cases is not a KiTS result.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.random import Generator, SeedSequence
+from scipy import ndimage
+
+from kits_dist.data.phantom_shapes import (
+    Axes,
+    Box,
+    Ellipsoid,
+    SmoothField,
+    Vec3,
+    capsule_distance,
+    coarse_axes,
+    grid_axes,
+    interpolate,
+    is_empty,
+    rotation,
+    scanner_noise,
+    soften,
+    superellipse_distance,
+)
+
+KIDNEY, TUMOR, CYST = 1, 2, 3  # KiTS label ids
+AIR_HU, FAT_HU, MUSCLE_HU = -1005.0, -103.0, 59.0  # measured, see above
+TISSUE_SD_HU = 8.0  # with noise of 14-18 HU this gives the measured 18 HU of muscle and fat
+WORK_STEP_MM = (2.5, 1.6, 1.6)  # near KiTS21's median slice step; twice its median pixel
+PSF_SIGMA_MM = 0.5  # about 1.2 mm full width, a standard body kernel
+SLICES_AT_ONCE = 8  # bounds memory: 8 x 512 x 512 float32 is 8 MiB per temporary
+HALO_MM = 14.0  # fat around the kidneys is decided within this distance of the annotation
+
+
+class PhantomCase(NamedTuple):
+    """image int16 (D, H, W) HU; label uint8 (D, H, W), 0 background 1 kidney 2 tumor 3 cyst; spacing_mm (d, h, w)."""
+
+    image: np.ndarray
+    label: np.ndarray
+    spacing_mm: Vec3
+
+
+class Patient(NamedTuple):
+    """What is drawn once per case; lengths in mm, intensities in HU. Positions count from the middle of the kidneys."""
+
+    body_semi: tuple[float, float]  # (y, x) of the skin
+    body_centre_y: float
+    fat_mm: float  # subcutaneous
+    wall_mm: float  # abdominal wall muscle
+    kidneys: tuple[Vec3, Vec3]  # right, left
+    cortex_hu: float
+    medulla_hu: float
+    tumor_hu: float
+    tumor_rough_hu: float  # sd of the texture inside a tumor
+    necrosis: float  # 0: none; else the share of the radius at which the core begins
+    core_hu: float
+    cyst_hu: float
+    artery_hu: float
+    vein_hu: float
+    liver_hu: float
+    spleen_hu: float
+    muscle_hu: float
+    noise_factor: float
+    noise_lag1: float
+
+
+class Canvas(NamedTuple):
+    """The working grid: hu float32 and organ uint8 (index into ORGANS), both (D, H, W) of axes.shape."""
+
+    axes: Axes
+    hu: np.ndarray
+    organ: np.ndarray
+
+
+ORGANS = ("air", "fat", "wall", "liver", "spleen", "bowel", "gas", "muscle", "vessel", "bone", "table")
+
+
+def make_case(
+    seed: int, index: int, size: tuple[int, int, int], spacing_mm: tuple[float, float, float] | None = None
+) -> PhantomCase:
+    """Case `index` of the data set `seed`: the same patient at any size and spacing, the same bits in any process.
+
+    size         (D, H, W) voxels, at least (8, 64, 64)
+    spacing_mm   (d, h, w); None fits 380-420 mm in plane and 160-220 mm along the body to the size
+    """
+    if len(size) != 3 or any(n < least for n, least in zip(size, (8, 64, 64), strict=True)):
+        raise ValueError(f"make_case: size={tuple(size)} is too small; give (D, H, W) of at least (8, 64, 64).")
+    streams = _streams(seed, index)
+    if spacing_mm is None:
+        fov_z, fov_xy = streams["view"].uniform((160.0, 380.0), (220.0, 420.0))
+        pixel = round(float(fov_xy) / min(size[1:]), 4)
+        spacing_mm = (round(float(fov_z) / size[0], 4), pixel, pixel)
+    spacing_mm = _checked_spacing("make_case", spacing_mm)
+    patient = _draw_patient(streams["patient"])
+    shift = streams["position"].uniform(-8.0, 8.0, 3) + (0.0, patient.body_centre_y + 5.0, 0.0)
+    first = tuple(float(o - (n - 1) / 2 * s) for o, n, s in zip(shift, size, spacing_mm, strict=True))
+    axes = grid_axes(tuple(size), spacing_mm, first)
+    label = _annotate(axes, patient, streams["lesions"])
+    return PhantomCase(_paint(label, axes, patient, streams), label, spacing_mm)
+
+
+def paint_case(label: np.ndarray, spacing_mm: tuple[float, float, float], seed: int, index: int) -> PhantomCase:
+    """A CT for a real annotation (D, H, W), axes I P L; the label comes back unchanged, as uint8.
+
+    Spine, trunk and organs are placed around the annotated kidneys and yield to every annotated voxel.
+    """
+    label = np.asarray(label)
+    if label.ndim != 3 or not np.isin(np.unique(label), (0, KIDNEY, TUMOR, CYST)).all():
+        raise ValueError(
+            f"paint_case: label has shape {label.shape} values {np.unique(label)[:8]}; want (D, H, W) of 0-3."
+        )
+    if not label.any():
+        raise ValueError("paint_case: the label is empty, nothing says where the kidneys are. Use make_case.")
+    spacing_mm = _checked_spacing("paint_case", spacing_mm)
+    label = label.astype(np.uint8)
+    streams = _streams(seed, index)
+    patient = _draw_patient(streams["patient"])
+    axes, patient = _fit_patient(label, spacing_mm, patient)
+    return PhantomCase(_paint(label, axes, patient, streams), label, spacing_mm)
+
+
+def _streams(seed: int, index: int) -> dict[str, Generator]:
+    """Independent generators by purpose, so that a change to one part leaves the draws of the others alone."""
+    names = ("view", "position", "patient", "lesions", "organs", "tissue", "noise")
+    children = SeedSequence([seed, index]).spawn(len(names))
+    return {n: Generator(np.random.Philox(c)) for n, c in zip(names, children, strict=True)}
+
+
+def _checked_spacing(caller: str, spacing_mm: tuple[float, float, float]) -> Vec3:
+    if len(spacing_mm) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing_mm):
+        raise ValueError(f"{caller}: spacing_mm={tuple(spacing_mm)}; give three positive (d, h, w) in mm.")
+    return tuple(float(s) for s in spacing_mm)
+
+
+def _draw_patient(rng: Generator) -> Patient:
+    half = rng.uniform(61.0, 74.0)  # KiTS23 labels: kidney centroids 125-160 mm apart
+    tilt = rng.normal(0.0, 8.0)
+    # Early (cortex far above medulla) or late (nearly even) enhancement.
+    kidney = float(np.clip(rng.normal(128.0, 28.0), 80.0, 200.0))
+    contrast = rng.uniform(10.0, 80.0)
+    tumor = kidney - 22.0 if rng.random() < 0.12 else rng.normal(64.0, 17.0)  # a few enhance almost like kidney
+    return Patient(
+        body_semi=(rng.uniform(98.0, 118.0), rng.uniform(150.0, 178.0)),
+        body_centre_y=rng.uniform(-24.0, -12.0),
+        fat_mm=rng.uniform(10.0, 26.0),
+        wall_mm=rng.uniform(9.0, 14.0),
+        kidneys=((8.0 + tilt, rng.normal(0, 4), -half), (-8.0 - tilt, rng.normal(0, 4), half)),
+        cortex_hu=kidney + 0.35 * contrast,
+        medulla_hu=kidney - 0.65 * contrast,
+        tumor_hu=float(np.clip(tumor, 30.0, kidney - 18.0)),
+        tumor_rough_hu=rng.uniform(7.0, 18.0),
+        necrosis=float(rng.uniform(0.35, 0.7)) if rng.random() < 0.45 else 0.0,
+        core_hu=rng.uniform(15.0, 32.0),
+        cyst_hu=rng.uniform(12.0, 26.0),
+        artery_hu=rng.normal(160.0, 18.0),
+        vein_hu=rng.normal(155.0, 18.0),
+        liver_hu=rng.normal(106.0, 12.0),
+        spleen_hu=rng.normal(110.0, 18.0),
+        muscle_hu=rng.normal(MUSCLE_HU, 4.0),
+        noise_factor=rng.uniform(0.88, 1.12),
+        noise_lag1=rng.uniform(0.36, 0.54),
+    )
+
+
+# --- the annotation ---------------------------------------------------------------------------------------------------
+
+
+def _annotate(axes: Axes, patient: Patient, rng: Generator) -> np.ndarray:
+    """Kidneys, then cysts, then tumors (a tumor wins where they meet): uint8 of axes.shape."""
+    label = np.zeros(axes.shape, np.uint8)
+    bumps = SmoothField(rng, 22.0)
+    shapes = []
+    for side, centre in zip((-1.0, 1.0), patient.kidneys, strict=True):
+        semi = rng.uniform((50.0, 24.0, 27.0), (60.0, 30.0, 33.0))  # 136-249 ml before the sinus is taken out
+        # Upper poles lean to the spine and to the back; the hilum looks to the middle and a little forward.
+        turn = rotation(side * rng.uniform(15, 40), -side * rng.uniform(6, 18), rng.uniform(4, 16))
+        shape = Ellipsoid(centre, tuple(semi), turn)
+        inward = turn.T @ (np.array((rng.uniform(-0.1, 0.1), 0.0, -0.85 * side)) * semi)
+        sinus = Ellipsoid(tuple(np.asarray(centre) + inward), tuple(semi * (0.42, 0.4, 0.75)), turn)
+        box = shape.box(axes, 6.0)
+        if not is_empty(box):
+            own = axes.crop(box)
+            field = bumps.at(own)
+            inside = (shape.distance(own) + 1.6 * field > 0) & (sinus.distance(own) + 1.5 * field < 0)
+            label[box][inside] = KIDNEY
+        shapes.append(shape)
+
+    for _ in range(int(rng.integers(1, 4)) if rng.random() < 0.5 else 0):  # KiTS21: cysts in 148 of 300 cases
+        radius = float(np.exp(rng.normal(np.log(9.0), 0.45)).clip(4.5, 24.0))
+        _stamp(label, CYST, axes, bumps, _mass(axes, shapes, patient, radius, rng), 0.04)
+
+    count = int(rng.choice((1, 2, 3), p=(0.85, 0.12, 0.03)))
+    for number in range(count):
+        # Median 33 ml; sd of the log between what p10 (1.57) and p90 (2.0) of KiTS21 ask for. 330 ml still fits.
+        volume = (
+            float(np.exp(rng.normal(np.log(33.0), 1.7)).clip(2.8, 330.0)) if number == 0 else rng.uniform(2.8, 15.0)
+        )
+        radius = float((volume * 750.0 / np.pi) ** (1 / 3))
+        _stamp(label, TUMOR, axes, bumps, _mass(axes, shapes, patient, radius, rng), rng.uniform(0.05, 0.1))
+    return label
+
+
+def _mass(axes: Axes, kidneys: list[Ellipsoid], patient: Patient, radius: float, rng: Generator) -> Ellipsoid:
+    """A round mass on the outer surface of a kidney, half sunk in or bulging out, kept inside trunk and picture."""
+    side = int(rng.integers(2))
+    kidney = kidneys[side]
+    outward = 2.0 * side - 1.0
+    angle = np.deg2rad(rng.uniform(-75.0, 60.0))  # in plane from lateral; negative is anterior
+    unit = np.array((rng.uniform(-0.85, 0.85), 0.0, 0.0))
+    unit[1:] = np.sqrt(1 - unit[0] ** 2) * np.array((np.sin(angle), outward * np.cos(angle)))
+    if radius > 28.0:  # the large ones find room in front only
+        unit[1] = -abs(unit[1])
+    surface = np.asarray(kidney.turn).T @ (unit * kidney.semi)
+    world = np.asarray(kidney.turn).T @ unit
+    centre = np.asarray(kidney.centre) + surface + world / np.linalg.norm(world) * radius * rng.uniform(-0.35, 0.45)
+    room_y, room_x = (max(s - patient.fat_mm - patient.wall_mm - 1.15 * radius, 10.0) for s in patient.body_semi)
+    y, x = centre[1] - patient.body_centre_y, centre[2]
+    excess = max(float(np.hypot(y / room_y, x / room_x)), 1.0)
+    centre[1:] = patient.body_centre_y + y / excess, x / excess
+    for dim, a in enumerate(axes):  # a short scan still shows most of it
+        margin = min(radius, 0.3 * float(a[-1] - a[0]))
+        centre[dim] = np.clip(centre[dim], a[0] + margin, a[-1] - margin)
+    semi = radius * np.exp(rng.normal(0.0, 0.08, 3))
+    return Ellipsoid(tuple(centre), tuple(semi), rotation(*rng.uniform(0, 180, 3)))
+
+
+def _stamp(label: np.ndarray, value: int, axes: Axes, bumps: SmoothField, mass: Ellipsoid, rough: float) -> None:
+    """Write a lobulated mass into the label; at least the voxel nearest to its centre, however coarse the grid."""
+    box = mass.box(axes, 0.3 * max(mass.semi))
+    if not is_empty(box):
+        own = axes.crop(box)
+        label[box][mass.distance(own) + rough * min(mass.semi) * bumps.at(own) > 0] = value
+    nearest = tuple(int(np.abs(a - c).argmin()) for a, c in zip(axes, mass.centre, strict=True))
+    label[nearest] = value
+
+
+def _fit_patient(label: np.ndarray, spacing_mm: Vec3, patient: Patient) -> tuple[Axes, Patient]:
+    """Axes with their origin between the annotated kidneys, and a trunk wide enough for everything annotated."""
+    step = tuple(max(1, round(4.0 / s)) for s in spacing_mm)  # every 4 mm is enough to find the middle
+    found = np.argwhere(label[:: step[0], :: step[1], :: step[2]])
+    if len(found) == 0:  # a few voxels between the sampled ones
+        found, step = np.argwhere(label), (1, 1, 1)
+    points = found * step * np.asarray(spacing_mm)
+    kidney = points[label[tuple((found * step).T)] == KIDNEY]
+    kidney = points if len(kidney) == 0 else kidney
+    low, high = float(kidney[:, 2].min()), float(kidney[:, 2].max())
+    middle_x = (low + high) / 2
+    left, right = kidney[kidney[:, 2] >= middle_x], kidney[kidney[:, 2] < middle_x]
+    half = 68.0
+    if high - low > 130.0 and len(left) and len(right):  # two kidneys; one alone is rarely wider than 100 mm
+        middle_x = float(left[:, 2].mean() + right[:, 2].mean()) / 2
+        half = float(left[:, 2].mean() - right[:, 2].mean()) / 2
+        ends = tuple(right.mean(0)), tuple(left.mean(0))
+    else:  # one kidney: the picture's middle tells its side, the usual distance gives the midline
+        on_left = kidney[:, 2].mean() > label.shape[2] * spacing_mm[2] / 2
+        middle_x = float(kidney[:, 2].mean()) - (half if on_left else -half)
+        ends = (tuple(kidney.mean(0)),) * 2
+    origin = np.array((kidney[:, 0].mean(), kidney[:, 1].mean(), middle_x))
+    axes = grid_axes(label.shape, spacing_mm, tuple(-origin))
+
+    inner = points - origin
+    field_x = label.shape[2] * spacing_mm[2]
+    semi = np.array((patient.body_semi[0], min(patient.body_semi[1], 0.5 * field_x)))
+    layers = patient.fat_mm + patient.wall_mm + 3.0
+    reach = np.hypot((inner[:, 1] - patient.body_centre_y) / (semi[0] - layers), inner[:, 2] / (semi[1] - layers)).max()
+    semi = (semi - layers) * max(float(reach), 1.0) + layers
+    centres = tuple(tuple(np.asarray(e) - origin) for e in ends)
+    return axes, patient._replace(body_semi=(float(semi[0]), float(semi[1])), kidneys=centres)
+
+
+# --- everything that is not annotated ---------------------------------------------------------------------------------
+
+
+def _background(axes: Axes, halo: "Halo", patient: Patient, rng: Generator) -> Canvas:
+    """Trunk and organs on a grid no finer than WORK_STEP_MM, with fat where the annotation is."""
+    axes = coarse_axes(axes, WORK_STEP_MM)
+    canvas = Canvas(axes, np.full(axes.shape, AIR_HU, np.float32), np.zeros(axes.shape, np.uint8))
+    z, y, x = axes.mesh()
+    everywhere = (slice(0, axes.shape[0]), slice(0, axes.shape[1]), slice(0, axes.shape[2]))
+    bumps, fine = SmoothField(rng, 26.0), SmoothField(rng, 7.0)
+    rough = fine.at(axes)
+
+    yb = y - np.float32(patient.body_centre_y)
+    # The outline is flat along the body but for slow bulges, so its distance is computed once per plane.
+    skin = superellipse_distance(yb[0], x[0], *patient.body_semi)[None] + 3.0 * bumps.at(axes)
+    behind = np.clip(yb / patient.body_semi[0], 0.0, 1.0)
+    fat_mm = patient.fat_mm * (1.0 - 0.45 * behind)
+    wall_mm = patient.wall_mm * (1.0 + 0.9 * behind**2)
+    cavity = skin - fat_mm - wall_mm
+    _cover(canvas, everywhere, skin, FAT_HU, "fat")
+    _cover(canvas, everywhere, skin - fat_mm, patient.muscle_hu, "wall")
+    _cover(canvas, everywhere, cavity, FAT_HU, "fat")
+    _cover(canvas, everywhere, np.minimum(cavity - 6.0, 3.0 * rough - 5.2), 50.0, "vessel")  # mesenteric strands
+
+    def blob(centre: Vec3, semi: Vec3, hu: float, organ: str, wobble_mm: float, turn: np.ndarray | None = None) -> None:
+        shape = Ellipsoid(centre, semi, np.eye(3) if turn is None else turn)
+        box = shape.box(axes, 2.0 * wobble_mm + 2.0)
+        if not is_empty(box):
+            own = axes.crop(box)
+            _cover(
+                canvas, box, np.minimum(shape.distance(own) + wobble_mm * bumps.at(own), cavity[box] - 1.0), hu, organ
+            )
+
+    def tube(start: Vec3, end: Vec3, radius: float, hu: float, organ: str) -> None:
+        ends = np.array((start, end))
+        box = axes.box(tuple(ends.min(0) - radius - 2.0), tuple(ends.max(0) + radius + 2.0))
+        if not is_empty(box):
+            _cover(canvas, box, capsule_distance(axes.crop(box), start, end, radius), hu, organ)
+
+    half_x = patient.body_semi[1] - patient.fat_mm - patient.wall_mm
+    front = patient.body_centre_y - patient.body_semi[0] + patient.fat_mm + patient.wall_mm
+    low_z, high_z = float(axes.z[0]) - 5.0, float(axes.z[-1]) + 5.0
+    liver_low = rng.uniform(-10.0, 30.0)
+    blob((liver_low - 105, -25, 22 - half_x), (105, 95, 72), patient.liver_hu, "liver", 5.0)
+    blob((-95, front + 40, -10), (rng.uniform(50, 80), 42, 75), patient.liver_hu, "liver", 4.0)
+    blob((-5, front + 38, -60), (28, 16, 14), 12.0, "bowel", 2.0)  # gall bladder
+    blob((-80, 15, half_x - 22), (rng.uniform(50, 75), 44, 25), patient.spleen_hu, "spleen", 4.0)
+    blob((-85, front + 42, 62), (48, 34, 48), 85.0, "bowel", 4.0)
+    blob((-85, front + 42, 62), (43, 29, 43), rng.uniform(15, 60), "bowel", 4.0)
+    blob((-85, front + 26, 62), (36, 13, 34), -950.0, "gas", 2.0)
+    blob((-20, -52, 18), (11, 10, 55), 88.0, "bowel", 4.0, rotation(0, rng.uniform(-25, 5), 0))  # pancreas
+    blob((15, -38, -38), (35, 13, 14), rng.uniform(40, 75), "bowel", 3.0)  # duodenum
+    for side in (-1.0, 1.0):  # ascending and descending colon, lateral to the kidneys
+        place = (60.0, rng.uniform(-30, -5), side * (half_x - rng.uniform(20, 28)))
+        blob(place, (100, 20, 19), 75.0, "bowel", 3.0)
+        blob(place, (98, 16, 15), rng.uniform(20, 60), "bowel", 4.0)
+        blob((60.0, place[1] - 7, place[2]), (92, 7, 10), -850.0, "gas", 5.0)
+    for _ in range(int(rng.integers(24, 38))):  # small bowel and transverse colon
+        centre = (rng.uniform(-25, 125), rng.uniform(front + 16, -48), rng.uniform(-0.72, 0.72) * half_x)
+        semi, turn = rng.uniform((11, 11, 18), (17, 17, 42)), rotation(*rng.uniform(-60, 60, 3))
+        content = 250.0 if rng.random() < 0.12 else rng.uniform(20, 85)
+        blob(centre, tuple(semi), rng.uniform(70, 105), "bowel", 2.0, turn)
+        blob(centre, tuple(semi - 3.5), content, "bowel", 2.0, turn)
+        if rng.random() < 0.35:
+            blob((centre[0], centre[1] - 4, centre[2]), tuple((semi - 4) * (0.8, 0.45, 0.8)), -850.0, "gas", 1.5, turn)
+
+    halo_hu = interpolate(halo.outside_mm, halo.axes, axes.crop(box := axes.box(*halo.bounds)))
+    # Perirenal fat: thick in some places, absent in others, so that liver, bowel and spleen sometimes touch a mass.
+    _cover(canvas, box, np.minimum(3.5 + 3.5 * bumps.at(axes.crop(box)) - halo_hu, cavity[box]), FAT_HU, "fat")
+
+    for side in (-1.0, 1.0):  # muscles of the back
+        for height in range(int(low_z) - 40, int(high_z) + 40, 8):  # psoas: wider and further out towards the pelvis
+            down = np.clip((height + 50) / 150, 0, 1)
+            tube((height, 8 - 4 * down, side * (27 + 18 * down)), (height + 8, 8 - 4 * down, side * (28 + 18 * down)),
+                 5 + 16 * down, patient.muscle_hu, "muscle")  # fmt: skip
+        tube((low_z, 52, side * 30), (high_z, 50, side * 33), 24, patient.muscle_hu, "muscle")
+        tube((10, 44, side * 70), (high_z, 36, side * 66), 11, patient.muscle_hu, "muscle")  # quadratus lumborum
+    _vessels(tube, patient, low_z, high_z, rng)
+    _bones(canvas, cavity, wall_mm, tube, rng)
+    canvas.hu[canvas.hu > -400] += np.float32(TISSUE_SD_HU) * rough[canvas.hu > -400]
+    curve = (patient.body_centre_y + patient.body_semi[0] + 14.0) - 0.0012 * x * x  # the table, a shallow trough
+    table = (2.5 - np.abs(y - curve) + 0.0 * z) * (np.abs(x) < 200)
+    np.copyto(canvas.hu, 20.0, where=(table > 0) & (canvas.organ == 0))
+    np.copyto(canvas.organ, ORGANS.index("table"), where=(table > 0) & (canvas.organ == 0))
+    return canvas
+
+
+def _vessels(tube, patient: Patient, low_z: float, high_z: float, rng: Generator) -> None:
+    aorta, cava = (-24.0, 9.0), (-22.0, -20.0)  # (y, x): in front of the spine, cava on the right
+    tube((low_z, *aorta), (high_z, *aorta), rng.uniform(9, 12), patient.artery_hu, "vessel")
+    tube((low_z, *cava), (high_z, *cava), rng.uniform(10, 13), patient.vein_hu, "vessel")
+    for side, (kz, ky, kx) in zip((-1.0, 1.0), patient.kidneys, strict=True):
+        hilum = (kz, ky - 6, kx - side * 20)
+        tube((kz - 6, *aorta), hilum, 3.0, patient.artery_hu, "vessel")
+        tube(
+            (kz + 3, cava[0] - 6 * (side > 0), cava[1]),
+            (hilum[0] + 5, hilum[1] - 4, hilum[2]),
+            5.0,
+            patient.vein_hu,
+            "vessel",
+        )
+
+
+def _bones(canvas: Canvas, cavity: np.ndarray, wall_mm: np.ndarray, tube, rng: Generator) -> None:
+    z, y, x = canvas.axes.mesh()
+    first, rise = rng.uniform(0, 34), rng.uniform(0.6, 0.8)
+    low_z, high_z = float(canvas.axes.z[0]) - 5.0, float(canvas.axes.z[-1]) + 5.0
+    for side in (-1.0, 1.0):
+        tube((low_z, 30, side * 15), (high_z, 30, side * 15), 6, 300.0, "bone")
+    tube((low_z, 48, 0), (high_z, 48, 0), 5, 350.0, "bone")
+    box = canvas.axes.box((-1e9, -32, -32), (1e9, 34, 32))
+    if not is_empty(box):
+        zb, yb, xb = canvas.axes.crop(box).mesh()
+        body = 23.0 - np.hypot(yb - 2.0, xb * 0.85) + 0.0 * zb
+        disc = np.abs((zb + first) % 34.0 - 17.0) > 13.5  # a vertebra every 34 mm, discs 7 mm thick
+        _cover(canvas, box, body, np.where(disc, 95.0, 420.0), "bone")
+        _cover(canvas, box, body - 3.5, np.where(disc, 85.0, 215.0), "bone")
+        _cover(canvas, box, 9.0 - np.hypot(yb - 34.0, xb) + 0.0 * zb, 35.0, "fat")  # spinal canal
+    # Ribs lie in the wall and drop towards the front, so one slice cuts several of them.
+    along = (z - rise * y - 0.5 * np.abs(x) + first) % 30.0 - 15.0
+    rib = np.minimum(3.8 - np.abs(cavity + 0.5 * wall_mm), 6.0 - np.abs(along))
+    everywhere = tuple(slice(0, n) for n in canvas.axes.shape)
+    allowed = (np.abs(x) > 55.0) & (z < 25.0 + 0.4 * y) & (y > -75.0)
+    _cover(canvas, everywhere, np.where(allowed, rib, -9.0), 380.0, "bone")
+
+
+def _cover(canvas: Canvas, box: Box, distance_mm: np.ndarray, hu: float | np.ndarray, organ: str) -> None:
+    """Blend `hu` in where distance_mm is positive; the edge is about a voxel wide, as partial volume makes it."""
+    soft = max(1.5, 0.8 * float(canvas.axes.x[1] - canvas.axes.x[0]))
+    share = np.clip(0.5 + distance_mm / np.float32(soft), 0.0, 1.0, dtype=np.float32)
+    view = canvas.hu[box]
+    view += share * (np.float32(hu) - view)
+    canvas.organ[box][share > 0.5] = ORGANS.index(organ)
+
+
+# --- annotated tissue, and the picture --------------------------------------------------------------------------------
+
+
+class Halo(NamedTuple):
+    """Distances in mm on a 2-3 mm grid around the annotation, float32 (d, h, w) of axes.shape."""
+
+    axes: Axes
+    bounds: tuple[Vec3, Vec3]  # (z, y, x) corners in mm
+    outside_mm: np.ndarray  # to the annotation, 0 within
+    inside_mm: np.ndarray  # to the edge of the annotation, 0 outside
+    tumor_share: np.ndarray  # 0 at a tumor's edge, 1 at the middle of the largest
+    box: Box  # the voxels of the full grid that the annotation may fill
+
+
+def _measure(label: np.ndarray, axes: Axes) -> Halo:
+    spans = [np.flatnonzero(label.any(axis=tuple(d for d in range(3) if d != dim))) for dim in range(3)]
+    bounds = tuple(
+        tuple(float(a[s[i]]) + sign * HALO_MM for a, s in zip(axes, spans, strict=True))
+        for i, sign in ((0, -1), (-1, 1))
+    )
+    near = axes.box(*bounds)
+    steps = [max(1, round(2.4 / float(a[1] - a[0]))) for a in axes]
+    own = Axes(*(a[s][::k] for a, s, k in zip(axes, near, steps, strict=True)))
+    small = label[near][:: steps[0], :: steps[1], :: steps[2]]
+    spacing = [float(a[1] - a[0]) * k for a, k in zip(axes, steps, strict=True)]
+    outside = (
+        ndimage.distance_transform_edt(small == 0, sampling=spacing) if small.any() else np.full(small.shape, HALO_MM)
+    )
+    inside = ndimage.distance_transform_edt(np.pad(small > 0, 1, mode="edge"), sampling=spacing)[1:-1, 1:-1, 1:-1]
+    tumor = ndimage.distance_transform_edt(small == TUMOR, sampling=spacing)
+    share = tumor / max(float(tumor.max()), 8.0)  # below 16 mm across there is no core to speak of
+    return Halo(own, bounds, outside.astype(np.float32), inside.astype(np.float32), share.astype(np.float32), near)
+
+
+def _tissue(label: np.ndarray, axes: Axes, halo: Halo, patient: Patient, fields: dict[str, SmoothField]) -> np.ndarray:
+    """HU float32 of annotated voxels; `label` and `axes` are a piece of the grid, values elsewhere mean nothing."""
+    medium, fine = fields["medium"].at(axes), fields["fine"].at(axes)
+    depth = interpolate(halo.inside_mm, halo.axes, axes)
+    # Cortex is 6-9 mm thick and reaches down between the pyramids, which the medium field stands for.
+    medulla = np.clip((depth - 6.5) / 3.0, 0.0, 1.0) * np.clip(0.75 + 0.6 * medium, 0.0, 1.0)
+    hu = np.float32(patient.cortex_hu) + np.float32(patient.medulla_hu - patient.cortex_hu) * medulla + 7.0 * fine
+    tumor = np.float32(patient.tumor_hu) + np.float32(patient.tumor_rough_hu) * (0.8 * medium + 0.6 * fine)
+    if patient.necrosis:
+        share = interpolate(halo.tumor_share, halo.axes, axes) + 0.12 * medium
+        core = np.clip((share - patient.necrosis) * 6.0, 0.0, 1.0)
+        tumor += core * (np.float32(patient.core_hu) - tumor + 4.0 * fine)
+    np.copyto(hu, tumor, where=label == TUMOR)
+    np.copyto(hu, np.float32(patient.cyst_hu), where=label == CYST)
+    return hu
+
+
+def _paint(label: np.ndarray, axes: Axes, patient: Patient, streams: dict[str, Generator]) -> np.ndarray:
+    """Label and patient -> int16 HU (D, H, W)."""
+    halo = _measure(label, axes)
+    canvas = _background(axes, halo, patient, streams["organs"])
+    fields = {"medium": SmoothField(streams["tissue"], 11.0), "fine": SmoothField(streams["tissue"], 5.0)}
+    steps = [float(a[1] - a[0]) for a in axes]
+    # Side weight of a 1-2-1-like blur with variance sigma^2; along the body slices are acquired apart: less.
+    in_plane = (0.5 * (PSF_SIGMA_MM / s) ** 2 + 1 / 24 for s in steps[1:])  # 1/24: the width of the voxel itself
+    blur = (0.04, *(min(w, 0.25) for w in in_plane))
+    sd_hu = noise_sd_hu(steps[0]) * patient.noise_factor
+    image = np.empty(label.shape, np.int16)
+    rows, columns = halo.box[1:]
+    for start in range(0, len(axes.z), SLICES_AT_ONCE):
+        stop = min(start + SLICES_AT_ONCE, len(axes.z))
+        low, high = max(start - 1, 0), min(stop + 1, len(axes.z))  # a neighbour each side for the blur
+        piece = axes.crop((slice(low, high), slice(None), slice(None)))
+        hu = interpolate(canvas.hu, canvas.axes, piece)
+        hu = hu.copy() if np.shares_memory(hu, canvas.hu) else hu
+        z_near = slice(max(low, halo.box[0].start), min(high, halo.box[0].stop))
+        if z_near.start < z_near.stop:
+            marked = label[z_near, rows, columns]
+            tissue = _tissue(marked, axes.crop((z_near, rows, columns)), halo, patient, fields)
+            np.copyto(hu[z_near.start - low : z_near.stop - low, rows, columns], tissue, where=marked > 0)
+        hu = soften(hu, blur)[start - low : stop - low]
+        hu += scanner_noise(streams["noise"], hu.shape, sd_hu, patient.noise_lag1)
+        np.rint(np.clip(hu, -1024.0, 3071.0, out=hu), out=hu)  # 12-bit scanners
+        image[start:stop] = hu
+    return image
+
+
+def noise_sd_hu(slice_mm: float) -> float:
+    """Photon noise falls with the root of slice thickness; measured 18-28 at 0.5-1.6 mm and 10-15 at 3-5 mm."""
+    return float(np.clip(25.0 / np.sqrt(slice_mm), 10.0, 27.0))

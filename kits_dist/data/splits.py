@@ -1,0 +1,59 @@
+"""A fixed test set and patient folds of the rest, stratified by what makes a case hard."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from kits_dist.errors import InputError
+
+TEST_SHARE = 0.2  # 60 of KiTS21's 300; MLPerf's U-Net3D holds out 42 of 210
+NUM_FOLDS = 5
+
+
+class Traits(NamedTuple):
+    case_id: str
+    tumor_ml: float
+    slice_mm: float
+    cyst: bool
+
+
+class Splits(NamedTuple):
+    seed: int
+    test: list[str]
+    folds: list[list[str]]
+
+    def select(self, fold: int | str) -> tuple[list[str], list[str]]:
+        """(train, val) case ids. Raises InputError for a fold that is not there or leaves nothing to train on."""
+        everyone = [case for one in self.folds for case in one]
+        if fold == "all":
+            return everyone, everyone
+        if not isinstance(fold, int) or not 0 <= fold < len(self.folds):
+            raise InputError(f"data.fold={fold}: this store has folds 0..{len(self.folds) - 1}, and all.")
+        train = [case for i, one in enumerate(self.folds) if i != fold for case in one]
+        if not train:
+            raise InputError(
+                f"data.fold={fold} leaves no case to train on. Use data.fold=all, or prepare 3 cases or more."
+            )
+        return train, list(self.folds[fold])
+
+
+def make_splits(cases: list[Traits], seed: int) -> Splits:
+    """Deal the cases, sorted by stratum, round-robin to the test set and the folds.
+
+    Sorting by (cyst, slice thickness class, tumor volume) and dealing in order gives each part the same mix even with few
+    cases, where drawing within strata would leave parts empty. A case is one patient in KiTS.
+    With 1 or 2 cases there is nothing to hold out twice: one goes to the test set (none of 1), the rest is one fold.
+    """
+    rng = np.random.default_rng(seed)
+    tie = {case.case_id: rng.random() for case in sorted(cases)}
+    thick = float(np.median([case.slice_mm for case in cases]))
+    ordered = sorted(cases, key=lambda c: (c.cyst, c.slice_mm > thick, c.tumor_ml, tie[c.case_id]))
+    ids = [case.case_id for case in ordered]
+    num_test = max(1, round(TEST_SHARE * len(ids))) if len(ids) > 1 else 0
+    # evenly spaced along the sorted list, from a drawn start
+    picks = {int((i + rng.random()) * len(ids) / num_test) for i in range(num_test)}
+    test = [ids[i] for i in sorted(picks)]
+    rest = [case for i, case in enumerate(ids) if i not in picks]
+    num_folds = min(NUM_FOLDS, len(rest))
+    folds = [sorted(rest[i::num_folds]) for i in rng.permutation(num_folds)]
+    return Splits(seed, sorted(test), folds)

@@ -1,0 +1,165 @@
+"""The slice store: what `prepare` writes and every loader maps. Layout and reasons: README, "The slice store".
+
+STORE/store.json      format, window, data kind, sha256 of every array file, normalisation constants per fold
+STORE/cases.json      per case: geometry, body box, voxels per label, source files with sha256
+STORE/splits.json     test set and folds
+STORE/slices.npz      columns over all slices of all cases: case, index, kidney, tumor, cyst (voxels)
+STORE/axial/CASE/     image.npy, label.npy  uint8 (N, H, W), slices contiguous
+"""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from kits_dist import files
+from kits_dist.data.intensity import Box, Window
+from kits_dist.data.splits import Splits
+from kits_dist.data.volume import Geometry
+from kits_dist.errors import InputError, MissingInput
+
+FORMAT = 1
+PLANE = "axial"
+
+
+class Case(NamedTuple):
+    case_id: str
+    shape: tuple[int, int, int]  # (N, H, W) in the store
+    spacing_mm: tuple[float, float, float]  # (d, h, w)
+    body: Box
+    voxels: dict[str, int]  # per label: kidney, tumor, cyst
+    levels: dict[str, float]  # count, sum, sum_sq of the image's levels: what fold means and sds are made of
+    geometry: Geometry  # of the source file
+    source: dict[str, str]  # image and label as `case_id/file`, and their sha256
+
+    @property
+    def tumor_ml(self) -> float:
+        return self.voxels["tumor"] * float(np.prod(self.spacing_mm)) / 1000
+
+
+class SliceTable(NamedTuple):
+    case: np.ndarray  # (S,) int32: row in cases.json
+    index: np.ndarray  # (S,) int32: slice of that case
+    kidney: np.ndarray  # (S,) int32 voxels
+    tumor: np.ndarray
+    cyst: np.ndarray
+
+    @property
+    def foreground(self) -> np.ndarray:
+        return self.kidney + self.tumor + self.cyst
+
+
+class Normalization(NamedTuple):
+    """Mean and sd, in levels, of the training voxels of one fold."""
+
+    mean: float
+    sd: float
+
+
+class Store:
+    """An opened store. Arrays are mapped, not read: what is touched is what is loaded.
+
+    Raises MissingInput / InputError when it is not a store, of another format, or a file is missing or cut short.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not (self.path / "store.json").is_file():
+            raise MissingInput(
+                f"data.store={path}: no store.json there. Make a store: python -m kits_dist.prepare source=DIR store={path}"
+            )
+        self.meta = _load(self.path / "store.json")
+        if self.meta.get("format") != FORMAT:
+            raise InputError(
+                f"data.store={path} has format {self.meta.get('format')}, this version reads {FORMAT}. Prepare it again into a new folder."
+            )
+        self.cases = [case_from_json(row) for row in _load(self.path / "cases.json")]
+        self.splits = Splits(**_load(self.path / "splits.json"))
+        self.row = {case.case_id: i for i, case in enumerate(self.cases)}
+        self._maps: dict[tuple[int, str], np.ndarray] = {}
+        self.check_files()
+
+    @property
+    def window(self) -> Window:
+        return Window(*self.meta["window_hu"])
+
+    @cached_property
+    def slices(self) -> SliceTable:
+        with np.load(self.path / "slices.npz") as columns:
+            return SliceTable(**{name: columns[name] for name in SliceTable._fields})
+
+    def normalization(self, fold: int | str) -> Normalization:
+        return Normalization(**self.meta["normalization"][str(fold)])
+
+    def image(self, case: int) -> np.ndarray:
+        """(N, H, W) uint8 levels, mapped read-only."""
+        return self._map(case, "image")
+
+    def label(self, case: int) -> np.ndarray:
+        """(N, H, W) uint8 labels, mapped read-only."""
+        return self._map(case, "label")
+
+    def check_files(self) -> None:
+        """Compare every array file's size with its header's: reading past the end of a cut map kills a process by SIGBUS."""
+        for case in self.cases:
+            for kind in ("image", "label"):
+                path = array_path(self.path, case.case_id, kind)
+                size = path.stat().st_size if path.is_file() else None
+                expected = self.meta["files"][str(path.relative_to(self.path))]["bytes"]
+                if size != expected:
+                    found = "is missing" if size is None else f"has {size} bytes instead of {expected}"
+                    raise InputError(
+                        f"{path} {found}. Delete {path.parent} and run prepare again; other cases are kept."
+                    )
+
+    def _map(self, case: int, kind: str) -> np.ndarray:
+        if (case, kind) not in self._maps:
+            self._maps[case, kind] = np.load(array_path(self.path, self.cases[case].case_id, kind), mmap_mode="r")
+        return self._maps[case, kind]
+
+
+def array_path(store: Path, case_id: str, kind: str) -> Path:
+    return store / PLANE / case_id / f"{kind}.npy"
+
+
+def case_to_json(case: Case) -> dict:
+    row = case._asdict() | {"body": list(case.body), "shape": list(case.shape), "spacing_mm": list(case.spacing_mm)}
+    row["geometry"] = {
+        "shape": list(case.geometry.shape),
+        "affine": np.asarray(case.geometry.affine).tolist(),
+        "axis_codes": case.geometry.axis_codes,
+    }
+    return row
+
+
+def case_from_json(row: dict) -> Case:
+    geometry = Geometry(tuple(row["geometry"]["shape"]), np.array(row["geometry"]["affine"], float))
+    return Case(
+        **{key: row[key] for key in ("case_id", "voxels", "levels", "source")},
+        shape=tuple(row["shape"]),
+        spacing_mm=tuple(row["spacing_mm"]),
+        body=Box(*row["body"]),
+        geometry=geometry,
+    )
+
+
+def normalization_of(cases: list[Case]) -> Normalization:
+    """Mean and sd over all voxels of `cases`, from per-case sums."""
+    count, total, squares = (sum(case.levels[name] for case in cases) for name in ("count", "sum", "sum_sq"))
+    mean = total / count
+    return Normalization(mean, max((squares / count - mean**2) ** 0.5, 1.0))
+
+
+def file_entry(path: Path) -> dict:
+    return {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+
+
+def _load(path: Path) -> dict | list:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingInput(f"{path} is missing. Run prepare again; finished cases are kept.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}. Run prepare again; finished cases are kept.") from error

@@ -1,0 +1,62 @@
+"""Slices with expected and predicted contours, as pictures a person can judge."""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from kits_dist.labels import COLORS, REGIONS
+
+
+class Tile(NamedTuple):
+    image: np.ndarray  # (H, W) uint8 levels of grey
+    expected: np.ndarray  # (H, W) uint8 labels
+    predicted: np.ndarray  # (H, W) uint8 labels
+    caption: str
+
+
+def panel(tiles: list[Tile], title: str, tile_px: int = 320) -> np.ndarray:
+    """One row a slice: plain, expected, predicted. Returns (H, W, 3) uint8."""
+    margin, head, text = 6, 44, 18
+    width = 3 * (tile_px + margin) + margin
+    sheet = Image.new("RGB", (width, head + len(tiles) * (tile_px + text + margin)), (24, 24, 24))
+    pen = ImageDraw.Draw(sheet)
+    pen.text((margin, 4), title, fill="white")
+    for column, name in enumerate(("slice", "expected", "predicted")):
+        pen.text((margin + column * (tile_px + margin), 24), name, fill=(200, 200, 200))
+    x = width - margin
+    for name in reversed(COLORS):
+        x -= int(pen.textlength(name)) + 22
+        pen.rectangle((x, 8, x + 10, 18), fill=COLORS[name])
+        pen.text((x + 14, 6), name, fill=(200, 200, 200))
+    for row, tile in enumerate(tiles):
+        y = head + row * (tile_px + text + margin)
+        pen.text((margin, y), tile.caption, fill=(200, 200, 200))
+        for column, labels in enumerate((None, tile.expected, tile.predicted)):
+            picture = outlined(tile.image, labels, tile_px)
+            sheet.paste(Image.fromarray(picture), (margin + column * (tile_px + margin), y + text))
+    return np.asarray(sheet)
+
+
+def outlined(image: np.ndarray, labels: np.ndarray | None, side_px: int) -> np.ndarray:
+    """(H, W) grey and labels -> (side_px, side_px, 3) uint8, the larger side filling it, regions outlined two pixels wide."""
+    height, width = image.shape
+    factor = side_px / max(height, width)
+    size = (round(width * factor), round(height * factor))
+    grey = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    canvas = np.zeros((side_px, side_px, 3), np.uint8)
+    top, left = (side_px - size[1]) // 2, (side_px - size[0]) // 2
+    picture = np.repeat(grey[..., None], 3, axis=2)
+    for name, members in REGIONS.items() if labels is not None else ():
+        if name == "mass" and not (labels == REGIONS["mass"][1]).any():
+            continue  # without a cyst mass and tumor are the same outline
+        inside = np.isin(labels, members).astype(np.uint8) * 255
+        large = np.asarray(Image.fromarray(inside).resize(size, Image.Resampling.BILINEAR)) >= 128
+        picture[large & ~ndimage.binary_erosion(large, iterations=2)] = COLORS[name]
+    canvas[top : top + size[1], left : left + size[0]] = picture
+    return canvas
+
+
+def save_png(path, picture: np.ndarray) -> None:
+    Image.fromarray(picture).save(path)

@@ -1,0 +1,148 @@
+"""Score a run on held-out cases, or any folder of label maps against the truth.
+
+python -m kits_dist.evaluate run=RUN_DIR split=test
+python -m kits_dist.evaluate predictions=DIR truth=DIR output=DIR
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from kits_dist import cli
+from kits_dist.config import Config
+from kits_dist.data.sources import MARKER, find_cases
+from kits_dist.data.store import Store
+from kits_dist.data.volume import Volume, read_labels, same_grid, write_nifti
+from kits_dist.drawing import Tile, panel, save_png
+from kits_dist.errors import InputError, MissingInput
+from kits_dist.evaluation import CaseScore, as_text, score_case, summarize, write_tables
+from kits_dist.inference import Predictor
+from kits_dist.labels import PLAIN, REGIONS, TUMOR, scored_regions
+
+
+@dataclass(frozen=True)
+class Args:
+    run: str = ""  # folder of a trained run: predict a split in native geometry and score it
+    split: Literal["test", "val"] = "test"  # which cases; val chose the checkpoint, so report test
+    store: str = ""  # the run's store, where it has moved
+    predictions: str = ""  # folder of label maps to score (CASE.nii.gz), any system's
+    truth: str = ""  # folder of cases, or of CASE.nii.gz files
+    output: str = ""  # where the tables of predictions= go
+    missing: Literal["error", "zero"] = "error"  # a true case without prediction: refuse, or count as all background
+    panel: int = 6  # test slices drawn with contours
+    batch_size: int = 16  # slices at once
+
+    def __post_init__(self) -> None:
+        if bool(self.run) == bool(self.predictions):
+            raise InputError("name either run=RUN_DIR, or predictions=DIR truth=DIR output=DIR. All keys: help")
+        if self.predictions and not (self.truth and self.output):
+            raise InputError("predictions=DIR also needs truth=DIR and output=DIR.")
+
+
+def main(args: Args) -> None:
+    if args.run:
+        _evaluate_run(args)
+    else:
+        _evaluate_folder(args)
+
+
+def _evaluate_run(args: Args) -> None:
+    predictor = Predictor(args.run, args.batch_size)
+    config: Config = predictor.config
+    store = Store(args.store or config.data.store)
+    case_ids = store.splits.test if args.split == "test" else store.splits.select(config.data.fold)[1]
+    if not case_ids:
+        raise InputError(f"split={args.split}: this store has no such cases (it holds {len(store.cases)}).")
+    output = Path(args.run) / "evaluation" / args.split
+    regions = scored_regions(predictor.regions)
+    scores, tiles = [], []
+    for case_id in tqdm(case_ids, desc=f"evaluate {args.split}", unit="case", mininterval=1):
+        row = store.row[case_id]
+        case = store.cases[row]
+        predicted = predictor.predict_levels(store.image(row), case)
+        truth = np.asarray(store.label(row))
+        write_nifti(output / "predictions" / f"{case_id}.nii.gz", predicted, case.geometry)
+        scores.append(score_case(case_id, predicted, truth, case.spacing_mm, regions))
+        tiles.append(_largest_slice(np.asarray(store.image(row)), truth, predicted, case_id, store.window.levels))
+    summary = summarize(scores, store.meta["data"], args.split)
+    write_tables(output, scores, summary)
+    save_png(output / "panel.png", panel(tiles[: args.panel], f"data: {summary['data']}   split: {args.split}"))
+    _print(summary, output)
+
+
+def _largest_slice(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, case_id: str, levels: int) -> Tile:
+    """The slice with the most true tumor, or else the most true foreground: chosen by the truth, never by the score."""
+    area = (truth == TUMOR).sum(axis=(1, 2)) * 1000 + (truth > 0).sum(axis=(1, 2))
+    index = int(area.argmax())
+    grey = np.clip(image[index].astype(np.float32) * 255 / levels, 0, 255).astype(np.uint8)
+    return Tile(grey, truth[index], predicted[index], f"{case_id} slice {index}")
+
+
+def _evaluate_folder(args: Args) -> None:
+    predictions, truths = _label_files(Path(args.predictions), "predictions"), _label_files(Path(args.truth), "truth")
+    extra = sorted(set(predictions) - set(truths))
+    missing = sorted(set(truths) - set(predictions))
+    if extra:
+        raise InputError(
+            f"predictions={args.predictions}: no truth for {_some(extra)}. Add the truth or remove the files."
+        )
+    if missing and args.missing == "error":
+        raise InputError(
+            f"predictions={args.predictions}: nothing for {_some(missing)}. Predict them, or pass missing=zero."
+        )
+    scores: list[CaseScore] = []
+    for case_id, path in tqdm(sorted(truths.items()), desc="evaluate", unit="case", mininterval=1):
+        truth = read_labels(path)
+        if case_id in missing:
+            predicted = np.zeros_like(truth.array)
+        else:
+            predicted = _on_grid(read_labels(predictions[case_id]), truth, predictions[case_id], path)
+        scores.append(score_case(case_id, predicted, truth.array, truth.spacing_mm, REGIONS | PLAIN))
+    data = find_cases(Path(args.truth)).data if (Path(args.truth) / MARKER).is_file() else "unknown"
+    summary = summarize(scores, data, "folder") | {"missing": args.missing, "missing_cases": missing}
+    write_tables(Path(args.output), scores, summary)
+    _print(summary, Path(args.output))
+
+
+def _on_grid(predicted: Volume, truth: Volume, predicted_path: Path, truth_path: Path) -> np.ndarray:
+    """Both are read into one orientation, so the same grid stored in another axis order compares voxel by voxel."""
+    a, b = predicted.canonical_geometry(), truth.canonical_geometry()
+    if not same_grid(a, b):
+        raise InputError(
+            f"{predicted_path} is not on the grid of {truth_path}: shape {a.shape} and {b.shape} (D, H, W), spacing "
+            f"{np.round(predicted.spacing_mm, 4).tolist()} and {np.round(truth.spacing_mm, 4).tolist()} mm, first voxel at "
+            f"{np.round(a.affine[:3, 3], 2).tolist()} and {np.round(b.affine[:3, 3], 2).tolist()} mm. Resample the prediction."
+        )
+    return predicted.array
+
+
+def _label_files(folder: Path, key: str) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise MissingInput(f"{key}={folder}: no such folder.")
+    loose = {
+        p.name.removesuffix(".gz").removesuffix(".nii"): p
+        for p in sorted(folder.iterdir())
+        if p.name.endswith((".nii", ".nii.gz"))
+    }
+    if loose:
+        return loose
+    found = {case.case_id: case.label for case in find_cases(folder).cases if case.label}
+    if not found:
+        raise InputError(f"{key}={folder}: no label maps. Expected CASE.nii.gz files or folders of cases.")
+    return found
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _print(summary: dict, output: Path) -> None:
+    print(as_text(summary))
+    print(f"tables and pictures: {output}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)

@@ -1,0 +1,40 @@
+"""Names in the configuration -> networks that map (B, C, H, W) images to (B, R, H, W) region logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kits_dist.config import ModelConfig
+
+
+def build_model(config: ModelConfig, in_channels: int, *, pretrained: bool = True) -> nn.Module:
+    """The network, on the CPU in float32. pretrained=False skips the encoder weights (a checkpoint will overwrite them).
+
+    Raises InputError for an unknown architecture or encoder, and what `load_encoder_weights` raises.
+    """
+    from kits_dist.models.unet import SimpleUNet
+
+    if config.arch == "simple_unet":
+        return SimpleUNet(in_channels, len(config.regions), config.width)
+
+    import segmentation_models_pytorch as smp
+
+    from kits_dist.errors import InputError
+    from kits_dist.models.encoders import load_encoder_weights
+
+    architectures = sorted(smp.MODEL_ARCHITECTURES_MAPPING)
+    if config.arch not in architectures:
+        raise InputError(f"model.arch={config.arch!r}: choose one of simple_unet, {', '.join(architectures)}.")
+    try:
+        model = smp.create_model(
+            config.arch, config.encoder, encoder_weights=None, in_channels=in_channels, classes=len(config.regions)
+        )
+    except KeyError as error:
+        known = ", ".join(sorted(smp.encoders.get_encoder_names()))
+        raise InputError(f"model.encoder={config.encoder!r}: choose one of {known}.") from error
+    if pretrained and config.encoder_weights != "none":
+        load_encoder_weights(model.encoder, config.encoder, config.encoder_weights)
+    return model

@@ -1,0 +1,103 @@
+"""Pretrained encoder weights: imagenet (downloaded once), none, or a file. Nothing that can run code is ever loaded."""
+
+import pickle
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kits_dist.errors import InputError, MissingInput
+
+REACH_TIMEOUT_S = (
+    3  # a hub that does not answer in this time is taken as out of reach: fail in seconds, not after retries
+)
+
+
+def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
+    """Load `weights` (imagenet or a path) into an encoder of segmentation_models_pytorch, in place.
+
+    Raises MissingInput when the file is not there or the hub is out of reach, InputError for a file that does not fit.
+    """
+    path = _imagenet_file(name) if weights == "imagenet" else Path(weights)
+    state = _read(path)
+    expected = encoder.state_dict()
+    # torchvision's files hold the classifier too, which a segmentation encoder has not
+    state = {
+        key.removeprefix("encoder."): value
+        for key, value in state.items()
+        if not key.startswith(("fc.", "last_linear."))
+    }
+    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    surplus = [key for key in state if key not in expected]
+    if missing or surplus:
+        raise InputError(
+            f"model.encoder_weights={weights}: not the weights of {name}. First missing key: "
+            f"{missing[0] if missing else 'none'}; first unexpected key: {surplus[0] if surplus else 'none'}."
+        )
+    for key, value in state.items():
+        if value.shape != expected[key].shape:
+            state[key] = fit_input_channels(value, expected[key].shape, key, weights)
+    encoder.load_state_dict(state, strict=False)
+
+
+def fit_input_channels(weight: Tensor, shape: torch.Size, key: str, weights: str) -> Tensor:
+    """First convolution (O, 3, k, k) -> (O, C, k, k): summed over colours, spread over C slices.
+
+    A grey image answers as it did in RGB, and C identical neighbours answer as one slice does.
+    """
+    if weight.ndim != 4 or weight.shape[0] != shape[0] or weight.shape[2:] != shape[2:]:
+        raise InputError(
+            f"model.encoder_weights={weights}: {key} has shape {tuple(weight.shape)}, this model's is {tuple(shape)}."
+        )
+    return weight.sum(dim=1, keepdim=True).expand(shape) / shape[1]
+
+
+def _imagenet_file(name: str) -> Path:
+    """Path of the hub's file for this encoder; downloads it the first time."""
+    import segmentation_models_pytorch as smp
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+    settings = smp.encoders.encoders.get(name, {}).get("pretrained_settings", {}).get("imagenet")
+    if settings is None:
+        raise InputError(
+            f"model.encoder_weights=imagenet: there are none for {name}. Use model.encoder_weights=none or a path."
+        )
+    where = {"repo_id": settings["repo_id"], "filename": "model.safetensors", "revision": settings["revision"]}
+    cached = try_to_load_from_cache(**where)
+    if isinstance(cached, str):
+        return Path(cached)
+    url = f"{constants.ENDPOINT}/{where['repo_id']}/resolve/{where['revision']}/model.safetensors"
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_TIMEOUT_S).close()
+        return Path(hf_hub_download(**where))
+    except (OSError, urllib.error.URLError) as error:
+        raise MissingInput(
+            f"model.encoder_weights=imagenet: cannot reach the weights ({error}). On a machine with internet fetch {url}, "
+            "copy the file here, and pass model.encoder_weights=PATH; or train from scratch: model.encoder_weights=none"
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise MissingInput(
+            f"model.encoder_weights={path}: no such file. Use imagenet, none, or the path of a state dict."
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise InputError(
+            f"model.encoder_weights={path}: not a readable state dict: {str(error).splitlines()[0]}"
+        ) from error
+    except Exception as error:  # safetensors' own error derives from nothing narrower
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise InputError(f"model.encoder_weights={path}: not a safetensors file: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"model.encoder_weights={path}: holds no plain state dict of tensors.")
+    return state

@@ -1,0 +1,45 @@
+"""Run one function over many items in worker processes, bounded in number, with a progress bar."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_all(
+    function: Callable[[Item], Result], items: Iterable[Item], title: str, workers: int = 0
+) -> Iterator[tuple[Item, Result]]:
+    """Yields (item, result) as they finish; at most `workers` items are in memory at once (0: one per core).
+
+    An exception in `function` ends the iteration with that exception; return it instead to go on with the others.
+    """
+    items = list(items)
+    workers = min(workers or cores(), len(items)) or 1
+    with tqdm(total=len(items), desc=title, unit="case", mininterval=1) as bar:
+        if workers == 1:
+            for item in items:
+                yield item, function(item)
+                bar.update()
+            return
+        # spawn: a forked child of a process that has used threads can hang
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            queue, running = iter(items), {}
+            while True:
+                while len(running) < workers and (item := next(queue, None)) is not None:
+                    running[pool.submit(function, item)] = item
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+                    bar.update()

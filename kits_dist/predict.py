@@ -1,0 +1,66 @@
+"""CT NIfTI -> label NIfTI on the same grid: `python -m kits_dist.predict run=RUN_DIR input=FILE_OR_DIR output=DIR`.
+
+Research use only, not a medical device.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from kits_dist import cli
+from kits_dist.cli import MISSING
+from kits_dist.data.sources import find_cases
+from kits_dist.data.volume import read_image, write_nifti
+from kits_dist.errors import InputError, JobFailed, MissingInput
+from kits_dist.inference import Predictor
+
+
+@dataclass(frozen=True)
+class Args:
+    run: str = MISSING  # folder of a trained run
+    input: str = MISSING  # one CT (.nii, .nii.gz), a folder of them, or a folder of cases
+    output: str = MISSING  # folder for the label maps
+    batch_size: int = 16  # slices at once
+
+
+def main(args: Args) -> None:
+    scans = _scans(Path(args.input))
+    predictor = Predictor(args.run, args.batch_size)
+    print(
+        f"{len(scans)} scans; model of {args.run} (trained on {predictor.data}; {', '.join(predictor.regions)}); research use only"
+    )
+    failed = []
+    for name, path in tqdm(scans.items(), desc="predict", unit="scan", mininterval=1):
+        try:
+            image = read_image(path)
+        except InputError as error:
+            if len(scans) == 1:
+                raise
+            tqdm.write(f"error    {error}")
+            failed.append(name)
+            continue
+        write_nifti(Path(args.output) / f"{name}.nii.gz", predictor.predict(image), image.geometry)
+    print(f"{len(scans) - len(failed)} label maps in {args.output}")
+    if failed:
+        raise JobFailed(f"{len(failed)} of {len(scans)} scans could not be read: {', '.join(failed)}.")
+
+
+def _scans(source: Path) -> dict[str, Path]:
+    """{name of the output: CT file}."""
+    if source.is_file():
+        return {_stem(source): source}
+    if not source.is_dir():
+        raise MissingInput(f"input={source}: no such file or folder.")
+    loose = sorted(p for p in source.iterdir() if p.name.endswith((".nii", ".nii.gz")))
+    if loose:
+        return {_stem(path): path for path in loose}
+    return {case.case_id: case.image for case in find_cases(source).cases if case.image}
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)

@@ -1,0 +1,179 @@
+"""CT volumes -> slice store: `python -m kits_dist.prepare source=DIR store=DIR`.
+
+Parallel over cases and restartable: a finished case is not done again, a half-written one is never seen.
+A bad case is named, the others are finished, and the exit code is 1; mend it or leave it out with skip=[case_00117].
+"""
+
+import functools
+import io
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kits_dist import __version__, cli, files
+from kits_dist.cli import MISSING
+from kits_dist.data import store
+from kits_dist.data.audit import load_case
+from kits_dist.data.intensity import Window, body_box
+from kits_dist.data.sources import CaseFiles, find_cases
+from kits_dist.data.splits import Traits, make_splits
+from kits_dist.errors import InputError, JobFailed
+from kits_dist.labels import PLAIN, REGIONS
+from kits_dist.parallel import run_all
+
+LABELS = {"kidney": PLAIN["kidney"][0], "tumor": REGIONS["tumor"][0], "cyst": PLAIN["cyst"][0]}
+
+
+@dataclass(frozen=True)
+class Args:
+    source: str = MISSING  # folder of cases: KiTS19, KiTS21, KiTS23 or nnU-Net raw layout
+    store: str = MISSING  # folder to write
+    window_hu: tuple[float, float] = (0.0, 200.0)  # HU kept; lossless up to 255 HU of width
+    seed: int = 0  # of the test set and the folds
+    skip: tuple[str, ...] = ()  # case ids to leave out
+    workers: int = 0  # processes, each holding one case in memory; 0 takes one per core
+
+    def __post_init__(self) -> None:
+        if not self.window_hu[0] < self.window_hu[1]:
+            raise InputError(f"window_hu={list(self.window_hu)}: low must be below high. Example: window_hu=[0,200]")
+
+
+def main(args: Args) -> None:
+    source = find_cases(Path(args.source))
+    chosen = [case for case in source.cases if case.case_id not in args.skip]
+    unknown = set(args.skip) - {case.case_id for case in source.cases}
+    if unknown or not chosen:
+        raise InputError(
+            f"skip={sorted(args.skip)}: " + (f"no such case: {sorted(unknown)}" if unknown else "no case is left.")
+        )
+    root = Path(args.store)
+    (root / store.PLANE).mkdir(parents=True, exist_ok=True)
+    # Without store.json the folder is no store: nobody trains on a set of cases that is changing.
+    (root / "store.json").unlink(missing_ok=True)
+    print(f"{len(chosen)} cases, {source.layout} layout, data: {source.data} -> {root}")
+
+    work = functools.partial(_prepare_case, root=root, window=Window(*args.window_hu))
+    results = {case.case_id: result for case, result in run_all(work, chosen, "prepare", args.workers)}
+    failed = {case_id: result for case_id, result in results.items() if isinstance(result, InputError)}
+    for case_id, error in sorted(failed.items()):
+        print(f"error    {case_id}  {str(error).removeprefix(f'{case_id}: ')}")
+    if failed:
+        raise JobFailed(
+            f"{len(failed)} of {len(chosen)} cases could not be prepared: {', '.join(sorted(failed))}. The others are "
+            f"finished and kept. Mend these and run again, or leave them out: skip=[{','.join(sorted(failed))}]"
+        )
+    kept = Counter(results.values())["kept"]
+    print(f"{len(results) - kept} cases written, {kept} already there")
+    _finish(root, [case.case_id for case in chosen], args, source.layout, source.data)
+
+
+def _prepare_case(case: CaseFiles, root: Path, window: Window) -> str | InputError:
+    """Write STORE/axial/CASE in one step: image.npy, label.npy, slices.npy and case.json. Returns what was done."""
+    folder = store.array_path(root, case.case_id, "image").parent
+    try:
+        source = {
+            f"{kind}{suffix}": value
+            for kind, path in (("image", case.image), ("label", case.label))
+            if path is not None
+            for suffix, value in (("", f"{path.parent.name}/{path.name}"), ("_sha256", files.sha256(path)))
+        }
+        if _is_done(folder, source, window):
+            return "kept"
+        image, label = load_case(case)
+        levels = window.to_levels(image.array)
+        counts = np.stack([(label.array == value).sum(axis=(1, 2)) for value in LABELS.values()])
+        done = store.Case(
+            case_id=case.case_id,
+            shape=levels.shape,
+            spacing_mm=image.spacing_mm,
+            body=body_box(levels),
+            voxels={name: int(n) for name, n in zip(LABELS, counts.sum(axis=1), strict=True)},
+            levels={
+                "count": levels.size,
+                "sum": int(levels.sum(dtype=np.int64)),
+                "sum_sq": int((np.bincount(levels.ravel(), minlength=256) * np.arange(256, dtype=np.int64) ** 2).sum()),
+            },
+            geometry=image.geometry,
+            source=source,
+        )
+        with files.new_folder(folder) as fresh:
+            np.save(fresh / "image.npy", levels)
+            np.save(fresh / "label.npy", label.array)
+            np.save(fresh / "slices.npy", counts.astype(np.int32))
+            record = {
+                "window_hu": list(window),
+                "rounded": bool(image.array.dtype.kind == "f"),
+                "case": store.case_to_json(done),
+                "files": {name: store.file_entry(fresh / name) for name in ("image.npy", "label.npy")},
+            }
+            files.write_json(fresh / "case.json", record)
+        return "written"
+    except InputError as error:
+        return error
+    except PermissionError as error:
+        return InputError(f"{case.case_id}: {error.strerror}: {error.filename}.")
+
+
+def _is_done(folder: Path, source: dict[str, str], window: Window) -> bool:
+    """Whether this very source was prepared with this window, and its files still have their sizes."""
+    try:
+        record = json.loads((folder / "case.json").read_text())
+        sizes = all((folder / name).stat().st_size == entry["bytes"] for name, entry in record["files"].items())
+        return sizes and record["case"]["source"] == source and record["window_hu"] == list(window)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _finish(root: Path, case_ids: list[str], args: Args, layout: str, data: str) -> None:
+    """Everything that needs all cases; store.json last, because it is what makes the folder a store."""
+    records = [json.loads((root / store.PLANE / case_id / "case.json").read_text()) for case_id in case_ids]
+    cases = [store.case_from_json(record["case"]) for record in records]
+    splits = make_splits(
+        [Traits(c.case_id, c.tumor_ml, c.spacing_mm[0], c.voxels["cyst"] > 0) for c in cases], args.seed
+    )
+    by_id = {case.case_id: case for case in cases}
+    counts = [np.load(root / store.PLANE / case_id / "slices.npy") for case_id in case_ids]
+    columns = {
+        "case": np.concatenate([np.full(c.shape[1], i, np.int32) for i, c in enumerate(counts)]),
+        "index": np.concatenate([np.arange(c.shape[1], dtype=np.int32) for c in counts]),
+    } | {name: np.concatenate([c[row] for c in counts]) for row, name in enumerate(LABELS)}
+    np.savez(buffer := io.BytesIO(), **columns)
+    files.write_bytes(root / "slices.npz", buffer.getvalue())
+    files.write_json(root / "cases.json", [record["case"] for record in records])
+    files.write_json(root / "splits.json", splits._asdict())
+    folds = [*range(len(splits.folds)), "all"] if len(splits.folds) > 1 else ["all"]
+    files.write_json(
+        root / "store.json",
+        {
+            "format": store.FORMAT,
+            "data": data,
+            "window_hu": list(args.window_hu),
+            "step_hu": Window(*args.window_hu).step_hu,
+            "planes": [store.PLANE],
+            "source_layout": layout,
+            "rounded_cases": [r["case"]["case_id"] for r in records if r["rounded"]],
+            "normalization": {
+                str(fold): store.normalization_of([by_id[case] for case in splits.select(fold)[0]])._asdict()
+                for fold in folds
+            },
+            "files": {
+                f"{store.PLANE}/{r['case']['case_id']}/{name}": entry
+                for r in records
+                for name, entry in r["files"].items()
+            },
+            "versions": {"kits_dist": __version__, "numpy": np.__version__},
+        },
+    )
+    total = sum(case.shape[0] for case in cases)
+    size = sum(entry["bytes"] for record in records for entry in record["files"].values())
+    print(
+        f"{len(cases)} cases, {total} slices, {size / 1e9:.2f} GB; test {len(splits.test)} cases, "
+        f"folds {[len(fold) for fold in splits.folds]}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)

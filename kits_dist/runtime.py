@@ -1,0 +1,153 @@
+"""The machine and the launcher: devices, processes, precision and why, seeds, and what a report should say of them."""
+
+import os
+import platform
+import random
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from kits_dist.batch import Shard
+from kits_dist.config import TrainConfig
+from kits_dist.errors import InputError
+from kits_dist.parallel import cores
+
+
+class Precision(NamedTuple):
+    mode: str  # fp32, tf32, fp16 or bf16
+    reason: str
+
+    @property
+    def autocast(self) -> str:
+        """Accelerate's name for it."""
+        return self.mode if self.mode in ("fp16", "bf16") else "no"
+
+
+class Runtime(NamedTuple):
+    accelerator: Accelerator
+    precision: Precision
+    shard: Shard
+
+
+def start(train: TrainConfig, run: Path, seed: int) -> Runtime:
+    """Join the process group, choose precision, seed everything.
+
+    Raises InputError when launcher and configuration contradict each other, or the processes do not see each other.
+    """
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise InputError(f"the launcher asks for {name}, which kits_dist does not use. Launch with launch/ddp.yaml")
+    precision = choose_precision(train.precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
+    ddp = DistributedDataParallelKwargs(
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,  # batch norm statistics are taken from rank 0 once, before validation
+        # no bucket rebuild after the first step, which would change the order of summation on a resumed run
+        find_unused_parameters=train.deterministic,
+    )
+    accelerator = Accelerator(
+        mixed_precision=precision.autocast,
+        # Without this two launched processes without a GPU would each believe they are alone.
+        cpu=not torch.cuda.is_available(),
+        log_with="tensorboard",
+        project_dir=str(run),
+        kwargs_handlers=[ddp],
+    )
+    asked = int(os.environ.get("WORLD_SIZE", 1))
+    if asked != accelerator.num_processes:
+        raise InputError(f"the launcher started {asked} processes but {accelerator.num_processes} found each other.")
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    if accelerator.device.type == "cpu":
+        torch.set_num_threads(max(1, cores() // local_world))  # torchrun sets OMP_NUM_THREADS=1
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision.mode != "fp32"
+    torch.backends.cudnn.benchmark = not train.deterministic
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    half = accelerator.device.type == "cuda" and precision.autocast != "no"
+    shard = Shard(
+        accelerator.process_index,
+        accelerator.num_processes,
+        local_world,
+        accelerator.device,
+        torch.float16 if half else torch.float32,
+    )
+    return Runtime(accelerator, precision, shard)
+
+
+def choose_precision(asked: str, launcher: str) -> Precision:
+    """`train.precision` and the launcher's mixed_precision -> one mode. Raises InputError when they contradict."""
+    if launcher not in ("no", "fp16", "bf16"):
+        raise InputError(f"the launcher's mixed_precision={launcher} is not supported: use no, fp16 or bf16.")
+    if asked != "auto":
+        if launcher not in ("no", asked):
+            raise InputError(
+                f"train.precision={asked} but the launcher's mixed_precision={launcher}. Change one of them."
+            )
+        return Precision(asked, "train.precision")
+    if launcher != "no":
+        return Precision(launcher, "the launcher's mixed_precision")
+    if not torch.cuda.is_available():
+        return Precision("fp32", "no GPU")
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return Precision("bf16", f"{torch.cuda.get_device_name()} has it")
+    return Precision("fp16", f"{torch.cuda.get_device_name()} has no bf16")
+
+
+def environment() -> dict:
+    """What a figure needs beside it. No host, user or path names."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "gpu": gpus[0] if gpus else None,
+        "gpus": len(gpus),
+        "cpu": _cpu_name(),
+        "cpu_cores": cores(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        **{short: _version(name) for short, name in _PACKAGES.items()},
+        **commit(),
+    }
+
+
+_PACKAGES = {
+    "accelerate": "accelerate",
+    "smp": "segmentation-models-pytorch",
+    "dali": "nvidia-dali-cuda130",
+    "numpy": "numpy",
+    "kits_dist": "kits-dist",
+}
+
+
+def commit() -> dict:
+    """{"commit", "dirty"} of the checkout this code runs from; null outside one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+        return {"commit": head.stdout.strip(), "dirty": bool(status.stdout.strip())}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,67 @@
+"""Model + validation loader -> loss and exact counts per case, the same on any number of ranks."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from kits_dist.batch import Batch
+from kits_dist.errors import JobFailed
+from kits_dist.losses import RegionLoss, region_targets
+from kits_dist.metrics import batch_counts, dice
+
+
+class Validation(NamedTuple):
+    loss: float  # mean over slices
+    counts: np.ndarray  # (cases of the store, R, 3) int64 on the network's grid; zero rows for cases not scored
+
+    def dice_grid(self, rows: list[int]) -> np.ndarray:
+        """(R,) mean over these cases of the volume Dice on the network's grid (not the evaluator's native grid)."""
+        return dice(self.counts[rows]).mean(axis=0)
+
+
+@torch.inference_mode()
+def score(
+    model: nn.Module,
+    loss_fn: RegionLoss,
+    loader: Iterable[Batch],
+    num_cases: int,
+    num_slices: int,
+    accelerator: Accelerator,
+) -> Validation:
+    """Score every slice once over all ranks. `model` is the unwrapped one: a wrapped module hangs when a rank has no batch.
+
+    Counts are integers summed over slices, then ranks; nothing is divided before. Raises JobFailed when the ranks together
+    saw another number of slices than there are.
+    """
+    broadcast_buffers(model, accelerator)
+    was_training = model.training
+    model.eval()
+    regions = loss_fn.table.shape[1]
+    counts = torch.zeros(num_cases, regions, 3, dtype=torch.int64, device=accelerator.device)
+    sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # loss * slices, slices
+    for batch in loader:
+        with accelerator.autocast():
+            logits = model(batch.image)
+        sums += torch.stack(
+            [loss_fn(logits, batch.label).double() * len(batch.label), sums.new_tensor(len(batch.label))]
+        )
+        counts.index_add_(
+            0, batch.case.long(), batch_counts(logits.float(), region_targets(batch.label, loss_fn.table))
+        )
+    model.train(was_training)
+    sums, counts = accelerator.reduce(sums, "sum"), accelerator.reduce(counts, "sum")
+    total, seen = sums.tolist()  # sync
+    if int(seen) != num_slices:
+        raise JobFailed(f"validation saw {int(seen)} slices instead of {num_slices}; is every rank on the same store?")
+    return Validation(total / seen, counts.cpu().numpy())
+
+
+def broadcast_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Batch norm statistics of rank 0 to all: in training each rank has its own."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)

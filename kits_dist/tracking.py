@@ -1,0 +1,92 @@
+"""What a run says while it runs: TensorBoard and log.jsonl, from rank 0; and how fast it goes, without waiting for the GPU."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from kits_dist.config import Config, as_plain
+
+
+class Tracker:
+    """Scalars by optimiser step to TensorBoard (RUN/tensorboard) and to RUN/log.jsonl, one JSON object a line."""
+
+    def __init__(self, accelerator: Accelerator, run: Path, config: Config, data: str):
+        accelerator.init_trackers("tensorboard")  # a folder of that name in project_dir
+        self._accelerator = accelerator
+        self._is_main = accelerator.is_main_process
+        if self._is_main:
+            self._lines = open(run / "log.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115: closed in `close`
+            self.writer = accelerator.get_tracker("tensorboard", unwrap=True)
+            text = "\n".join(f"    {line}" for line in json.dumps(as_plain(config), indent=1).splitlines())
+            self.writer.add_text("run", f"data: {data}\n\n{text}", 0)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        if self._is_main:
+            self._accelerator.log(values, step=step)
+            self._lines.write(json.dumps({"step": step, "time_s": round(time.time(), 3)} | values) + "\n")
+
+    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        """picture: (H, W, 3) uint8."""
+        if self._is_main:
+            self.writer.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._accelerator.end_training()
+        if self._is_main:
+            self._lines.close()
+
+
+class Pace:
+    """Step times and the share of them spent waiting for data.
+
+    On a GPU: events on the compute stream, read only in `report` (which the caller calls at log steps). The wait is the gap
+    between the end of a step and the moment the next batch is ready. On a CPU: the time blocked in `next`.
+    """
+
+    def __init__(self, device: torch.device):
+        self._cuda = device.type == "cuda"
+        self._marks: list[tuple] = []  # (step before ended, batch ready, step ended)
+        self._ended = self._now()
+        self._ready = None
+
+    def batch_ready(self) -> None:
+        self._ready = self._now()
+
+    def step_ended(self) -> None:
+        ended = self._now()
+        self._marks.append((self._ended, self._ready, ended))
+        self._ended = ended
+
+    def resume(self) -> None:
+        """Leave out what happened since the last step: validation, saving."""
+        self._ended = self._now()
+
+    def report(self, images_per_step: int) -> dict[str, float]:
+        """Figures over the steps since the last report, then forgets them."""
+        if self._cuda:
+            torch.cuda.synchronize()  # sync
+        steps = np.array([self._between(before, ended) for before, _, ended in self._marks])
+        waits = np.array([self._between(before, ready) for before, ready, _ in self._marks])
+        self._marks = []
+        self._ended = self._now()
+        return {
+            "perf/images_per_s": images_per_step * len(steps) / steps.sum(),
+            "perf/step_ms_p50": float(np.percentile(steps, 50)) * 1e3,
+            "perf/step_ms_p99": float(np.percentile(steps, 99)) * 1e3,
+            "perf/data_wait": waits.sum() / steps.sum(),
+        }
+
+    def _now(self):
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _between(self, a, b) -> float:
+        """Seconds."""
+        return a.elapsed_time(b) / 1e3 if self._cuda else b - a
