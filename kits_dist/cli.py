@@ -117,7 +117,8 @@ def _leave(message: str, code: int) -> NoReturn:
 
 def _split(word: str, following: str, schema: type) -> tuple[str, str]:
     if word.startswith("-"):
-        name, _, value = word.lstrip("-").replace("-", "_").partition("=")
+        name, _, value = word.lstrip("-").partition("=")
+        name = name.replace("-", "_")
         value = value or (following if following and not following.startswith("-") else "VALUE")
         matching = [key for key in _flat(schema) if key.split(".")[-1] == name]
         raise InputError(f"unknown option {word}. Write {(matching or [name])[0]}={value}; all keys: help")

@@ -39,7 +39,6 @@ class Progress(NamedTuple):
     best: float = math.inf  # validation loss, or minus mean Dice
     best_epoch: int = -1
     stale: int = 0  # validations since the best
-    finished: str = ""  # why the run ended, if it did
 
 
 def main(config: Config) -> None:
@@ -79,8 +78,8 @@ def main(config: Config) -> None:
     if accelerator.is_main_process:
         _write_run(run, config, store)
     _introduce(accelerator, runtime, config, feed, train_cases, val_cases, global_batch, progress, notes)
-    if progress.finished:
-        accelerator.print(f"{run}: already finished ({progress.finished}).")
+    if reason := finished(progress, num_samples, config.optim):
+        accelerator.print(f"{run}: already finished ({reason}).")
         accelerator.end_training()
         return
     tracker = Tracker(accelerator, run, config, store.meta["data"])
@@ -101,7 +100,7 @@ def main(config: Config) -> None:
     )
     model.train()
     pace.resume()
-    while not progress.finished:
+    while not finished(progress, num_samples, config.optim):
         rate = lr_at(step, total_steps, config.optim, shard.world)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -152,16 +151,27 @@ def main(config: Config) -> None:
             named = "  ".join(
                 f"{name} {value:.3f}" for name, value in zip(config.model.regions, dice_grid, strict=True)
             )
-            bar.write(
-                f"epoch {epoch + 1}: val loss {validation.loss:.4f}  dice_grid {named}{'  best' if is_best else ''}"
-            )
+            best = "  best" if is_best else ""
+            if accelerator.is_main_process:
+                bar.write(f"epoch {epoch + 1}: val loss {validation.loss:.4f}  dice_grid {named}{best}")
             pace.resume()
         elif config.train.save_every_steps and step % config.train.save_every_steps == 0:
             _save(run, step, plain_model, plain_optimizer, progress, config, store, False, accelerator)
             pace.resume()
     bar.close()
     tracker.close()
-    accelerator.print(f"finished: {progress.finished}; best epoch {progress.best_epoch + 1}; run: {run}")
+    accelerator.print(
+        f"finished: {finished(progress, num_samples, config.optim)}; best epoch {progress.best_epoch + 1}; run: {run}"
+    )
+
+
+def finished(progress: Progress, num_samples: int, config: OptimConfig) -> str:
+    """Why there is nothing left to do, or "". Derived, not stored: a run may be resumed with more epochs or patience."""
+    if config.patience and progress.stale >= config.patience:
+        return f"no improvement in {progress.stale} epochs"
+    if progress.position >= config.epochs * num_samples:
+        return f"{config.epochs} epochs done"
+    return ""
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
@@ -239,16 +249,9 @@ def _judge(
     """Progress after a validation, and whether it was the best. All ranks compute the same from the same reduced counts."""
     value = validation.loss if config.best_by == "loss" else -float(dice_grid.mean())
     is_best = value < progress.best
-    progress = (
-        progress._replace(best=value, best_epoch=epoch, stale=0)
-        if is_best
-        else progress._replace(stale=progress.stale + 1)
-    )
-    if config.patience and progress.stale >= config.patience:
-        return progress._replace(finished=f"no improvement in {progress.stale} epochs"), is_best
-    if epoch + 1 >= config.epochs:
-        return progress._replace(finished=f"{config.epochs} epochs done"), is_best
-    return progress, is_best
+    if is_best:
+        return progress._replace(best=value, best_epoch=epoch, stale=0), True
+    return progress._replace(stale=progress.stale + 1), False
 
 
 def _save(

@@ -1,0 +1,56 @@
+"""Run under a launcher by test_end_to_end: what each rank consumes, and how a fixed model is scored.
+
+python -m tests.launched.consume STORE OUTPUT; each rank writes OUTPUT/rank_R.json.
+"""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from kits_dist.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
+from kits_dist.data import build_train_loader, build_val_loader
+from kits_dist.data.store import Store
+from kits_dist.losses import RegionLoss
+from kits_dist.models import build_model
+from kits_dist.runtime import start
+from kits_dist.scoring import score
+
+REGIONS = ("kidney_and_mass", "tumor")
+
+
+def main(store_path: str, output: str) -> None:
+    store = Store(store_path)
+    runtime = start(TrainConfig(), Path(output), seed=0)
+    data = DataConfig(store=store_path, batch_size=3, size_px=(64, 64), threads=1, fold="all")
+    loader, feed = build_train_loader(store, data, AugmentConfig(), 0, runtime.shard)
+    steps = -(-len(feed.rows) // (3 * runtime.shard.world))
+    seen = [
+        pair
+        for batch in itertools.islice(iter(loader), steps)
+        for pair in zip(batch.case.tolist(), batch.index.tolist(), strict=True)
+    ]
+    cases = store.splits.select("all")[0]
+    torch.manual_seed(0)
+    model = build_model(ModelConfig("simple_unet", width=2, regions=REGIONS), 1)
+    if runtime.shard.rank:  # other batch norm statistics than rank 0's must not matter
+        for buffer in model.buffers():
+            buffer.add_(1)
+    val_loader, val_feed = build_val_loader(store, data, cases, runtime.shard)
+    loss = RegionLoss("bce", REGIONS)
+    result = score(model, loss, val_loader, len(store.cases), len(val_feed.rows), runtime.accelerator)
+    content = {
+        "world": runtime.shard.world,
+        "seen": seen,
+        "samples": len(feed.rows),
+        "loss": result.loss,
+        "counts": result.counts.tolist(),
+    }
+    (Path(output) / f"rank_{runtime.shard.rank}.json").write_text(json.dumps(content))
+    runtime.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

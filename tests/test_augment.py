@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+
+from kits_dist.config import AugmentConfig
+from kits_dist.data import augment
+from kits_dist.data.augment import Framing
+from kits_dist.data.intensity import Box, Window
+from kits_dist.data.store import Case, Normalization
+from kits_dist.data.volume import kits_geometry
+
+RAW = Normalization(0.0, 1.0)
+NOTHING = dict(rotate_p=0, flip=0, scale_p=0, crop=0, noise_p=0)
+
+
+def case(shape=(1, 64, 80), spacing=(3.0, 0.8, 0.8), body=None):
+    return Case(
+        "", shape, spacing, Box(*(body or (0, shape[1], 0, shape[2]))), {}, {}, kits_geometry(shape, spacing), {}
+    )
+
+
+def drawn(n=4000, one=None, framing=None, **changes):
+    config = AugmentConfig(**(NOTHING | changes))
+    u = augment.uniforms(0, np.zeros(n, int), np.arange(n))
+    return augment.draw(config, framing or Framing((64, 64), None), [one or case()] * n, Window(0, 200), u, 1000)
+
+
+def picture(shape):
+    return np.random.default_rng(0).integers(0, 201, shape).astype(np.uint8)
+
+
+def test_uniforms_are_uniform_independent_and_keyed():
+    u = augment.uniforms(1, np.zeros(20000, int), np.arange(20000))
+    table = np.stack(list(u.values()))
+    assert np.abs(table.mean(axis=1) - 0.5).max() < 0.01 and np.abs(table.var(axis=1) - 1 / 12).max() < 0.003
+    assert np.abs(np.corrcoef(table) - np.eye(len(table))).max() < 0.035
+    one = augment.uniforms(1, np.array([3]), np.array([7]))["angle"]
+    for seed, epoch, sample in ((2, 3, 7), (1, 4, 7), (1, 3, 8)):
+        assert augment.uniforms(seed, np.array([epoch]), np.array([sample]))["angle"] != one
+    many = augment.uniforms(1, np.array([9, 3]), np.array([1, 7]))["angle"]
+    assert many[1] == one[0]  # a sample's draw does not depend on its batch
+
+
+def test_nothing_drawn_is_an_exact_crop_even_at_odd_differences():
+    slab, label = picture((2, 65, 81)), picture((65, 81)) % 4
+    params = drawn(1, case((1, 65, 81)), Framing((32, 64), None))
+    image, cut = augment.apply(slab, label, params, 0, (32, 64), 200, RAW)
+    assert np.array_equal(image, slab[:, 16:48, 8:72]) and np.array_equal(cut, label[16:48, 8:72])
+
+
+def test_a_window_larger_than_the_slice_holds_it_whole():
+    slab, label = picture((1, 20, 30)), np.full((20, 30), 2, np.uint8)
+    for crop in (0, 1):
+        params = drawn(20, case((1, 20, 30)), Framing((64, 64), None), crop=crop)
+        for i in range(20):
+            image, padded = augment.apply(slab, label, params, i, (64, 64), 200, RAW)
+            assert (padded == 2).sum() == 600 and image.sum() == slab.sum()
+
+
+def test_the_validation_window_is_centred_on_the_body():
+    off = case((1, 200, 200), body=(100, 180, 20, 100))
+    matrix = augment.centred(Framing((64, 64), None), [off]).matrix[0]
+    assert matrix.tolist() == [[1, 0, 60 - 32], [0, 1, 140 - 32]]
+
+
+def test_flip_is_left_right():
+    slab = picture((1, 64, 64))
+    params = drawn(1, case((1, 64, 64)), flip=1)
+    assert np.array_equal(augment.apply(slab, slab[0], params, 0, (64, 64), 200, RAW)[0], slab[:, :, ::-1])
+
+
+def test_rotation_of_90_degrees_is_exact():
+    slab = picture((1, 64, 64))
+    still = np.zeros(1)
+    matrix = augment.matrices(
+        Framing((64, 64), None), [case((1, 64, 64))], np.zeros((1, 2)), still + 90, still + 1, still + 1
+    )
+    turned = augment.warp_linear(slab, matrix[0], (64, 64))[0]
+    assert np.abs(turned - np.rot90(slab[0])).max() < 0.01  # float32 matrix
+
+
+def test_rotation_and_magnification_act_in_mm():
+    """A disc stays a disc of the right size where pixels are 1.0 x 0.5 mm."""
+    y, x = np.mgrid[:128, :256] + 0.5
+    disc = ((((y - 64) * 1.0) ** 2 + ((x - 128) * 0.5) ** 2) < 30**2).astype(np.uint8)
+    one = case((1, 128, 256), (3.0, 1.0, 0.5))
+    still = np.zeros(1)
+    framing = Framing((128, 128), 1.0)
+    for degrees, zoom in ((0, 1), (33, 1), (33, 1.2)):
+        corner = augment._corner(one, framing, None)[None]
+        matrix = augment.matrices(framing, [one], corner, still + degrees, still + 1, still + zoom)
+        seen = augment.warp_nearest(disc, matrix[0], (128, 128))
+        rows, columns = np.nonzero(seen)
+        assert np.ptp(rows) + 1 == pytest.approx(60 * zoom, abs=2) and np.ptp(columns) + 1 == pytest.approx(
+            60 * zoom, abs=2
+        )
+        assert seen.sum() == pytest.approx(np.pi * 900 * zoom**2, rel=0.01)
+
+
+def test_image_and_label_move_together():
+    """Centroids of a blob in image and label: equal but for nearest-neighbour's sampling of the edge, and without bias (half a pixel would show as 0.5)."""
+    y, x = np.mgrid[:96, :96] + 0.5
+    blob = (np.hypot(y - 46, x - 52) < 25).astype(np.uint8)
+    params = drawn(60, case((1, 96, 96)), Framing((96, 96), None), rotate_p=1, scale_p=1, flip=0.5)
+    apart = []
+    for i in range(60):
+        image, label = augment.apply(blob[None] * 200, blob, params, i, (96, 96), 200, RAW)
+        grid = np.mgrid[:96, :96]
+        image_centre, label_centre = ((grid * w).sum(axis=(1, 2)) / w.sum() for w in (image[0], label.astype(float)))
+        apart.append(image_centre - label_centre)
+    assert np.abs(apart).max() < 0.3 and np.abs(np.mean(apart, axis=0)).max() < 0.02
+
+
+def test_probabilities_and_ranges_are_as_configured():
+    p = drawn(rotate_p=0.5, rotate_deg=15)
+    degrees = np.rad2deg(np.arctan2(p.matrix[:, 1, 0], p.matrix[:, 0, 0]))
+    assert (degrees != 0).mean() == pytest.approx(0.5, abs=0.03) and np.abs(degrees).max() == pytest.approx(15, abs=0.1)
+    zoom = 1 / drawn(scale_p=0.3, scale=(0.85, 1.15)).matrix[:, 0, 0]
+    assert (zoom != 1).mean() == pytest.approx(0.3, abs=0.03) and 0.849 < zoom.min() < 0.86 < 1.14 < zoom.max() < 1.151
+    noise = drawn(noise_p=0.15, noise_hu=15).noise_sd
+    assert (noise > 0).mean() == pytest.approx(0.15, abs=0.02) and 14 < noise.max() <= 15
+    corners = drawn(crop=1, framing=Framing((64, 64), None)).matrix[:, :, 2]
+    assert set(corners[:, 0]) == set(range(17)) and set(corners[:, 1]) == {0}  # 80 - 64 columns of room, no rows
+    assert (drawn(flip=0.5).matrix[:, 0, 0] < 0).mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_noise_has_the_drawn_sd_stays_in_the_window_and_varies_with_the_offset():
+    flat = np.full((1, 64, 64), 100, np.uint8)
+    params = drawn(200, case((1, 64, 64)), noise_p=1, noise_hu=15)
+    assert len(set(params.noise_offset)) > 150
+    images = [augment.apply(flat, flat[0], params, i, (64, 64), 200, RAW)[0] for i in range(20)]
+    for i, image in enumerate(images):
+        assert image.std() == pytest.approx(params.noise_sd[i], rel=0.06)
+        assert abs(image.mean() - 100) < 1
+    a, b = ((image - 100).ravel() / params.noise_sd[i] for i, image in enumerate(images[:2]))
+    assert abs(np.corrcoef(a, b)[0, 1]) < 0.1
+    edge = augment.apply(flat * 0, flat[0], params, 0, (64, 64), 200, RAW)[0]
+    assert edge.min() == 0
+    values = augment.apply(flat, flat[0], params, 0, (64, 64), 200, Normalization(40, 50))[0]
+    assert np.allclose(values, (images[0] - 40) / 50, atol=1e-5)

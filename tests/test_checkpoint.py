@@ -1,0 +1,104 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from kits_dist import checkpoint
+from kits_dist.errors import InputError, MissingInput
+
+
+def trained(kind=torch.optim.Adam, steps=3, **more):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+    optimizer = kind(model.parameters(), lr=0.1, **more)
+    advance(model, optimizer, steps)
+    return model, optimizer
+
+
+def advance(model, optimizer, steps):
+    for k in range(steps):
+        torch.manual_seed(k)
+        model(torch.randn(2, 3, 5, 5)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [(torch.optim.Adam, {}), (torch.optim.AdamW, {}), (torch.optim.SGD, {"momentum": 0.9}), (torch.optim.SGD, {})],
+)
+def test_going_on_after_a_restore_is_bit_equal(tmp_path, kind, more):
+    model, optimizer = trained(kind, **more)
+    checkpoint.save(tmp_path, 3, model, optimizer, {"position": 30}, best=True, keep=2)
+    advance(model, optimizer, 3)
+    found, damaged = checkpoint.find(tmp_path)
+    assert (found.state, damaged) == ({"position": 30}, [])
+    again, other = trained(kind, steps=1, **more)
+    checkpoint.restore(found, again, other)
+    for group in other.state.values():
+        for value in group.values():
+            if isinstance(value, torch.Tensor) and value.ndim == 4:
+                assert value.is_contiguous(memory_format=torch.channels_last)  # as the parameter is
+    advance(again, other, 3)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+    model, optimizer = trained()
+    for step in range(6):
+        checkpoint.save(tmp_path, step, model, optimizer, {}, best=step == 1, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "best",
+        "last",
+        "step_00000001",
+        "step_00000004",
+        "step_00000005",
+    ]
+    assert (tmp_path / "last").resolve().name == "step_00000005" and (
+        tmp_path / "best"
+    ).resolve().name == "step_00000001"
+    content = {p.suffix for p in (tmp_path / "last").iterdir()}
+    assert content == {".safetensors", ".json"}  # nothing that can run code
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
+def test_a_damaged_one_is_passed_over_and_said(tmp_path, name, damage):
+    model, optimizer = trained()
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, model, optimizer, {"position": step}, best=False, keep=2)
+    path = tmp_path / "step_00000002" / name
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-9] if damage == "cut" else bytes([content[0] ^ 1]) + content[1:])
+    found, said = checkpoint.find(tmp_path)
+    assert found.state == {"position": 1}
+    assert len(said) == 1 and "step_00000002" in said[0]
+
+
+def test_none_found(tmp_path):
+    assert checkpoint.find(tmp_path) == (None, [])
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    model, optimizer = trained()
+    checkpoint.save(tmp_path, 1, model, optimizer, {}, best=False, keep=1)
+    other = nn.Conv2d(3, 4, 3)
+    with pytest.raises(InputError, match="weights of another model"):
+        checkpoint.restore(checkpoint.find(tmp_path)[0], other, torch.optim.Adam(other.parameters()))
+
+
+def test_exported_weights_say_what_they_expect(tmp_path):
+    model, _ = trained()
+    checkpoint.export(tmp_path / "model.safetensors", model, {"window_hu": [0, 200]})
+    weights, about = checkpoint.read_export(tmp_path / "model.safetensors")
+    assert about == {"window_hu": [0, 200]} and torch.equal(weights["0.weight"], model[0].weight)
+    with pytest.raises(MissingInput, match="written at a run's first validation"):
+        checkpoint.read_export(tmp_path / "nowhere.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(json.dumps({}).encode())
+    with pytest.raises(InputError, match="not weights exported by kits_dist"):
+        checkpoint.read_export(tmp_path / "bad.safetensors")

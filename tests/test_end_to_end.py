@@ -1,0 +1,188 @@
+"""Programs as users start them: real launchers, real processes, real files."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from kits_dist import cli, evaluate, predict
+from kits_dist import train as training
+from kits_dist.config import Config
+from kits_dist.data.volume import read_labels, same_grid
+from kits_dist.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch" / "cpu.yaml")]
+LAUNCH += ["--main_process_port", "0"]  # any free port: tests may run beside each other
+SMALL = [
+    "data.batch_size=3",
+    "data.size_px=64x64",
+    "model.arch=simple_unet",
+    "model.width=4",
+    "optim.lr=1e-2",
+    "log.every_steps=2",
+]
+SMALL += ["data.fold=1", "model.regions=[kidney_and_mass,tumor]", "optim.loss=bce_dice", "log.images=2"]
+
+
+def run(command: list[str], code: int = 0) -> subprocess.CompletedProcess:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+    assert (done.returncode == 0) == (code == 0), (
+        f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    )
+    return done
+
+
+def train(store, folder, *more, launcher=()) -> subprocess.CompletedProcess:
+    start = [*launcher, "-m"] if launcher else [sys.executable, "-m"]
+    return run([*start, "kits_dist.train", f"data.store={store.path}", f"run={folder}", *SMALL, *more])
+
+
+@pytest.fixture(scope="module")
+def trained(store, tmp_path_factory):
+    """A run of two launched processes."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    done = train(store, folder, "optim.epochs=12", launcher=LAUNCH)
+    return folder, done.stdout + done.stderr
+
+
+def test_two_launched_processes_train_and_write_what_is_promised(trained):
+    folder, said = trained
+    assert "2 processes x batch 3 x accumulate 1 = 6 a step" in said
+    for name in (
+        "config.yaml",
+        "environment.json",
+        "log.jsonl",
+        "model.safetensors",
+        "checkpoint/last/state.json",
+        "checkpoint/best/state.json",
+    ):
+        assert (folder / name).is_file(), name
+    assert list((folder / "tensorboard").glob("events*"))
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert np.mean(losses[-3:]) < 0.8 * losses[0]
+    assert sum("val/loss" in line for line in lines) == 12
+    assert {"train/lr", "train/grad_norm", "perf/images_per_s", "perf/data_wait"} <= set(lines[0])
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["torch"] and len(environment["store_sha256"]) == 64 and environment["data"] == "kits"
+    assert said.count("epoch 3:") == 1  # one process speaks
+
+
+def test_evaluate_and_predict_agree_on_the_native_grid(trained, raw, tmp_path):
+    folder, _ = trained
+    evaluate.main(evaluate.Args(run=str(folder)))
+    output = folder / "evaluation" / "test"
+    summary = json.loads((output / "summary.json").read_text())
+    assert list(summary["regions"]) == ["kidney_and_mass", "tumor"]  # what it cannot predict is absent
+    assert summary["regions"]["kidney_and_mass"]["dice"] > 0.8
+    assert (output / "panel.png").stat().st_size > 1000
+    with open(output / "cases.csv") as file:
+        case_id = next(csv.DictReader(file))["case"]
+    predict.main(
+        predict.Args(run=str(folder), input=str(raw / case_id / "imaging.nii.gz"), output=str(tmp_path / "labels"))
+    )
+    ours, theirs = (
+        read_labels(tmp_path / "labels" / "imaging.nii.gz"),
+        read_labels(output / "predictions" / f"{case_id}.nii.gz"),
+    )
+    truth = read_labels(raw / case_id / "aggregated_MAJ_seg.nii.gz")
+    assert np.array_equal(ours.array, theirs.array) and ours.array.any()
+    assert same_grid(ours.geometry, truth.geometry) and same_grid(theirs.geometry, truth.geometry)
+    # the separate evaluator, given only the files, comes to the same figures
+    evaluate.main(
+        evaluate.Args(
+            predictions=str(output / "predictions"),
+            truth=str(_only(raw, summary, output, tmp_path)),
+            output=str(tmp_path / "scored"),
+        )
+    )
+    again = json.loads((tmp_path / "scored" / "summary.json").read_text())
+    for name in summary["regions"]:
+        assert again["regions"][name]["dice"] == summary["regions"][name]["dice"]
+
+
+def _only(raw: Path, summary: dict, output: Path, tmp_path: Path) -> Path:
+    """A truth folder with the predicted cases alone."""
+    (tmp_path / "truth").mkdir()
+    for path in (output / "predictions").iterdir():
+        case_id = path.name.removesuffix(".nii.gz")
+        (tmp_path / "truth" / case_id).symlink_to(raw / case_id)
+    return tmp_path / "truth"
+
+
+def test_two_ranks_consume_disjoint_slices_whose_union_is_the_epoch_and_score_as_one(store, tmp_path):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for folder, start in ((alone, [sys.executable]), (together, LAUNCH)):
+        folder.mkdir()
+        run([*start, "-m", "tests.launched.consume", str(store.path), str(folder)])
+    one = json.loads((alone / "rank_0.json").read_text())
+    ranks = [json.loads((together / f"rank_{r}.json").read_text()) for r in range(2)]
+    assert [one["world"], *(r["world"] for r in ranks)] == [1, 2, 2]
+    assert len(ranks[0]["seen"]) == len(ranks[1]["seen"])
+    # global order: the ranks take turns; the stream's first n samples are the epoch
+    together_seen = [tuple(pair) for both in zip(ranks[0]["seen"], ranks[1]["seen"], strict=True) for pair in both]
+    epoch = together_seen[: one["samples"]]
+    assert len(set(epoch)) == one["samples"] and sorted(set(epoch)) == sorted(
+        {tuple(p) for p in one["seen"][: one["samples"]]}
+    )
+    assert epoch == [tuple(p) for p in one["seen"][: one["samples"]]]
+    assert ranks[0]["counts"] == ranks[1]["counts"] == one["counts"]  # integers, equal
+    assert ranks[0]["loss"] == pytest.approx(one["loss"], rel=1e-6)
+
+
+def test_resumed_training_is_bit_equal_to_uninterrupted(store, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(store, whole, "optim.epochs=4", "train.deterministic=true", "log.images=0")
+    train(store, parts, "optim.epochs=2", "train.deterministic=true", "log.images=0")
+    last = (parts / "checkpoint" / "last").resolve()
+    done = train(store, parts, "optim.epochs=4", "train.deterministic=true", "log.images=0", "resume=auto")
+    assert f"continuing from {last.name}" in done.stdout
+    a, b = (load_file(folder / "checkpoint" / "last" / "model.safetensors") for folder in (whole, parts))
+    assert a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+    again = train(store, parts, "optim.epochs=4", "train.deterministic=true", "log.images=0", "resume=auto")
+    assert "already finished (4 epochs done)" in again.stdout
+
+
+def test_two_runs_are_never_mixed_in_one_folder(store, trained):
+    folder, _ = trained
+    arguments = [f"data.store={store.path}", f"run={folder}", *SMALL]
+    with pytest.raises(InputError, match="already holds a run. Continue it with resume=auto"):
+        training.main(cli.load(Config, arguments))
+    with pytest.raises(InputError, match=r"another configuration \(data.context: 0 there, 1 asked\)"):
+        training.main(cli.load(Config, [*arguments, "resume=auto", "data.context=1"]))
+    with pytest.raises(InputError, match="is a file"):
+        training.main(cli.load(Config, [f"data.store={store.path}", f"run={folder / 'log.jsonl'}"]))
+
+
+def test_a_wrong_argument_under_the_launcher_is_said_once():
+    done = run([*LAUNCH, "-m", "kits_dist.train", "data.store=/nowhere", "run=/tmp/never"], code=1)
+    assert (done.stdout + done.stderr).count("data.store=/nowhere: no store.json there") == 1
+    assert not Path("/tmp/never").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("program", ["phantom", "audit", "prepare", "train", "evaluate", "predict"])
+def test_every_program_answers_help(program):
+    import runpy
+    from unittest import mock
+
+    with mock.patch.object(sys, "argv", ["kits-dist", program, "help"]), pytest.raises(SystemExit) as caught:
+        runpy.run_module("kits_dist", run_name="__main__")
+    assert caught.value.code == 0
+
+
+def test_the_best_of_a_run_without_learning_is_poor(store, tmp_path):
+    """With optim.lr=0 nothing is learnt: the score comes from training, not from the pipeline."""
+    folder = tmp_path / "still"
+    train(store, folder, "optim.epochs=1", "optim.lr=0", "log.images=0")
+    evaluate.main(evaluate.Args(run=str(folder)))
+    summary = json.loads((folder / "evaluation" / "test" / "summary.json").read_text())
+    assert summary["regions"]["tumor"]["dice"] < 0.2

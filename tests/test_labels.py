@@ -1,0 +1,32 @@
+import numpy as np
+import pytest
+
+from kits_dist.labels import regions_to_labels, scored_regions
+
+
+def test_later_regions_paint_over_earlier_and_only_inside_the_kidney():
+    kidney = np.array([1, 1, 1, 0, 0], bool)
+    mass = np.array([0, 1, 1, 1, 0], bool)
+    tumor = np.array([0, 0, 1, 1, 0], bool)
+    labels = regions_to_labels(np.stack([kidney, mass, tumor]), ("kidney_and_mass", "mass", "tumor"))
+    assert labels.tolist() == [1, 3, 2, 0, 0]  # the fourth pixel is outside kidney_and_mass
+
+
+def test_a_model_of_one_region_paints_that_one():
+    assert regions_to_labels(np.array([[1, 0]], bool), ("tumor",)).tolist() == [2, 0]
+
+
+def test_wrong_number_of_maps_is_refused():
+    with pytest.raises(ValueError, match="2 maps for 1 regions"):
+        regions_to_labels(np.zeros((2, 3), bool), ("tumor",))
+
+
+def test_what_cannot_be_predicted_is_absent():
+    assert list(scored_regions(("kidney_and_mass", "tumor"))) == ["kidney_and_mass", "tumor"]
+    assert list(scored_regions(("kidney_and_mass", "mass", "tumor"))) == [
+        "kidney_and_mass",
+        "mass",
+        "tumor",
+        "kidney",
+        "cyst",
+    ]

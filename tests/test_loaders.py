@@ -1,0 +1,154 @@
+"""The loader contract, and DALI against the meaning in NumPy."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from kits_dist.batch import ALONE
+from kits_dist.config import AugmentConfig, DataConfig
+from kits_dist.data import augment, build_train_loader, build_val_loader
+from kits_dist.data.feed import select_rows, slab_of
+from kits_dist.data.sampler import train_positions
+from kits_dist.errors import InputError
+
+ALL_DRAWN = AugmentConfig(rotate_p=0.7, flip=0.5, scale_p=0.7, crop=0.8, noise_p=0.5)
+
+
+def data(store, **more):
+    return DataConfig(store=str(store.path), **({"batch_size": 4, "size_px": (64, 96), "threads": 1} | more))
+
+
+def take(loader, n):
+    return list(itertools.islice(iter(loader), n))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"context": 1}, {"pixel_mm": 1.3}, {"size_px": (32, 64)}],
+    ids=["plain", "context", "pixel_mm", "small"],
+)
+def test_dali_does_what_augment_means(store, more):
+    config = data(store, **more)
+    loader, feed = build_train_loader(store, config, ALL_DRAWN, 7, ALONE)
+    differing = pixels = 0
+    for step, batch in enumerate(take(loader, 8)):
+        host = feed.batch(train_positions(step, 4, 0, 1))
+        assert torch.equal(torch.stack([batch.case, batch.index], 1), torch.from_numpy(host.identity))
+        for i in range(4):
+            image, label = augment.apply(
+                host.slabs[i][..., 0], host.labels[i][..., 0], host.params, i, config.size_px, 200, feed.norm
+            )
+            # DALI warps with float32 coordinates: at most 1.6 HU was seen on 0/200 noise, the worst case
+            assert np.abs(batch.image[i].numpy() - image).max() * feed.norm.sd < 1.6
+            differing += (batch.label[i].numpy() != label).sum()
+            pixels += label.size
+    assert differing / pixels < 2e-4  # nearest-neighbour ties within float32's 0.007 px
+
+
+def test_without_augmentation_dali_is_exact(store):
+    loader, feed = build_val_loader(store, data(store), [c.case_id for c in store.cases], ALONE)
+    for batch in loader:
+        for i in range(len(batch.image)):
+            row = np.flatnonzero(
+                (store.slices.case == batch.case[i].item()) & (store.slices.index == batch.index[i].item())
+            )
+            host = feed.batch(np.searchsorted(feed.rows, row))
+            image, label = augment.apply(
+                host.slabs[0][..., 0], host.labels[0][..., 0], host.params, 0, (64, 96), 200, feed.norm
+            )
+            assert np.array_equal(batch.label[i].numpy(), label)
+            assert np.abs(batch.image[i].numpy() - image).max() < 1e-5
+
+
+def test_shapes_types_and_ranges(store):
+    loader, feed = build_train_loader(store, data(store, context=2), ALL_DRAWN, 0, ALONE)
+    batch = take(loader, 1)[0]
+    assert batch.image.shape == (4, 5, 64, 96) and batch.image.dtype == torch.float32 and batch.image.is_contiguous()
+    assert batch.label.shape == (4, 64, 96) and batch.label.dtype == torch.uint8 and batch.label.max() <= 3
+    assert batch.case.dtype == batch.index.dtype == torch.int32
+    levels = batch.image * feed.norm.sd + feed.norm.mean
+    assert -0.01 < levels.min() and levels.max() < 200.01
+
+
+def test_same_seed_same_batches_other_seed_others(store):
+    def images(seed):
+        return torch.stack(
+            [b.image for b in take(build_train_loader(store, data(store), ALL_DRAWN, seed, ALONE)[0], 6)]
+        )
+
+    assert torch.equal(images(1), images(1))
+    assert not torch.equal(images(1), images(2))
+
+
+def test_a_sample_is_the_same_on_other_ranks_batches_and_after_resuming(store):
+    def samples(world, batch, steps, start=0):
+        """{(position): bytes of image and label}"""
+        found = {}
+        for rank in range(world):
+            shard = ALONE._replace(rank=rank, world=world)
+            loader, _ = build_train_loader(store, data(store, batch_size=batch), ALL_DRAWN, 3, shard, start)
+            for step, got in enumerate(take(loader, steps)):
+                for k, position in enumerate(train_positions(step, batch, rank, world, start)):
+                    found[int(position)] = got.image[k].numpy().tobytes() + got.label[k].numpy().tobytes()
+        return found
+
+    whole = samples(1, 6, 8)
+    assert len(set(whole.values())) == 48
+    for other in (samples(2, 3, 8), samples(3, 4, 4), samples(2, 4, 3, start=24)):
+        assert all(whole[position] == content for position, content in other.items())
+
+
+def test_every_epoch_covers_every_slice_with_its_true_name(store):
+    loader, feed = build_train_loader(store, data(store, batch_size=3), AugmentConfig(), 0, ALONE)
+    n = len(feed.rows)
+    seen = [pair for b in take(loader, -(-2 * n // 3)) for pair in zip(b.case.tolist(), b.index.tolist(), strict=True)][
+        : 2 * n
+    ]
+    expected = sorted(zip(store.slices.case[feed.rows].tolist(), store.slices.index[feed.rows].tolist(), strict=True))
+    assert sorted(seen[:n]) == sorted(seen[n:]) == expected
+
+
+def test_validation_passes_are_equal_and_complete(store):
+    ids = store.splits.select(0)[1]
+    shards = [ALONE._replace(rank=rank, world=2) for rank in range(2)]
+    loaders = [build_val_loader(store, data(store), ids, shard)[0] for shard in shards]
+    passes = [[(b.case.tolist(), b.index.tolist()) for loader in loaders for b in loader] for _ in range(3)]
+    assert passes[0] == passes[1] == passes[2]
+    seen = sorted(pair for cases, indices in passes[0] for pair in zip(cases, indices, strict=True))
+    assert seen == [(store.row[c], i) for c in sorted(ids) for i in range(store.cases[store.row[c]].shape[0])]
+
+
+def test_a_rank_without_validation_slices_has_an_empty_loader(store):
+    shard = ALONE._replace(rank=99, world=100)
+    assert list(build_val_loader(store, data(store), [store.cases[3].case_id], shard)[0]) == []
+
+
+def test_fixed_repeats_one_real_batch(store):
+    real = take(build_train_loader(store, data(store), ALL_DRAWN, 0, ALONE)[0], 1)[0]
+    fixed = take(build_train_loader(store, data(store, backend="fixed"), ALL_DRAWN, 0, ALONE)[0], 3)
+    assert all(torch.equal(a, b) for one in fixed for a, b in zip(one, real, strict=True))
+
+
+def test_kidney_slices_with_margin(store):
+    for case in store.cases:
+        row = store.row[case.case_id]
+        rows = select_rows(store, [case.case_id], "kidney", 0)
+        assert store.slices.index[rows].tolist() == list(range(1, case.shape[0]))  # the fixture leaves slice 0 empty
+        assert set(store.slices.case[rows]) == {row}
+        assert len(select_rows(store, [case.case_id], "kidney", 1)) == case.shape[0]
+
+
+def test_context_repeats_the_end_slices():
+    volume = np.arange(4)[:, None, None] * np.ones((1, 2, 2), int)
+    assert slab_of(volume, 0, 1)[:, 0, 0].tolist() == [0, 0, 1]
+    assert slab_of(volume, 3, 2)[:, 0, 0].tolist() == [1, 2, 3, 3, 3]
+    assert np.shares_memory(slab_of(volume, 2, 1), volume)
+
+
+def test_a_batch_larger_than_the_data_is_refused(store):
+    with pytest.raises(
+        InputError, match=r"data.batch_size=500 on 2 processes is larger than the \d+ training slices. Use \d+ or less"
+    ):
+        build_train_loader(store, data(store, batch_size=500), ALL_DRAWN, 0, ALONE._replace(world=2))

@@ -1,0 +1,170 @@
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from kits_dist import audit, prepare
+from kits_dist.data.intensity import Box, Window, body_box
+from kits_dist.data.store import Store, array_path
+from kits_dist.data.volume import kits_geometry, read_image, read_labels, write_nifti
+from kits_dist.errors import InputError, JobFailed, MissingInput
+from tests.conftest import SHAPES, write_case
+
+
+def run(source, store, **more):
+    prepare.main(prepare.Args(source=str(source), store=str(store), workers=1, **more))
+    return Store(store)
+
+
+def test_the_window_is_lossless_for_integer_hu():
+    window = Window(0, 200)
+    hu = np.arange(-1000, 1500, dtype=np.int16)
+    assert (window.step_hu, window.levels) == (1, 200)
+    assert np.array_equal(window.to_levels(hu), np.clip(hu, 0, 200))
+    assert window.to_levels(np.array([0.4, 0.6, 199.7], np.float32)).tolist() == [0, 1, 200]
+    wide = Window(-79, 304)  # nnU-Net's KiTS window: 383 HU do not fit 255 levels
+    assert wide.step_hu == pytest.approx(383 / 255) and wide.levels == 255
+    assert wide.to_levels(np.array([-79, 304], np.int16)).tolist() == [0, 255]
+
+
+def test_the_body_box_leaves_out_the_table():
+    levels = np.zeros((10, 50, 60), np.uint8)
+    levels[:, 10:30, 15:45] = 60
+    levels[:, 40:42, 5:55] = 90  # table
+    levels[:1, :, :5] = 90  # one bright slice is no body
+    assert body_box(levels) == Box(10, 30, 15, 45)
+    assert body_box(levels).center == (20, 30)
+    assert body_box(np.zeros((2, 8, 9), np.uint8)) == Box(0, 8, 0, 9)
+
+
+def test_the_store_holds_every_voxel(raw, store):
+    for case in store.cases:
+        row = store.row[case.case_id]
+        image = read_image(raw / case.case_id / "imaging.nii.gz")
+        label = read_labels(raw / case.case_id / "aggregated_MAJ_seg.nii.gz")
+        assert np.array_equal(store.image(row), np.clip(image.array, 0, 200))
+        assert np.array_equal(store.label(row), label.array)
+        assert case.voxels["tumor"] == (label.array == 2).sum()
+        assert case.geometry.axis_codes == "IPL" and case.spacing_mm == pytest.approx((3.0, 0.8, 0.8))
+    assert [case.shape for case in store.cases] == SHAPES
+
+
+def test_the_slice_table_counts_each_slice(store):
+    table = store.slices
+    assert len(table.case) == sum(shape[0] for shape in SHAPES)
+    for i in range(len(table.case)):
+        label = store.label(table.case[i])[table.index[i]]
+        assert (table.kidney[i], table.tumor[i], table.cyst[i]) == tuple((label == v).sum() for v in (1, 2, 3))
+
+
+def test_normalization_is_that_of_the_training_voxels(store):
+    train, _ = store.splits.select(1)
+    voxels = np.concatenate([store.image(store.row[case]).ravel() for case in train]).astype(float)
+    norm = store.normalization(1)
+    assert (norm.mean, norm.sd) == pytest.approx((voxels.mean(), voxels.std()))
+
+
+def test_a_finished_case_is_kept_and_a_changed_or_cut_one_is_done_again(raw, tmp_path, capsys):
+    source = shutil.copytree(raw, tmp_path / "raw")
+    run(source, tmp_path / "store")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "store" / "axial").rglob("*.npy")}
+    write_case(source, 1, (4, 63, 65), seed=9)
+    cut = array_path(tmp_path / "store", "case_00002", "image")
+    cut.write_bytes(cut.read_bytes()[:-10])
+    capsys.readouterr()
+    run(source, tmp_path / "store")
+    assert "2 cases written, 4 already there" in capsys.readouterr().out
+    again = {p.parent.name for p, time in before.items() if p.stat().st_mtime_ns != time}
+    assert again == {"case_00001", "case_00002"}
+
+
+def test_a_bad_case_is_named_the_others_are_finished_and_nothing_passes_as_a_store(raw, tmp_path, capsys):
+    source = shutil.copytree(raw, tmp_path / "raw")
+    (source / "case_00003" / "imaging.nii.gz").write_bytes(b"")
+    write_nifti(
+        source / "case_00004" / "aggregated_MAJ_seg.nii.gz",
+        np.zeros((2, 64, 64), np.uint8),
+        kits_geometry((2, 64, 64), (3, 1, 1)),
+    )
+    (source / "case_00005" / "aggregated_MAJ_seg.nii.gz").unlink()
+    with pytest.raises(JobFailed, match=r"3 of 6 cases .*skip=\[case_00003,case_00004,case_00005\]"):
+        run(source, tmp_path / "store")
+    said = capsys.readouterr().out
+    assert "empty (0 bytes)" in said and "image is 7x64x64 but label is 2x64x64" in said and "has no label file" in said
+    assert len(list((tmp_path / "store" / "axial").iterdir())) == 3
+    with pytest.raises(MissingInput, match="no store.json"):
+        Store(tmp_path / "store")
+    assert len(run(source, tmp_path / "store", skip=("case_00003", "case_00004", "case_00005")).cases) == 3
+    with pytest.raises(InputError, match="no such case"):
+        run(source, tmp_path / "store", skip=("case_99999",))
+
+
+def test_image_and_label_on_other_grids_are_refused(raw, tmp_path, capsys):
+    source = shutil.copytree(raw, tmp_path / "raw")
+    label = read_labels(source / "case_00000" / "aggregated_MAJ_seg.nii.gz")
+    write_nifti(
+        source / "case_00000" / "aggregated_MAJ_seg.nii.gz",
+        label.array,
+        kits_geometry(label.array.shape, (3.0, 0.9, 0.8)),
+    )
+    with pytest.raises(JobFailed):
+        run(source, tmp_path / "store")
+    assert "image and label differ in affine" in capsys.readouterr().out
+
+
+def test_another_orientation_gives_the_same_store(raw, store, tmp_path):
+    source = shutil.copytree(raw, tmp_path / "raw")
+    for name in ("imaging.nii.gz", "aggregated_MAJ_seg.nii.gz"):
+        path = source / "case_00000" / name
+        opened = nib.load(path)
+        nib.save(nib.as_closest_canonical(opened), path)
+        assert nib.aff2axcodes(nib.load(path).affine) == ("R", "A", "S")
+    turned = run(source, tmp_path / "store")
+    assert np.array_equal(turned.image(0), store.image(0)) and np.array_equal(turned.label(0), store.label(0))
+
+
+def test_a_store_that_is_not_whole_is_refused(raw, tmp_path):
+    run(raw, tmp_path / "s")
+    meta = tmp_path / "s" / "store.json"
+    content = json.loads(meta.read_text())
+    meta.write_text(json.dumps(content | {"format": 99}))
+    with pytest.raises(InputError, match="has format 99, this version reads 1"):
+        Store(tmp_path / "s")
+    meta.write_text("{")
+    with pytest.raises(InputError, match="is damaged"):
+        Store(tmp_path / "s")
+    meta.write_text(json.dumps(content))
+    path = array_path(tmp_path / "s", "case_00002", "label")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(InputError, match=f"label.npy has {len(whole) - 1} bytes instead of {len(whole)}"):
+        Store(tmp_path / "s")
+    path.unlink()
+    with pytest.raises(InputError, match="label.npy is missing"):
+        Store(tmp_path / "s")
+
+
+def test_no_window_and_no_source(tmp_path):
+    with pytest.raises(InputError, match="low must be below high"):
+        prepare.Args(source="a", store="b", window_hu=(200, 0))
+    with pytest.raises(MissingInput, match="no such folder"):
+        run(tmp_path / "nowhere", tmp_path / "s")
+
+
+def test_audit_tells_good_from_bad(raw, tmp_path, capsys):
+    audit.main(audit.Args(source=str(raw), output=str(tmp_path), workers=1))
+    report = json.loads((tmp_path / "audit.json").read_text())
+    assert len(report["cases"]) == 6 and not [f for f in report["findings"] if f["severity"] == "error"]
+    source = shutil.copytree(raw, tmp_path / "raw")
+    write_nifti(
+        source / "case_00001" / "aggregated_MAJ_seg.nii.gz",
+        np.zeros((4, 63, 65), np.uint8),
+        kits_geometry((4, 63, 65), (3, 0.8, 0.8)),
+    )
+    (source / "case_00003" / "imaging.nii.gz").write_bytes(b"")
+    with pytest.raises(JobFailed, match="1 of 6 cases cannot be used: case_00003"):
+        audit.main(audit.Args(source=str(source), output=str(tmp_path), workers=1))
+    said = capsys.readouterr().out
+    assert "no kidney voxel" in said and "no tumor voxel" in said

@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from kits_dist.data.sampler import TrainOrder, train_positions, val_positions
+
+
+@pytest.mark.parametrize(("world", "batch"), [(1, 4), (2, 5), (3, 6), (3, 1)])
+def test_each_epoch_holds_each_sample_once_over_all_ranks(world, batch):
+    n, epochs = 31, 3  # a prime: no batch divides it
+    order = TrainOrder(n, seed=5)
+    seen = []
+    for step in range(-(-n * epochs // (world * batch))):
+        parts = [order.at(train_positions(step, batch, rank, world)) for rank in range(world)]
+        assert all(len(samples) == batch for _, samples in parts)  # equal, full batches on every rank
+        seen += [pair for part in parts for pair in zip(*(a.tolist() for a in part), strict=True)]
+    for epoch in range(epochs):
+        assert sorted(s for e, s in seen if e == epoch) == list(range(n))
+
+
+def test_the_stream_does_not_depend_on_how_it_is_dealt():
+    order = TrainOrder(31, seed=5)
+
+    def dealt(world, batch, steps, start=0):
+        """Global order: rank r's k-th sample of a step is the (k * world + r)-th of all."""
+        stream = []
+        for step in range(steps):
+            parts = [order.at(train_positions(step, batch, rank, world, start))[1] for rank in range(world)]
+            stream += np.stack(parts, axis=1).ravel().tolist()
+        return stream
+
+    assert dealt(1, 60, 1) == dealt(2, 5, 6) == dealt(3, 4, 5)
+    assert dealt(1, 60, 1)[24:] == dealt(3, 4, 3, start=24)  # resumed after 24 samples on another number of ranks
+
+
+def test_epochs_and_seeds_differ():
+    orders = [TrainOrder(50, seed).at(np.arange(100))[1].reshape(2, 50).tolist() for seed in (0, 1)]
+    assert orders[0][0] != orders[0][1] and orders[0][0] != orders[1][0] and orders[0][0] != sorted(orders[0][0])
+
+
+@pytest.mark.parametrize(("n", "world", "batch"), [(17, 1, 4), (17, 3, 4), (2, 3, 4), (16, 2, 8)])
+def test_validation_sees_each_slice_once(n, world, batch):
+    batches = [val_positions(n, batch, rank, world) for rank in range(world)]
+    assert sorted(p for rank in batches for one in rank for p in one.tolist()) == list(range(n))
+    assert max(len(one) for rank in batches for one in rank) <= batch
