@@ -1,4 +1,5 @@
-"""`key=value` command lines: dataclass defaults < `config=` yaml < arguments, then real frozen dataclasses or one clear message.
+"""`key=value` command lines: dataclass defaults < `config=` yaml < arguments, then real frozen dataclasses or one
+clear message.
 
 Every program is a dataclass of its arguments and a function:
 
@@ -106,7 +107,8 @@ def _usage(program: str, doc: str | None, schema: type) -> str:
 
 
 def _leave(message: str, code: int) -> NoReturn:
-    """Print once. Under a launcher rank 0 speaks; the others wait to be ended by the launcher, and speak if they were alone."""
+    """Print once. Under a launcher rank 0 speaks; the others wait to be ended by the launcher, and speak if they were
+    alone."""
     rank = int(os.environ.get("RANK", 0))
     if rank:
         time.sleep(10)

@@ -1,4 +1,5 @@
-"""What a training run is: frozen dataclasses with the poster's method as defaults. `cli.load` fills them, yaml holds differences.
+"""What a training run is: frozen dataclasses with the poster's method as defaults. `cli.load` fills them, yaml holds
+differences.
 
 Values that cannot work are refused here, before a GPU is touched. The comment beside a field is its help text.
 """

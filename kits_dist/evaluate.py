@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from kits_dist import cli
 from kits_dist.config import Config
@@ -21,6 +20,7 @@ from kits_dist.errors import InputError, MissingInput
 from kits_dist.evaluation import CaseScore, as_text, score_case, summarize, write_tables
 from kits_dist.inference import Predictor
 from kits_dist.labels import PLAIN, REGIONS, TUMOR, scored_regions
+from kits_dist.parallel import progress_bar
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,16 @@ def _evaluate_run(args: Args) -> None:
     case_ids = store.splits.test if args.split == "test" else store.splits.select(config.data.fold)[1]
     if not case_ids:
         raise InputError(f"split={args.split}: this store has no such cases (it holds {len(store.cases)}).")
+    seen = sorted(set(case_ids) & predictor.trained_on)
+    if seen:
+        raise InputError(
+            f"split={args.split}: the run was trained on {_some(seen)}; such a score says nothing about new patients. "
+            "Use split=test with the store that the run was trained on."
+        )
     output = Path(args.run) / "evaluation" / args.split
     regions = scored_regions(predictor.regions)
     scores, tiles = [], []
-    for case_id in tqdm(case_ids, desc=f"evaluate {args.split}", unit="case", mininterval=1):
+    for case_id in progress_bar(f"evaluate {args.split}", "case", items=case_ids):
         row = store.row[case_id]
         case = store.cases[row]
         predicted = predictor.predict_levels(store.image(row), case)
@@ -94,7 +100,7 @@ def _evaluate_folder(args: Args) -> None:
             f"predictions={args.predictions}: nothing for {_some(missing)}. Predict them, or pass missing=zero."
         )
     scores: list[CaseScore] = []
-    for case_id, path in tqdm(sorted(truths.items()), desc="evaluate", unit="case", mininterval=1):
+    for case_id, path in progress_bar("evaluate", "case", items=sorted(truths.items())):
         truth = read_labels(path)
         if case_id in missing:
             predicted = np.zeros_like(truth.array)
@@ -113,8 +119,10 @@ def _on_grid(predicted: Volume, truth: Volume, predicted_path: Path, truth_path:
     if not same_grid(a, b):
         raise InputError(
             f"{predicted_path} is not on the grid of {truth_path}: shape {a.shape} and {b.shape} (D, H, W), spacing "
-            f"{np.round(predicted.spacing_mm, 4).tolist()} and {np.round(truth.spacing_mm, 4).tolist()} mm, first voxel at "
-            f"{np.round(a.affine[:3, 3], 2).tolist()} and {np.round(b.affine[:3, 3], 2).tolist()} mm. Resample the prediction."
+            f"{np.round(predicted.spacing_mm, 4).tolist()} and {np.round(truth.spacing_mm, 4).tolist()} mm, first "
+            f"voxel at "
+            f"{np.round(a.affine[:3, 3], 2).tolist()} and {np.round(b.affine[:3, 3], 2).tolist()} mm. Resample the "
+            f"prediction."
         )
     return predicted.array
 

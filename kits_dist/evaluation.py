@@ -12,8 +12,10 @@ from kits_dist.labels import PLAIN, REGIONS
 from kits_dist.metrics import bootstrap_interval, dice, volume_counts
 
 NOTE = (
-    "Dice: 2|A and B| / (|A| + |B|) over the whole volume of a case, native grid, then the mean over cases; both empty 1, one "
-    "empty 0 (KiTS21/KiTS23 rules). dice_pooled sums the counts of all cases first. Intervals: bootstrap over cases, 95 %."
+    "Dice: 2|A and B| / (|A| + |B|) over the whole volume of a case, native grid, then the mean over cases; both "
+    "empty 1, one "
+    "empty 0 (KiTS21/KiTS23 rules). dice_pooled sums the counts of all cases first. Intervals: bootstrap over "
+    "cases, 95 %."
 )
 
 
@@ -80,7 +82,8 @@ def as_text(summary: dict) -> str:
     for name, row in summary["regions"].items():
         low, high = row["dice_ci95"]
         lines.append(
-            f"{name:<16} {row['dice']:>6.3f}  {low:.3f} .. {high:.3f}  {row['dice_median']:>6.3f} {row['dice_pooled']:>7.3f} "
+            f"{name:<16} {row['dice']:>6.3f}  {low:.3f} .. {high:.3f}  {row['dice_median']:>6.3f} "
+            f"{row['dice_pooled']:>7.3f} "
             f"{row['cases_with_region']:>14}"
         )
     return "\n".join(lines)

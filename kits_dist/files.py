@@ -1,4 +1,5 @@
-"""Files that are never seen half-written: write beside, fsync, rename. A reader sees the old content or the new, nothing else."""
+"""Files that are never seen half-written: write beside, fsync, rename. A reader sees the old content or the new,
+nothing else."""
 
 import hashlib
 import json

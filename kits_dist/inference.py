@@ -13,7 +13,6 @@ from kits_dist.data.feed import slab_of
 from kits_dist.data.intensity import Window, body_box
 from kits_dist.data.store import Case, Normalization
 from kits_dist.data.volume import Volume
-from kits_dist.errors import InputError
 from kits_dist.labels import regions_to_labels
 from kits_dist.models import build_model
 
@@ -28,6 +27,7 @@ class Predictor:
         self.window = Window(*about["window_hu"])
         self.norm = Normalization(**about["normalization"])
         self.data = about["data"]  # kits, phantom or painted: what it was trained on
+        self.trained_on = set(about["trained_on"])  # case ids
         self.regions = self.config.model.regions
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size = batch_size
@@ -36,7 +36,8 @@ class Predictor:
         self.model.to(self.device, memory_format=torch.channels_last).eval()
 
     def predict(self, image: Volume) -> np.ndarray:
-        """(D, H, W) HU -> (D, H, W) uint8 labels. Every slice is predicted; what lies outside the window is background."""
+        """(D, H, W) HU -> (D, H, W) uint8 labels. Every slice is predicted; what lies outside the window is
+        background."""
         levels = self.window.to_levels(image.array)
         return self.predict_levels(levels, framed_case(levels, image))
 

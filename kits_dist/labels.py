@@ -1,6 +1,6 @@
 """KiTS label ids, the challenge's nested regions, and how region probabilities become a label map.
 
-Source: kits23/configuration/labels.py (hierarchical evaluation classes); `evaluation.md` of the challenge rules in README.
+Source: the challenge's hierarchical evaluation classes, kits23/configuration/labels.py (neheller/kits23).
 """
 
 import numpy as np
@@ -37,7 +37,8 @@ def scored_regions(regions: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
 def regions_to_labels(inside: np.ndarray, regions: tuple[str, ...]) -> np.ndarray:
     """(R, ...) bool, one per region -> (...) uint8 label map.
 
-    Painted in the order of REGIONS, later over earlier; mass and tumor only inside kidney_and_mass where that is predicted.
+    Painted in the order of REGIONS, later over earlier; mass and tumor only inside kidney_and_mass where that is
+    predicted.
     """
     if inside.shape[0] != len(regions):
         raise ValueError(f"regions_to_labels: {inside.shape[0]} maps for {len(regions)} regions {regions}.")

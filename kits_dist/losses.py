@@ -41,9 +41,11 @@ def bce(logits: Tensor, targets: Tensor, pos_weight: Tensor | None) -> Tensor:
 
 
 def dice(logits: Tensor, targets: Tensor, pos_weight: Tensor | None = None) -> Tensor:
-    """1 - soft Dice per region over the whole batch (Milletari et al. 2016, doi:10.1109/3DV.2016.79), averaged over regions.
+    """1 - soft Dice per region over the whole batch (Milletari et al. 2016, doi:10.1109/3DV.2016.79), averaged over
+    regions.
 
-    Over the batch, not per slice: most slices hold no tumor, and their Dice would be noise. +1 pixel keeps an empty batch finite.
+    Over the batch, not per slice: most slices hold no tumor, and their Dice would be noise. +1 pixel keeps an empty
+    batch finite.
     """
     inside = logits.sigmoid()
     both = (inside * targets).sum(dim=(0, 2, 3))

@@ -30,14 +30,16 @@ def volume_counts(
 
 
 def batch_counts(logits: Tensor, targets: Tensor) -> Tensor:
-    """(B, R, H, W) logits and {0, 1} targets -> (B, R, 3) int64 true positive, false positive, false negative pixels."""
+    """(B, R, H, W) logits and {0, 1} targets -> (B, R, 3) int64 true positive, false positive, false negative
+    pixels."""
     predicted, truth = logits >= 0, targets > 0.5  # probability >= 0.5
     both = (predicted & truth).sum(dim=(2, 3))
     return torch.stack([both, predicted.sum(dim=(2, 3)) - both, truth.sum(dim=(2, 3)) - both], dim=-1)
 
 
 def dice(counts: np.ndarray) -> np.ndarray:
-    """(..., 3) counts -> (...) Dice 2|A and B| / (|A| + |B|): 1 where both are empty, 0 where exactly one is (KiTS21/23 rules)."""
+    """(..., 3) counts -> (...) Dice 2|A and B| / (|A| + |B|): 1 where both are empty, 0 where exactly one is
+    (KiTS21/23 rules)."""
     tp, fp, fn = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
     total = 2 * tp + fp + fn
     return np.where(total > 0, 2 * tp / np.maximum(total, 1), 1.0)

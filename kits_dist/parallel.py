@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import TypeVar
@@ -17,6 +18,23 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def progress_bar(
+    title: str, unit: str, total: int | None = None, initial: int = 0, items: list | None = None, disable: bool = False
+) -> tqdm:
+    """A bar that moves every second on a terminal, and prints a line every ten seconds into a log file."""
+    pause_s = 1 if sys.stderr.isatty() else 10
+    return tqdm(
+        items,
+        desc=title,
+        total=total,
+        initial=initial,
+        unit=unit,
+        mininterval=pause_s,
+        maxinterval=pause_s,
+        disable=disable,
+    )
+
+
 def run_all(
     function: Callable[[Item], Result], items: Iterable[Item], title: str, workers: int = 0
 ) -> Iterator[tuple[Item, Result]]:
@@ -26,7 +44,7 @@ def run_all(
     """
     items = list(items)
     workers = min(workers or cores(), len(items)) or 1
-    with tqdm(total=len(items), desc=title, unit="case", mininterval=1) as bar:
+    with progress_bar(title, "case", len(items)) as bar:
         if workers == 1:
             for item in items:
                 yield item, function(item)

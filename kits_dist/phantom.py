@@ -1,7 +1,8 @@
 """KiTS-like cases without KiTS: `python -m kits_dist.phantom output=DIR cases=30 size=[32,128,128] seed=0`.
 
-Real NIfTI files in KiTS21's layout and orientation, the same for the same seed. With labels=DIR a CT is painted onto real
-annotations instead. Scores on them are never KiTS results; the folder carries a mark that travels into every table.
+Real NIfTI files in KiTS21's layout and orientation, the same for the same seed. With labels=DIR a CT is painted onto
+real annotations instead. Scores on them are never KiTS results; the folder carries a mark that travels into every
+table.
 """
 
 import functools

@@ -6,20 +6,19 @@ Research use only, not a medical device.
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from kits_dist import cli
 from kits_dist.cli import MISSING
-from kits_dist.data.sources import find_cases
+from kits_dist.data.sources import find_cases, image_of
 from kits_dist.data.volume import read_image, write_nifti
 from kits_dist.errors import InputError, JobFailed, MissingInput
 from kits_dist.inference import Predictor
+from kits_dist.parallel import progress_bar
 
 
 @dataclass(frozen=True)
 class Args:
     run: str = MISSING  # folder of a trained run
-    input: str = MISSING  # one CT (.nii, .nii.gz), a folder of them, or a folder of cases
+    input: str = MISSING  # one CT (.nii, .nii.gz), one case, a folder of CTs, or a folder of cases
     output: str = MISSING  # folder for the label maps
     batch_size: int = 16  # slices at once
 
@@ -28,16 +27,17 @@ def main(args: Args) -> None:
     scans = _scans(Path(args.input))
     predictor = Predictor(args.run, args.batch_size)
     print(
-        f"{len(scans)} scans; model of {args.run} (trained on {predictor.data}; {', '.join(predictor.regions)}); research use only"
+        f"{len(scans)} scans; model of {args.run} (trained on {predictor.data}; {', '.join(predictor.regions)}); "
+        f"research use only"
     )
     failed = []
-    for name, path in tqdm(scans.items(), desc="predict", unit="scan", mininterval=1):
+    for name, path in progress_bar("predict", "scan", items=list(scans.items())):
         try:
             image = read_image(path)
         except InputError as error:
             if len(scans) == 1:
                 raise
-            tqdm.write(f"error    {error}")
+            print(f"error    {error}")
             failed.append(name)
             continue
         write_nifti(Path(args.output) / f"{name}.nii.gz", predictor.predict(image), image.geometry)
@@ -52,6 +52,8 @@ def _scans(source: Path) -> dict[str, Path]:
         return {_stem(source): source}
     if not source.is_dir():
         raise MissingInput(f"input={source}: no such file or folder.")
+    if (image := image_of(source)) is not None:
+        return {source.name: image}
     loose = sorted(p for p in source.iterdir() if p.name.endswith((".nii", ".nii.gz")))
     if loose:
         return {_stem(path): path for path in loose}

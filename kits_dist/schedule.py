@@ -1,4 +1,5 @@
-"""Optimiser step -> learning rate: a pure function, so that resuming needs nothing and launchers cannot step it twice."""
+"""Optimiser step -> learning rate: a pure function, so that resuming needs nothing and launchers cannot step it
+twice."""
 
 import math
 

@@ -32,10 +32,11 @@ def score(
     num_slices: int,
     accelerator: Accelerator,
 ) -> Validation:
-    """Score every slice once over all ranks. `model` is the unwrapped one: a wrapped module hangs when a rank has no batch.
+    """Score every slice once over all ranks. `model` is the unwrapped one: a wrapped module hangs when a rank has no
+    batch.
 
-    Counts are integers summed over slices, then ranks; nothing is divided before. Raises JobFailed when the ranks together
-    saw another number of slices than there are.
+    Counts are integers summed over slices, then ranks; nothing is divided before. Raises JobFailed when the ranks
+    together saw another number of slices than there are.
     """
     broadcast_buffers(model, accelerator)
     was_training = model.training

@@ -1,4 +1,5 @@
-"""What a run says while it runs: TensorBoard and log.jsonl, from rank 0; and how fast it goes, without waiting for the GPU."""
+"""What a run says while it runs: TensorBoard and log.jsonl, from rank 0; and how fast it goes, without waiting for
+the GPU."""
 
 import json
 import time
@@ -43,8 +44,8 @@ class Tracker:
 class Pace:
     """Step times and the share of them spent waiting for data.
 
-    On a GPU: events on the compute stream, read only in `report` (which the caller calls at log steps). The wait is the gap
-    between the end of a step and the moment the next batch is ready. On a CPU: the time blocked in `next`.
+    On a GPU: events on the compute stream, read only in `report` (which the caller calls at log steps). The wait is
+    the gap between the end of a step and the moment the next batch is ready. On a CPU: the time blocked in `next`.
     """
 
     def __init__(self, device: torch.device):

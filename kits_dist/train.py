@@ -1,11 +1,11 @@
-"""Train one model: `accelerate launch --config_file launch/cpu.yaml -m kits_dist.train config=configs/demo.yaml data.store=DIR run=DIR`.
+"""Train one model: `accelerate launch --config_file launch/cpu.yaml -m kits_dist.train config=configs/demo.yaml
+data.store=DIR run=DIR`.
 
 Works on 1..N processes, with or without GPUs, under `accelerate launch`, `torchrun` or plain `python -m`.
 """
 
 import contextlib
 import math
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
-from tqdm import tqdm
 
 from kits_dist import checkpoint, cli, files
 from kits_dist.config import Config, OptimConfig, as_plain, save_config
@@ -26,6 +25,7 @@ from kits_dist.inference import denormalized, region_probabilities
 from kits_dist.labels import regions_to_labels
 from kits_dist.losses import RegionLoss
 from kits_dist.models import build_model
+from kits_dist.parallel import progress_bar
 from kits_dist.runtime import Runtime, environment, start
 from kits_dist.schedule import lr_at
 from kits_dist.scoring import Validation, broadcast_buffers, score
@@ -91,13 +91,7 @@ def main(config: Config) -> None:
     pace = Pace(accelerator.device)
     loss_sum, loss_steps = torch.zeros((), device=accelerator.device), 0
     stream = iter(batches)
-    bar = tqdm(
-        total=total,
-        initial=progress.position,
-        unit="slice",
-        mininterval=1,
-        disable=not accelerator.is_local_main_process,
-    )
+    bar = progress_bar("train", "slice", total, progress.position, disable=not accelerator.is_main_process)
     model.train()
     pace.resume()
     while not finished(progress, num_samples, config.optim):
@@ -137,6 +131,7 @@ def main(config: Config) -> None:
             tracker.log(step, scalars | speed)
             bar.set_postfix(epoch=f"{epoch + 1}/{config.optim.epochs}", loss=f"{mean_loss:.4f}", refresh=False)
         if progress.position // num_samples > epoch:  # an epoch was completed
+            store.check_files()  # a file cut short meanwhile would kill every rank by SIGBUS
             validation = score(plain_model, loss_fn, val_loader, len(store.cases), len(val_feed.rows), accelerator)
             dice_grid = validation.dice_grid([store.row[case] for case in val_cases])
             progress, is_best = _judge(progress, validation, dice_grid, epoch, config.optim)
@@ -166,7 +161,8 @@ def main(config: Config) -> None:
 
 
 def finished(progress: Progress, num_samples: int, config: OptimConfig) -> str:
-    """Why there is nothing left to do, or "". Derived, not stored: a run may be resumed with more epochs or patience."""
+    """Why there is nothing left to do, or "". Derived, not stored: a run may be resumed with more epochs or
+    patience."""
     if config.patience and progress.stale >= config.patience:
         return f"no improvement in {progress.stale} epochs"
     if progress.position >= config.epochs * num_samples:
@@ -230,7 +226,8 @@ def _introduce(
     print_ = accelerator.print
     print_(f"commit {env['commit']}{' (dirty)' if env['dirty'] else ''}, torch {env['torch']}, {where}")
     print_(
-        f"{runtime.shard.world} processes x batch {config.data.batch_size} x accumulate {config.optim.accumulate} = {global_batch} a step"
+        f"{runtime.shard.world} processes x batch {config.data.batch_size} x accumulate {config.optim.accumulate} = "
+        f"{global_batch} a step"
     )
     print_(f"precision {runtime.precision.mode}: {runtime.precision.reason}; data backend {config.data.backend}")
     print_(
@@ -246,7 +243,8 @@ def _introduce(
 def _judge(
     progress: Progress, validation: Validation, dice_grid: np.ndarray, epoch: int, config: OptimConfig
 ) -> tuple[Progress, bool]:
-    """Progress after a validation, and whether it was the best. All ranks compute the same from the same reduced counts."""
+    """Progress after a validation, and whether it was the best. All ranks compute the same from the same reduced
+    counts."""
     value = validation.loss if config.best_by == "loss" else -float(dice_grid.mean())
     is_best = value < progress.best
     if is_best:
@@ -268,6 +266,7 @@ def _save(
                 "window_hu": list(store.window),
                 "normalization": norm._asdict(),
                 "data": store.meta["data"],
+                "trained_on": store.splits.select(config.data.fold)[0],
                 "step": step,
             }
             checkpoint.export(run / "model.safetensors", model, about)
@@ -301,8 +300,10 @@ def _panel(model: nn.Module, feed: Feed, config: Config, accelerator: Accelerato
 
 def _stop_not_finite(run: Path, step: int, every: int, accelerator: Accelerator, batch) -> None:
     raise JobFailed(
-        f"the loss is not finite in steps {max(1, step - every + 1)}..{step} (rank {accelerator.process_index}; last batch: cases "
-        f"{batch.case.tolist()[:4]}..., slices {batch.index.tolist()[:4]}...). Lower optim.lr, set optim.clip_norm=1, or use "
+        f"the loss is not finite in steps {max(1, step - every + 1)}..{step} (rank {accelerator.process_index}; "
+        f"last batch: cases "
+        f"{batch.case.tolist()[:4]}..., slices {batch.index.tolist()[:4]}...). Lower optim.lr, set "
+        f"optim.clip_norm=1, or use "
         f"train.precision=fp32. The checkpoints in {run}/checkpoint are from before."
     )
 

@@ -97,7 +97,8 @@ def test_rotation_and_magnification_act_in_mm():
 
 
 def test_image_and_label_move_together():
-    """Centroids of a blob in image and label: equal but for nearest-neighbour's sampling of the edge, and without bias (half a pixel would show as 0.5)."""
+    """Centroids of a blob in image and label: equal but for nearest-neighbour's sampling of the edge, and without
+    bias (half a pixel would show as 0.5)."""
     y, x = np.mgrid[:96, :96] + 0.5
     blob = (np.hypot(y - 46, x - 52) < 25).astype(np.uint8)
     params = drawn(60, case((1, 96, 96)), Framing((96, 96), None), rotate_p=1, scale_p=1, flip=0.5)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kits_dist import cli, evaluate, predict
 from kits_dist import train as training
 from kits_dist.config import Config
 from kits_dist.data.volume import read_labels, same_grid
-from kits_dist.errors import InputError
+from kits_dist.errors import InputError, JobFailed
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch" / "cpu.yaml")]
@@ -74,6 +76,11 @@ def test_two_launched_processes_train_and_write_what_is_promised(trained):
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["torch"] and len(environment["store_sha256"]) == 64 and environment["data"] == "kits"
     assert said.count("epoch 3:") == 1  # one process speaks
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/loss", "train/lr", "val/loss", "val/dice_grid/tumor", "perf/images_per_s"} <= set(tags["scalars"])
+    assert tags["images"] == ["val/panel"]
 
 
 def test_evaluate_and_predict_agree_on_the_native_grid(trained, raw, tmp_path):
@@ -107,6 +114,35 @@ def test_evaluate_and_predict_agree_on_the_native_grid(trained, raw, tmp_path):
     again = json.loads((tmp_path / "scored" / "summary.json").read_text())
     for name in summary["regions"]:
         assert again["regions"][name]["dice"] == summary["regions"][name]["dice"]
+
+
+def test_a_score_on_cases_that_were_trained_on_is_refused(trained, store, tmp_path):
+    folder, _ = trained
+    other = shutil.copytree(store.path, tmp_path / "other")
+    splits = json.loads((other / "splits.json").read_text())
+    splits["test"], splits["folds"][0] = splits["folds"][0], splits["test"]
+    (other / "splits.json").write_text(json.dumps(splits))
+    with pytest.raises(InputError, match="was trained on case_.* says nothing about new patients"):
+        evaluate.main(evaluate.Args(run=str(folder), store=str(other)))
+
+
+def test_what_predict_takes(trained, raw, tmp_path):
+    folder, _ = trained
+    one_case = raw / "case_00003"
+    predict.main(predict.Args(run=str(folder), input=str(one_case), output=str(tmp_path / "a")))
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["case_00003.nii.gz"]
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    shutil.copy(one_case / "imaging.nii.gz", scans / "good.nii.gz")
+    (scans / "bad.nii.gz").write_bytes(b"")
+    with pytest.raises(JobFailed, match="1 of 2 scans could not be read: bad"):
+        predict.main(predict.Args(run=str(folder), input=str(scans), output=str(tmp_path / "b")))
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["good.nii.gz"]
+    for wrong, words in ((tmp_path / "nowhere", "no such file or folder"), (scans / "bad.nii.gz", "the file is empty")):
+        with pytest.raises(InputError, match=words):
+            predict.main(predict.Args(run=str(folder), input=str(wrong), output=str(tmp_path / "c")))
+    with pytest.raises(InputError, match="written at a run's first validation"):
+        predict.main(predict.Args(run=str(tmp_path), input=str(one_case), output=str(tmp_path / "c")))
 
 
 def _only(raw: Path, summary: dict, output: Path, tmp_path: Path) -> Path:

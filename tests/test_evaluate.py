@@ -20,7 +20,8 @@ def run(predictions, truth, output, **more):
 
 @pytest.fixture
 def folders(raw, tmp_path):
-    """Truth in KiTS21 layout, predictions as loose files: perfect but for case 0, which has no tumor, and case 1, shifted."""
+    """Truth in KiTS21 layout, predictions as loose files: perfect but for case 0, which has no tumor, and case 1,
+    shifted."""
     truth, predictions = shutil.copytree(raw, tmp_path / "truth"), tmp_path / "predictions"
     for folder in sorted(truth.iterdir()):
         volume = read_labels(folder / "aggregated_MAJ_seg.nii.gz")

@@ -32,6 +32,7 @@ def predictor(tmp_path, monkeypatch, **data):
         "window_hu": [0, 200],
         "normalization": {"mean": 40.0, "sd": 50.0},
         "data": "phantom",
+        "trained_on": ["case_00007"],
     }
     checkpoint.export(tmp_path / "model.safetensors", nn.Module(), about)
     return Predictor(tmp_path, batch_size=2)

@@ -6,9 +6,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kits_dist.data import phantom
-from kits_dist.data.phantom import CYST, KIDNEY, TUMOR, PhantomCase, make_case, paint_case
+from kits_dist.data import phantom, phantom_organs
+from kits_dist.data.phantom import PhantomCase, make_case, paint_case
 from kits_dist.data.phantom_shapes import Axes, Ellipsoid, grid_axes, interpolate, rotation, scanner_noise, soften
+from kits_dist.labels import CYST, KIDNEY, TUMOR
 from tests.threshold_baseline import threshold_baseline
 
 SIZE = (24, 96, 96)
@@ -24,18 +25,18 @@ def cases() -> list[PhantomCase]:
 def organs() -> tuple[np.ndarray, PhantomCase]:
     """(organ index per voxel, case): the working grid equals the voxel grid when voxels are coarser than its steps."""
     maps = []
-    original = phantom._background
+    original = phantom.background
 
     def spy(*args):
         canvas = original(*args)
         maps.append(canvas.organ)
         return canvas
 
-    phantom._background = spy
+    phantom.background = spy
     try:
         case = make_case(2, 0, (32, 128, 128))
     finally:
-        phantom._background = original
+        phantom.background = original
     return maps[0], case
 
 
@@ -128,7 +129,7 @@ def test_hu_of_fat_muscle_liver_and_air(organs):
     organ, case = organs
 
     def values(name: str) -> np.ndarray:
-        inside = organ == phantom.ORGANS.index(name)
+        inside = organ == phantom_organs.ORGANS.index(name)
         inside[:, 1:-1, 1:-1] &= inside[:, 2:, 1:-1] & inside[:, :-2, 1:-1] & inside[:, 1:-1, 2:] & inside[:, 1:-1, :-2]
         return case.image[inside & (case.label == 0)].astype(float)
 
@@ -144,7 +145,8 @@ def test_the_patient_lies_the_kits_way_round(organs):
     """Axis codes I P L: columns grow to the patient's left, rows to the back, slices to the feet."""
     organ, case = organs
     height, width = case.image.shape[1:]
-    centre = {n: np.argwhere(organ == phantom.ORGANS.index(n)).mean(0) for n in ("liver", "spleen", "bone", "muscle")}
+    names = ("liver", "spleen", "bone", "muscle")
+    centre = {name: np.argwhere(organ == phantom_organs.ORGANS.index(name)).mean(0) for name in names}
     assert centre["liver"][2] < width / 2 < centre["spleen"][2]
     assert centre["bone"][1] > height / 2 and centre["muscle"][1] > centre["liver"][1]
     assert centre["liver"][0] < case.image.shape[0] / 2  # the liver is in the cranial half

@@ -27,26 +27,29 @@ def build_train_loader(
     most = len(rows) // shard.world
     if data.batch_size > most:
         raise InputError(
-            f"data.batch_size={data.batch_size} on {shard.world} processes is larger than the {len(rows)} training slices. "
-            + (f"Use {most} or less, or fewer processes." if most else "Use fewer processes.")
+            f"data.batch_size={data.batch_size} on {shard.world} processes is larger than the {len(rows)} training "
+            f"slices. " + (f"Use {most} or less, or fewer processes." if most else "Use fewer processes.")
         )
     feed = Feed(store, rows, data, augment, seed, store.normalization(data.fold))
     plan = Plan(lambda step: train_positions(step, data.batch_size, shard.rank, shard.world, start), None)
-    return _build(feed, plan, data, shard), feed
+    return _build(feed, plan, data, shard, data.backend), feed
 
 
 def build_val_loader(store: Store, data: DataConfig, case_ids: list[str], shard: Shard) -> tuple[Iterable[Batch], Feed]:
-    """One pass per `iter` over every slice of `case_ids`, in order, unaugmented; each slice on exactly one rank."""
+    """One pass per `iter` over every slice of `case_ids`, in order, unaugmented; each slice on exactly one rank.
+
+    Always real data: a repeated batch (backend=fixed) would be no validation.
+    """
     from kits_dist.data.feed import Feed, Plan, select_rows
     from kits_dist.data.sampler import val_positions
 
     rows = select_rows(store, case_ids, "all", 0)
     batches = val_positions(len(rows), data.batch_size, shard.rank, shard.world)
     feed = Feed(store, rows, data, None, 0, store.normalization(data.fold))
-    return _build(feed, Plan(batches.__getitem__, len(batches)), data, shard), feed
+    return _build(feed, Plan(batches.__getitem__, len(batches)), data, shard, "dali"), feed
 
 
-def _build(feed: Feed, plan, data: DataConfig, shard: Shard) -> Iterable[Batch]:
+def _build(feed: Feed, plan, data: DataConfig, shard: Shard, backend: str) -> Iterable[Batch]:
     from kits_dist.data.dali_backend import DaliLoader
     from kits_dist.data.fixed_backend import FixedLoader
     from kits_dist.parallel import cores
@@ -55,6 +58,6 @@ def _build(feed: Feed, plan, data: DataConfig, shard: Shard) -> Iterable[Batch]:
         return ()
     threads = data.threads or max(1, cores() // shard.local_world)
     loader = DaliLoader(feed, plan, data.batch_size, shard.device, threads, data.prefetch, shard.dtype)
-    if data.backend == "fixed":
-        return FixedLoader(next(iter(loader)), plan.num_batches)
+    if backend == "fixed":
+        return FixedLoader(next(iter(loader)))
     return loader

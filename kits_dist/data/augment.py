@@ -1,10 +1,11 @@
-"""What augmentation means, in NumPy: *draw* parameters per sample, *apply* them. Every backend is compared with `apply`.
+"""What augmentation means, in NumPy: *draw* parameters per sample, *apply* them. Every backend is compared with
+`apply`.
 
-Drawing is keyed by (seed, epoch, sample) and nothing else, so a sample looks the same in any batch, rank or resumed run.
-All geometry (rotation, flip, magnification, resampling, window) is one 2x3 matrix, hence one interpolation.
+Drawing is keyed by (seed, epoch, sample) and nothing else, so a sample looks the same in any batch, rank or resumed
+run. All geometry (rotation, flip, magnification, resampling, window) is one 2x3 matrix, hence one interpolation.
 
-Conventions, those of DALI's warp_affine: a pixel covers [i, i+1), its centre is at i + 0.5; the matrix maps an output point
-(x, y) to the source point; images are linear, labels nearest; outside the slice there is level 0 and background.
+Conventions, those of DALI's warp_affine: a pixel covers [i, i+1), its centre is at i + 0.5; the matrix maps an output
+point (x, y) to the source point; images are linear, labels nearest; outside the slice there is level 0 and background.
 """
 
 from functools import lru_cache
@@ -104,10 +105,11 @@ def matrices(
 
 
 def _corner(case: Case, framing: Framing, where: np.ndarray | None) -> np.ndarray:
-    """(row, column) of the window's corner in source pixels; `where` in [0, 1)^2 places it, None centres it on the body.
+    """(row, column) of the window's corner in source pixels; `where` in [0, 1)^2 places it, None centres it on the
+    body.
 
-    A window larger than the slice holds it whole. On the case's own pixels the corner is a whole number: an odd difference
-    of sizes would otherwise put an identity crop on half pixels and blur it.
+    A window larger than the slice holds it whole. On the case's own pixels the corner is a whole number: an odd
+    difference of sizes would otherwise put an identity crop on half pixels and blur it.
     """
     ratio = framing.ratio(case)
     room = np.array(case.shape[1:]) - np.array(framing.size_px) * ratio
@@ -123,8 +125,8 @@ def _corner(case: Case, framing: Framing, where: np.ndarray | None) -> np.ndarra
 def noise_bank(need: int) -> np.ndarray:
     """Fixed field of standard normals, 1-D float32; a sample's noise is `need` of them from its drawn offset.
 
-    A bank makes noise a pure function of the sample (a DALI random operator depends on batch and order) and is faster than
-    drawing: a slice instead of a generator.
+    A bank makes noise a pure function of the sample (a DALI random operator depends on batch and order) and is faster
+    than drawing: a slice instead of a generator.
     """
     generator = np.random.Generator(np.random.Philox(key=[0, 0]))
     return generator.standard_normal(max(2**22, 2 * need) + need, dtype=np.float32)

@@ -1,7 +1,7 @@
 """The data path on DALI: one graph for GPU and CPU (`device_id=None` needs no GPU, so CI runs what the GPU runs).
 
-`Feed` decides (views and matrices, keyed by step), DALI does. The graph is endless and keyed by step, so the pipeline never
-drains at an epoch's end.
+`Feed` decides (views and matrices, keyed by step), DALI does. The graph is endless and keyed by step, so the pipeline
+never drains at an epoch's end.
 """
 
 from collections import deque
@@ -89,7 +89,7 @@ def _build(feed: Feed, source, batch_size: int, device: torch.device, threads: i
             num_outputs=6,
             batch=True,
             batch_info=True,
-            no_copy=True,  # mapped views: copying them blocked the training thread for 48 ms a batch of 128, this 2-7 ms
+            no_copy=True,  # copying mapped views blocked the training thread for 48 ms a batch of 128, this 2-7 ms
             dtype=[types.UINT8, types.UINT8, types.FLOAT, types.FLOAT, types.INT32, types.INT32],
             ndim=[4, 3, 2, 0, 1, 1],
             layout=["FHWC", "HWC", "", "", "", ""],

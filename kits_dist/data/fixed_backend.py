@@ -6,14 +6,11 @@ from kits_dist.batch import Batch
 
 
 class FixedLoader:
-    """Repeats the first batch of another loader, endlessly or as often as that one would yield."""
+    """Repeats one batch of another loader, endlessly."""
 
-    def __init__(self, batch: Batch, num_batches: int | None):
+    def __init__(self, batch: Batch):
         self.batch = Batch(*(tensor.clone() for tensor in batch))
-        self.num_batches = num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        step = 0
-        while self.num_batches is None or step < self.num_batches:
-            step += 1
+        while True:
             yield self.batch

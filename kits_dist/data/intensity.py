@@ -49,8 +49,8 @@ def body_box(levels: np.ndarray) -> Box:
 
     levels   (D, H, W) uint8, 0 = the window's lower end (air and fat for [0, 200] HU)
 
-    A pixel belongs to the body when soft tissue stands there in at least a tenth of the slices; the largest connected piece
-    leaves out the table and the arms.
+    A pixel belongs to the body when soft tissue stands there in at least a tenth of the slices; the largest connected
+    piece leaves out the table and the arms.
     """
     occupied = (levels > 0).mean(axis=0) >= 0.1
     pieces, count = ndimage.label(occupied)

@@ -1,9 +1,9 @@
 """Which sample comes when: one endless global stream, a pure function of (seed, number of samples).
 
-Position p of the stream is sample `permutation(seed, epoch)[p % n]` of epoch `p // n`. Step s of w ranks with batch B takes
-positions [s * w * B, (s + 1) * w * B); rank r takes every w-th of them. So each epoch holds each sample exactly once whatever
-w and B are, every rank takes equal steps of full batches, nothing is dropped or repeated at an epoch's end, and a run resumes
-anywhere by its position alone, on another number of ranks too.
+Position p of the stream is sample `permutation(seed, epoch)[p % n]` of epoch `p // n`. Step s of w ranks with batch B
+takes positions [s * w * B, (s + 1) * w * B); rank r takes every w-th of them. So each epoch holds each sample exactly
+once whatever w and B are, every rank takes equal steps of full batches, nothing is dropped or repeated at an epoch's
+end, and a run resumes anywhere by its position alone, on another number of ranks too.
 """
 
 from functools import lru_cache

@@ -34,14 +34,15 @@ class Source(NamedTuple):
 def find_cases(source: Path) -> Source:
     """Detect the layout below `source` and list its cases by id.
 
-    Raises MissingInput when the folder is not there, InputError when it holds none of the layouts (and says what was looked for).
+    Raises MissingInput when the folder is not there, InputError when it holds none of the layouts (and says what was
+    looked for).
     """
     if not source.is_dir():
         raise MissingInput(f"source={source}: no such folder.")
     for root in (source, source / "data", source / "dataset", source / "kits21" / "data"):
         folders = sorted(p for p in root.glob("case_*") if p.is_dir())
         if folders:
-            cases = [CaseFiles(p.name, _first(p, _IMAGE_FILES), _first(p, _label_names())) for p in folders]
+            cases = [CaseFiles(p.name, image_of(p), _first(p, _label_names())) for p in folders]
             layout = next(
                 (n for n, names in _LABEL_FILES.items() if any(c.label and c.label.name in names for c in cases)),
                 "KiTS",
@@ -59,6 +60,11 @@ def find_cases(source: Path) -> Source:
         f"source={source}: no cases found. Looked for case_*/imaging.nii.gz here and in data/, dataset/, kits21/data/ "
         "(KiTS19, KiTS21, KiTS23), and for imagesTr/*_0000.nii.gz (nnU-Net raw)."
     )
+
+
+def image_of(case: Path) -> Path | None:
+    """The CT in a KiTS case's folder, if it is one."""
+    return _first(case, _IMAGE_FILES)
 
 
 def _label_names() -> tuple[str, ...]:

@@ -40,8 +40,8 @@ class Splits(NamedTuple):
 def make_splits(cases: list[Traits], seed: int) -> Splits:
     """Deal the cases, sorted by stratum, round-robin to the test set and the folds.
 
-    Sorting by (cyst, slice thickness class, tumor volume) and dealing in order gives each part the same mix even with few
-    cases, where drawing within strata would leave parts empty. A case is one patient in KiTS.
+    Sorting by (cyst, slice thickness class, tumor volume) and dealing in order gives each part the same mix even with
+    few cases, where drawing within strata would leave parts empty. A case is one patient in KiTS.
     With 1 or 2 cases there is nothing to hold out twice: one goes to the test set (none of 1), the rest is one fold.
     """
     rng = np.random.default_rng(seed)

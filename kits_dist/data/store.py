@@ -68,12 +68,14 @@ class Store:
         self.path = Path(path)
         if not (self.path / "store.json").is_file():
             raise MissingInput(
-                f"data.store={path}: no store.json there. Make a store: python -m kits_dist.prepare source=DIR store={path}"
+                f"data.store={path}: no store.json there. Make a store: python -m kits_dist.prepare source=DIR "
+                f"store={path}"
             )
         self.meta = _load(self.path / "store.json")
         if self.meta.get("format") != FORMAT:
             raise InputError(
-                f"data.store={path} has format {self.meta.get('format')}, this version reads {FORMAT}. Prepare it again into a new folder."
+                f"data.store={path} has format {self.meta.get('format')}, this version reads {FORMAT}. Prepare it "
+                f"again into a new folder."
             )
         self.cases = [case_from_json(row) for row in _load(self.path / "cases.json")]
         self.splits = Splits(**_load(self.path / "splits.json"))
@@ -102,7 +104,8 @@ class Store:
         return self._map(case, "label")
 
     def check_files(self) -> None:
-        """Compare every array file's size with its header's: reading past the end of a cut map kills a process by SIGBUS."""
+        """Compare every array file's size with its header's: reading past the end of a cut map kills a process by
+        SIGBUS."""
         for case in self.cases:
             for kind in ("image", "label"):
                 path = array_path(self.path, case.case_id, kind)

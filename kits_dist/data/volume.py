@@ -1,7 +1,7 @@
 """NIfTI <-> arrays in one orientation: (D, H, W) = cranial to caudal, anterior to posterior, patient's right to left.
 
-That is KiTS's own array order (axis codes I P L). Any other axis order or flip is turned into it on reading and turned back
-on writing, so nothing after this file knows about affines.
+That is KiTS's own array order (axis codes I P L). Any other axis order or flip is turned into it on reading and
+turned back on writing, so nothing after this file knows about affines.
 """
 
 import gzip

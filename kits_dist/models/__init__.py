@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 
 def build_model(config: ModelConfig, in_channels: int, *, pretrained: bool = True) -> nn.Module:
-    """The network, on the CPU in float32. pretrained=False skips the encoder weights (a checkpoint will overwrite them).
+    """The network, on the CPU in float32. pretrained=False skips the encoder weights (a checkpoint will overwrite
+    them).
 
     Raises InputError for an unknown architecture or encoder, and what `load_encoder_weights` raises.
     """

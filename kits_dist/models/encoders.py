@@ -74,7 +74,8 @@ def _imagenet_file(name: str) -> Path:
         return Path(hf_hub_download(**where))
     except (OSError, urllib.error.URLError) as error:
         raise MissingInput(
-            f"model.encoder_weights=imagenet: cannot reach the weights ({error}). On a machine with internet fetch {url}, "
+            f"model.encoder_weights=imagenet: cannot reach the weights ({error}). On a machine with internet fetch "
+            f"{url}, "
             "copy the file here, and pass model.encoder_weights=PATH; or train from scratch: model.encoder_weights=none"
         ) from error
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 class SimpleUNet(nn.Module):
     """(B, in_channels, H, W) -> (B, out_channels, H, W) logits; H and W multiples of 16.
 
-    Five levels of two 3x3 convolutions, each with batch norm and ReLU; `width` channels at the first level, doubled at each.
+    Five levels of two 3x3 convolutions, each with batch norm and ReLU; `width` channels at the first level, doubled
+    at each.
     """
 
     def __init__(self, in_channels: int, out_channels: int, width: int):
