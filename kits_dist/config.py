@@ -31,6 +31,8 @@ class DataConfig:
     margin: int = 10  # slices kept above and below the kidneys when slices=kidney
     context: int = 0  # neighbouring slices on each side, as further input channels
     backend: Literal["dali", "fixed"] = "dali"  # fixed repeats one batch: the ceiling for benchmarks
+    sampler: Literal["natural", "foreground", "tumor"] = "natural"  # slices that are sure of `share` of each epoch
+    share: float = 0.33  # of the epoch that sampler=foreground (any label) or sampler=tumor gives to such slices
     threads: int = 0  # DALI CPU threads per process; 0 divides the cores among this machine's processes
     prefetch: int = 2  # batches prepared ahead
 
@@ -43,6 +45,7 @@ class DataConfig:
         _require(self.batch_size > 0, f"data.batch_size={self.batch_size} must be at least 1.")
         _require(self.prefetch > 0, f"data.prefetch={self.prefetch} must be at least 1.")
         _require(self.threads >= 0, f"data.threads={self.threads} must be 0 (automatic) or more.")
+        _require(0 < self.share < 1, f"data.share={self.share}: use a share between 0 and 1, both excluded.")
         _require(self.margin >= 0, f"data.margin={self.margin} must be 0 or more slices.")
         _require(0 <= self.context <= 8, f"data.context={self.context} must lie in 0..8 neighbours on each side.")
         _require(self.pixel_mm is None or 0.1 <= self.pixel_mm <= 20, f"data.pixel_mm={self.pixel_mm} mm: use 0.1..20.")

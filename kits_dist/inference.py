@@ -13,6 +13,7 @@ from kits_dist.data.feed import slab_of
 from kits_dist.data.intensity import Window, body_box
 from kits_dist.data.store import Case, Normalization
 from kits_dist.data.volume import Volume
+from kits_dist.errors import InputError
 from kits_dist.labels import regions_to_labels
 from kits_dist.models import build_model
 
@@ -23,11 +24,16 @@ class Predictor:
     def __init__(self, run: str | Path, batch_size: int = 16):
         """Raises MissingInput / InputError when `run` holds no model or a damaged one."""
         weights, about = checkpoint.read_export(Path(run) / "model.safetensors")
-        self.config: Config = cli.from_plain(Config, about["config"])
-        self.window = Window(*about["window_hu"])
-        self.norm = Normalization(**about["normalization"])
-        self.data = about["data"]  # kits, phantom or painted: what it was trained on
-        self.trained_on = set(about["trained_on"])  # case ids
+        try:
+            self.config: Config = cli.from_plain(Config, about["config"])
+            self.window = Window(*about["window_hu"])
+            self.norm = Normalization(**about["normalization"])
+            self.data = about["data"]  # kits, phantom or painted: what it was trained on
+            self.trained_on = set(about["trained_on"])  # case ids
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{run}/model.safetensors was written by another version of kits_dist ({error})."
+            ) from error
         self.regions = self.config.model.regions
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size = batch_size

@@ -167,7 +167,7 @@ def test_model_runs(tmp_path):
 def test_the_counted_work_is_that_of_the_convolutions():
     # width 1 at 16x16, a multiply-add counts 2. Pixels and channels of the five levels: 256x1 64x2 16x4 4x8 1x16
     # down, 3x3: 256*(1+1) + 64*(2+4) + 16*(8+16) + 4*(32+64) + 1*(128+256) = 2048 channel products, * 9 * 2 =  36864
-    # up, 2x2 with stride 2: each coarse pixel gives 4 fine ones: 64*2*1 + 16*4*2 + 4*8*4 + 1*16*8 = 512, * 4 * 2 =  4096
+    # up, 2x2 with stride 2: a coarse pixel gives 4 fine ones: 64*2*1 + 16*4*2 + 4*8*4 + 1*16*8 = 512, * 4 * 2 =  4096
     # merge, 3x3: 256*(2+1) + 64*(8+4) + 16*(32+16) + 4*(128+64) = 3072, * 9 * 2                              =  55296
     # head, 1x1: 256 * 2                                                                                      =    512
     network = model.ModelConfig(arch="simple_unet", width=1)

@@ -140,6 +140,18 @@ def test_kidney_slices_with_margin(store):
         assert len(select_rows(store, [case.case_id], "kidney", 1)) == case.shape[0]
 
 
+def test_the_tumor_sampler_shows_tumor_slices_as_often_as_asked(store):
+    config = data(store, sampler="tumor", share=0.75, fold="all")
+    loader, feed = build_train_loader(store, config, AugmentConfig(), 0, ALONE)
+    n = len(feed.rows)
+    seen = [pair for b in take(loader, -(-n // 4)) for pair in zip(b.case.tolist(), b.index.tolist(), strict=True)][:n]
+    held = sum((store.label(case)[index] == 2).any() for case, index in seen)
+    assert held == round(0.75 * n)
+    with pytest.raises(InputError, match="both are needed. Use data.sampler=natural"):
+        config = data(store, sampler="foreground", slices="kidney", margin=0)  # no slice without foreground is left
+        build_train_loader(store, config, AugmentConfig(), 0, ALONE)
+
+
 def test_context_repeats_the_end_slices():
     volume = np.arange(4)[:, None, None] * np.ones((1, 2, 2), int)
     assert slab_of(volume, 0, 1)[:, 0, 0].tolist() == [0, 0, 1]

@@ -1,13 +1,17 @@
 import numpy as np
 import pytest
 
-from kits_dist.data.sampler import TrainOrder, train_positions, val_positions
+from kits_dist.data.sampler import Group, TrainOrder, train_positions, val_positions
+
+
+def natural(n, seed):
+    return TrainOrder([Group(np.arange(n), 1.0)], seed)
 
 
 @pytest.mark.parametrize(("world", "batch"), [(1, 4), (2, 5), (3, 6), (3, 1)])
 def test_each_epoch_holds_each_sample_once_over_all_ranks(world, batch):
     n, epochs = 31, 3  # a prime: no batch divides it
-    order = TrainOrder(n, seed=5)
+    order = natural(n, 5)
     seen = []
     for step in range(-(-n * epochs // (world * batch))):
         parts = [order.at(train_positions(step, batch, rank, world)) for rank in range(world)]
@@ -18,7 +22,7 @@ def test_each_epoch_holds_each_sample_once_over_all_ranks(world, batch):
 
 
 def test_the_stream_does_not_depend_on_how_it_is_dealt():
-    order = TrainOrder(31, seed=5)
+    order = natural(31, 5)
 
     def dealt(world, batch, steps, start=0):
         """Global order: rank r's k-th sample of a step is the (k * world + r)-th of all."""
@@ -33,7 +37,7 @@ def test_the_stream_does_not_depend_on_how_it_is_dealt():
 
 
 def test_epochs_and_seeds_differ():
-    orders = [TrainOrder(50, seed).at(np.arange(100))[1].reshape(2, 50).tolist() for seed in (0, 1)]
+    orders = [natural(50, seed).at(np.arange(100))[1].reshape(2, 50).tolist() for seed in (0, 1)]
     assert orders[0][0] != orders[0][1] and orders[0][0] != orders[1][0] and orders[0][0] != sorted(orders[0][0])
 
 
@@ -42,3 +46,23 @@ def test_validation_sees_each_slice_once(n, world, batch):
     batches = [val_positions(n, batch, rank, world) for rank in range(world)]
     assert sorted(p for rank in batches for one in rank for p in one.tolist()) == list(range(n))
     assert max(len(one) for rank in batches for one in rank) <= batch
+
+
+def test_a_group_gets_its_exact_share_and_its_members_take_turns():
+    rare, common = np.arange(7), np.arange(7, 60)
+    order = TrainOrder([Group(rare, 0.4), Group(common, 0.6)], seed=1)
+    rounds, samples = order.at(np.arange(60 * 5))
+    for epoch in range(5):
+        assert np.isin(samples[epoch * 60 : (epoch + 1) * 60], rare).sum() == 24
+    # 120 draws of 7 members: each 17 or 18 times; 180 of 53: each 3 or 4 times
+    assert set(np.bincount(samples)[:7]) == {17, 18} and set(np.bincount(samples)[7:]) == {3, 4}
+    pairs = list(zip(rounds.tolist(), samples.tolist(), strict=True))
+    assert len(set(pairs)) == len(pairs)  # so augmentation, keyed by them, never repeats
+    first = np.isin(samples[:60], rare)
+    assert 5 < first[:30].sum() < 20  # mixed, not one after the other
+
+
+def test_ten_million_slices_are_drawn_without_holding_more_than_two_epochs():
+    order = natural(10_000_000, 0)
+    assert len(np.unique(order.at(np.arange(9_999_000, 10_001_000))[1])) > 1900
+    assert order._epoch.cache_info().currsize == 2

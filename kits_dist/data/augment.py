@@ -1,8 +1,9 @@
 """What augmentation means, in NumPy: *draw* parameters per sample, *apply* them. Every backend is compared with
 `apply`.
 
-Drawing is keyed by (seed, epoch, sample) and nothing else, so a sample looks the same in any batch, rank or resumed
-run. All geometry (rotation, flip, magnification, resampling, window) is one 2x3 matrix, hence one interpolation.
+Drawing is keyed by (seed, round, sample) and nothing else (the sampler's round is the epoch, where each epoch holds
+each sample once), so a sample looks the same in any batch, rank or resumed run. All geometry (rotation, flip,
+magnification, resampling, window) is one 2x3 matrix, hence one interpolation.
 
 Conventions, those of DALI's warp_affine: a pixel covers [i, i+1), its centre is at i + 0.5; the matrix maps an output
 point (x, y) to the source point; images are linear, labels nearest; outside the slice there is level 0 and background.
@@ -41,14 +42,14 @@ class Framing(NamedTuple):
         return np.ones(2) if self.pixel_mm is None else self.pixel_mm / np.array(case.spacing_mm[1:])
 
 
-def uniforms(seed: int, epoch: np.ndarray, sample: np.ndarray) -> dict[str, np.ndarray]:
-    """{stream: (B,) float64 in [0, 1)}, a counter-based hash of (seed, epoch, sample, stream).
+def uniforms(seed: int, rounds: np.ndarray, sample: np.ndarray) -> dict[str, np.ndarray]:
+    """{stream: (B,) float64 in [0, 1)}, a counter-based hash of (seed, round, sample, stream).
 
     splitmix64's finaliser (Steele et al. 2014, doi:10.1145/2714064.2660195) after each key; 0.2 us a draw where a NumPy
     generator object per sample costs 77 us.
     """
     state = _mix(np.full(len(sample), seed, np.uint64))
-    state = _mix(state ^ epoch.astype(np.uint64))
+    state = _mix(state ^ rounds.astype(np.uint64))
     state = _mix(state ^ sample.astype(np.uint64))
     return {name: (_mix(state + key) >> np.uint64(11)) * 2.0**-53 for name, key in _KEYS.items()}
 

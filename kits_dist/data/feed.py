@@ -8,8 +8,9 @@ import numpy as np
 
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment
-from kits_dist.data.sampler import TrainOrder
+from kits_dist.data.sampler import Group, TrainOrder
 from kits_dist.data.store import Normalization, Store
+from kits_dist.errors import InputError
 
 
 class HostBatch(NamedTuple):
@@ -35,18 +36,18 @@ class Feed:
     ):
         """rows: (n,) rows of store.slices. changes: None takes rows in order, unaugmented (validation)."""
         self.store, self.rows, self.data, self.changes, self.seed, self.norm = store, rows, data, changes, seed, norm
-        self.order = TrainOrder(len(rows), seed) if changes else None
+        self.order = TrainOrder(_groups(store, rows, data), seed) if changes else None
         self.framing = augment.Framing(data.size_px, data.pixel_mm)
         self.frames = 1 + 2 * data.context
         self.noise_need = self.frames * data.size_px[0] * data.size_px[1]
 
     def batch(self, positions: np.ndarray) -> HostBatch:
-        epochs, samples = self.order.at(positions) if self.order else (np.zeros_like(positions), positions)
+        rounds, samples = self.order.at(positions) if self.order else (np.zeros_like(positions), positions)
         rows = self.rows[samples]
         case, index = self.store.slices.case[rows], self.store.slices.index[rows]
         cases = [self.store.cases[c] for c in case]
         if self.changes:
-            u = augment.uniforms(self.seed, epochs, rows)
+            u = augment.uniforms(self.seed, rounds, rows)
             offsets = augment.bank_offsets(self.noise_need)
             params = augment.draw(self.changes, self.framing, cases, self.store.window, u, offsets)
         else:
@@ -72,6 +73,21 @@ def slab_of(volume: np.ndarray, index: int, context: int) -> np.ndarray:
     if low >= 0 and high <= len(volume):
         return volume[low:high]
     return volume[np.clip(np.arange(low, high), 0, len(volume) - 1)]
+
+
+def _groups(store: Store, rows: np.ndarray, data: DataConfig) -> list[Group]:
+    """Samples (numbers in `rows`) by what data.sampler asks for. Raises InputError when there are no such slices."""
+    everyone = np.arange(len(rows))
+    if data.sampler == "natural":
+        return [Group(everyone, 1.0)]
+    voxels = {"foreground": store.slices.foreground, "tumor": store.slices.tumor}[data.sampler][rows]
+    wanted, others = everyone[voxels > 0], everyone[voxels == 0]
+    if not len(wanted) or not len(others):
+        raise InputError(
+            f"data.sampler={data.sampler}: {len(wanted)} training slices hold it and {len(others)} do not; both are "
+            "needed. Use data.sampler=natural"
+        )
+    return [Group(wanted, data.share), Group(others, 1 - data.share)]
 
 
 def select_rows(store: Store, case_ids: list[str], slices: str, margin: int) -> np.ndarray:
