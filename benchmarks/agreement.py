@@ -1,9 +1,9 @@
-"""Does the data path give the right pixels on this device, and the same ones when it is busy? `python -m benchmarks.agreement`.
+"""Does the data path give the right pixels, and the same ones on a busy device? `python -m benchmarks.agreement`.
 
 1. Differences over drawn augmentations between DALI on the GPU, DALI on the CPU and the NumPy meaning (augment.apply),
    in HU and in the share of label pixels. Without a GPU only the last two are compared.
-2. Two passes over the same batches, one with the device kept busy so that the host runs far ahead, must give equal sums of
-   all bits: a buffer handed back too early shows as a batch that differs.
+2. Two passes over the same batches, one with the device kept busy so that the host runs far ahead, must give equal
+   sums of all bits: a buffer handed back too early shows as a batch that differs.
 """
 
 from dataclasses import dataclass

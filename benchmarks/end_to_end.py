@@ -1,8 +1,8 @@
 """Does the data path keep the training step busy? `python -m benchmarks.end_to_end`.
 
-The training step of kits_dist.train (Accelerate, autocast, loss, optimiser, a log step every ten) on the real loader and
-on one batch repeated (data.backend=fixed), interleaved window by window. The answer is their ratio: 1 is a step that never
-waits for data. Validation, checkpoints and TensorBoard are outside.
+The training step of kits_dist.train (Accelerate, autocast, loss, optimiser, a log step every ten) on the real loader
+and on one batch repeated (data.backend=fixed), interleaved window by window. The answer is their ratio: 1 means that no
+step waits for data. Validation, checkpoints and TensorBoard are outside.
 """
 
 import math
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import Ceiling, Variant, Windows, drain, interleave, line, pick_device, plain, record
+from benchmarks.harness import Ceiling, Variant, Windows, interleave, line, pick_device, plain, record
 from benchmarks.harness import store_or_phantoms as open_store
 from kits_dist import cli
 from kits_dist.batch import Batch

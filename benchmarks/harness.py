@@ -6,11 +6,13 @@ A `Line` is one figure with its spread, its ceiling and the machine it was taken
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import re
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -89,7 +91,7 @@ def drain(device: torch.device) -> None:
 
 
 def time_window(variant: Variant, steps: int, device: torch.device, lead_in: int = 0) -> float:
-    """Seconds of `steps` steps. `lead_in` untimed steps go first: they bring queues to where they stand in a long run."""
+    """Seconds of `steps` steps. `lead_in` untimed ones go first: they bring queues to where a long run has them."""
     for _ in range(lead_in):
         variant.step()
     drain(device)
@@ -165,7 +167,7 @@ def line(
         ceiling._replace(value=None if ceiling.value is None else _rounded(ceiling.value)),
         None if ratio is None else _rounded(ratio),
         config,
-        machine(),
+        dict(machine()),
         command(args),
         time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         args.quick,
@@ -211,6 +213,7 @@ def in_words(line: Line) -> str:
     return words + ("  (quick: proves that it runs, says nothing else)" if line.quick else "")
 
 
+@functools.lru_cache(maxsize=1)
 def machine() -> dict[str, Any]:
     """kits_dist.runtime.environment, and on a GPU its driver and power limit. No host, user or path names."""
     return environment() | _nvidia()
@@ -230,7 +233,7 @@ def command(args: Any) -> str:
             value = joint.join(map(str, value)) if joint == "x" else f"[{joint.join(map(str, value))}]"
         words.append(f"{field.name}={str(value).lower() if isinstance(value, bool) else value}")
     module = type(args).__module__
-    spec = getattr(__import__("sys").modules.get(module), "__spec__", None)
+    spec = getattr(sys.modules.get(module), "__spec__", None)
     return " ".join(["python -m", spec.name if spec else module, *words])
 
 

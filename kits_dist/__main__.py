@@ -5,7 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
-VERBS = ("phantom", "audit", "prepare", "train", "evaluate", "predict")
+VERBS = ("phantom", "audit", "prepare", "train", "evaluate", "predict", "report")
 
 
 def main() -> None:

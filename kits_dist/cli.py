@@ -22,6 +22,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -62,7 +63,7 @@ def load(schema: type[T], argv: list[str]) -> T:
     Returns an instance with types checked and every `__post_init__` run.
     Raises InputError naming the full key; MissingInput for a `config=` that is not there.
     """
-    pairs = [_split(word, following, schema) for word, following in zip(argv, [*argv[1:], ""], strict=True)]
+    pairs = [_split(word, following, schema) for word, following in zip_longest(argv, argv[1:], fillvalue="")]
     config = OmegaConf.structured(schema)
     has_config_key = "config" in {field.name for field in dataclasses.fields(schema)}
     for key, value in pairs:

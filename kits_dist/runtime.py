@@ -1,5 +1,6 @@
 """The machine and the launcher: devices, processes, precision and why, seeds, and what a report should say of them."""
 
+import contextlib
 import os
 import platform
 import random
@@ -113,17 +114,17 @@ def environment() -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        **{short: _version(name) for short, name in _PACKAGES.items()},
+        **{short: _version(names) for short, names in _PACKAGES.items()},
         **commit(),
     }
 
 
 _PACKAGES = {
-    "accelerate": "accelerate",
-    "smp": "segmentation-models-pytorch",
-    "dali": "nvidia-dali-cuda130",
-    "numpy": "numpy",
-    "kits_dist": "kits-dist",
+    "accelerate": ("accelerate",),
+    "smp": ("segmentation-models-pytorch",),
+    "dali": ("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
+    "numpy": ("numpy",),
+    "kits_dist": ("kits-dist",),
 }
 
 
@@ -138,11 +139,12 @@ def commit() -> dict:
         return {"commit": None, "dirty": None}
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def _version(packages: tuple[str, ...]) -> str | None:
+    """Of the first that is installed."""
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(package)
+    return None
 
 
 def _cpu_name() -> str:

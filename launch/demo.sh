@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole way on a fresh machine, no data and no GPU needed: phantom -> audit -> prepare -> train -> evaluate.
+# The whole way on a fresh machine, no data and no GPU needed: phantom -> audit -> prepare -> train -> evaluate -> report.
 # Everything it makes lies under runs/demo/ (SEED=7 bash launch/demo.sh makes other patients, under runs/demo_seed7/).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -30,10 +30,12 @@ step "4/5 train ($([ "$gpus" -gt 0 ] && echo "$gpus GPU" || echo "2 processes on
 accelerate launch "${launch[@]}" -m kits_dist.train config=$config data.store="$demo/store" run="$demo/run" resume=auto
 step "5/5 evaluate the test cases, which training never saw"
 python -m kits_dist.evaluate run="$demo/run" split=test
+python -m kits_dist.report run="$demo/run"
 
 cat <<END
 
 These are made-up patients: no figure here says anything about KiTS.
+  report      $demo/run/report.html
   pictures    $demo/run/evaluation/test/panel.png
   curves      .venv/bin/tensorboard --logdir runs
   predict     .venv/bin/python -m kits_dist.predict run=$demo/run input=$demo/raw/case_00000/imaging.nii.gz output=$demo/labels

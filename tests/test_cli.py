@@ -51,6 +51,11 @@ def test_a_flag_with_its_value_in_the_next_word_is_answered_in_full():
         cli.load(Config, [*NEEDED, "--lr", "1e-3"])
 
 
+def test_no_argument_at_all_asks_for_the_first():
+    with pytest.raises(InputError, match="run= is missing"):
+        cli.load(Config, [])
+
+
 def test_a_missing_key_says_what_it_means():
     with pytest.raises(InputError, match="data.store= is missing: folder written by kits_dist.prepare"):
         cli.load(Config, ["run=r"])

@@ -15,7 +15,7 @@ FLOORS = {
     "parts": {"losses", "metrics", "schedule", "checkpoint", "tracking", "drawing", "data.*", "models.*"},
     "builders": {"data", "models"},  # their __init__: names in the configuration -> a loader, a network
     "assembly": {"scoring", "inference", "evaluation"},
-    "programs": {"phantom", "audit", "prepare", "train", "evaluate", "predict", "__main__"},
+    "programs": {"phantom", "audit", "prepare", "train", "evaluate", "predict", "report", "__main__"},
 }
 ORDER = list(FLOORS)
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from kits_dist.batch import Batch
-from kits_dist.data import augment
 from kits_dist.data.feed import Feed, HostBatch, Plan
 from kits_dist.errors import MissingPackage
 
@@ -33,32 +32,31 @@ class DaliLoader:
         self.feed, self.plan = feed, plan
         # no_copy: DALI reads our arrays until a batch is done, so the small ones must outlive the queue.
         self._alive: deque[HostBatch] = deque(maxlen=2 * prefetch + 4)
-        self._delivered: deque = deque(maxlen=2)  # outputs whose kernels may still be running
         self._pipeline = _build(feed, self._host_batch, batch_size, device, threads, prefetch, dtype)
         self._on_gpu = device.type == "cuda"
 
     def __iter__(self) -> Iterator[Batch]:
         step = 0
+        in_use: deque = deque()  # outputs whose kernels may still be running, with the event that ends their use
         while self.plan.num_batches is None or step < self.plan.num_batches:
             step += 1
             outputs = self._pipeline.run(torch.cuda.current_stream() if self._on_gpu else None)
-            self._delivered.append(outputs)
             image, label, identity = (torch.from_dlpack(output.as_tensor()) for output in outputs)
             yield Batch(image, label, identity[:, 0], identity[:, 1])
+            if (
+                self._on_gpu
+            ):  # by now the consumer has queued its work; DALI must not reuse the memory before it is done
+                done = torch.cuda.Event()
+                done.record()
+                in_use.append((outputs, done))
+                if len(in_use) > 2:
+                    in_use.popleft()[1].synchronize()  # of two steps ago: the GPU still has a whole step queued
 
     def _host_batch(self, info) -> tuple:
         step = info.iteration if self.plan.num_batches is None else info.iteration % self.plan.num_batches
         host = self.feed.batch(self.plan.positions(step))
         self._alive.append(host)
-        params = host.params
-        return (
-            host.slabs,
-            host.labels,
-            list(params.matrix),
-            params.noise_sd,
-            params.noise_offset[:, None],
-            host.identity,
-        )
+        return host.slabs, host.labels, list(host.params.matrix), host.params.noise_sd, host.normals, host.identity
 
 
 def _build(feed: Feed, source, batch_size: int, device: torch.device, threads: int, prefetch: int, dtype: torch.dtype):
@@ -72,8 +70,7 @@ def _build(feed: Feed, source, batch_size: int, device: torch.device, threads: i
 
     on = "gpu" if device.type == "cuda" else "cpu"
     height, width = feed.data.size_px
-    need, levels = feed.noise_need, feed.store.window.levels
-    bank = augment.noise_bank(need)
+    levels = feed.store.window.levels
     out_type = {torch.float32: types.FLOAT, torch.float16: types.FLOAT16}[dtype]
 
     @pipeline_def(
@@ -84,33 +81,24 @@ def _build(feed: Feed, source, batch_size: int, device: torch.device, threads: i
         enable_conditionals=True,
     )
     def graph():
-        slab, label, matrix, noise_sd, noise_offset, identity = fn.external_source(
+        slab, label, matrix, noise_sd, normals, identity = fn.external_source(
             source=source,
             num_outputs=6,
             batch=True,
             batch_info=True,
             no_copy=True,  # copying mapped views blocked the training thread for 48 ms a batch of 128, this 2-7 ms
-            dtype=[types.UINT8, types.UINT8, types.FLOAT, types.FLOAT, types.INT32, types.INT32],
-            ndim=[4, 3, 2, 0, 1, 1],
-            layout=["FHWC", "HWC", "", "", "", ""],
+            dtype=[types.UINT8, types.UINT8, types.FLOAT, types.FLOAT, types.FLOAT, types.INT32],
+            ndim=[4, 3, 2, 0, 3, 1],
+            layout=["FHWC", "HWC", "", "", "CHW", ""],
         )
         if on == "gpu":
-            slab, label, identity = slab.gpu(), label.gpu(), identity.gpu()
+            slab, label, normals, identity = slab.gpu(), label.gpu(), normals.gpu(), identity.gpu()
         image = fn.warp_affine(
             slab, matrix=matrix, size=(height, width), fill_value=0, dtype=types.FLOAT, interp_type=types.INTERP_LINEAR
         )
         image = fn.reshape(fn.squeeze(image, axes=[3]), layout="CHW")  # frames become channels
         label = fn.warp_affine(label, matrix=matrix, size=(height, width), fill_value=0, interp_type=types.INTERP_NN)
         if noise_sd > 0:  # a DALI conditional: only the samples that drew noise pay for it
-            normals = fn.slice(
-                types.Constant(bank, device=on),
-                noise_offset,
-                [need],
-                axes=[0],
-                normalized_anchor=False,
-                normalized_shape=False,
-            )
-            normals = fn.reshape(normals, shape=[feed.frames, height, width], layout="CHW")
             image = math.clamp(image + normals * noise_sd, 0.0, float(levels))
         image = fn.cast((image - float(feed.norm.mean)) * np.float32(1 / feed.norm.sd).item(), dtype=out_type)
         return image, fn.squeeze(label, axes=[2]), identity

@@ -19,6 +19,7 @@ class HostBatch(NamedTuple):
     slabs: list[np.ndarray]  # B times (F, H, W, 1) uint8, F = 1 + 2 * context
     labels: list[np.ndarray]  # B times (H, W, 1) uint8
     params: augment.Params
+    normals: list[np.ndarray]  # B times (F, h, w) float32 of the noise bank; empty where no noise was drawn
     identity: np.ndarray  # (B, 2) int32: case, slice index
 
 
@@ -56,7 +57,20 @@ class Feed:
             slab_of(self.store.image(c), i, self.data.context)[..., None] for c, i in zip(case, index, strict=True)
         ]
         labels = [self.store.label(c)[i][..., None] for c, i in zip(case, index, strict=True)]
-        return HostBatch(slabs, labels, params, np.stack([case, index], axis=1).astype(np.int32))
+        return HostBatch(slabs, labels, params, self._normals(params), np.stack([case, index], axis=1).astype(np.int32))
+
+    def _normals(self, params: augment.Params) -> list[np.ndarray]:
+        """Views of the bank: contiguous because the bank is 1-D. Only noisy samples carry any to the device."""
+        if not (params.noise_sd > 0).any():
+            return [_NO_NORMALS] * len(params.noise_sd)
+        bank, shape = augment.noise_bank(self.noise_need), (self.frames, *self.data.size_px)
+        return [
+            bank[offset : offset + self.noise_need].reshape(shape) if sd > 0 else _NO_NORMALS
+            for sd, offset in zip(params.noise_sd, params.noise_offset, strict=True)
+        ]
+
+
+_NO_NORMALS = np.empty((0, 0, 0), np.float32)
 
 
 class Plan(NamedTuple):

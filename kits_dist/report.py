@@ -1,0 +1,128 @@
+"""One self-contained page for a run: `python -m kits_dist.report run=RUN_DIR` writes RUN_DIR/report.html.
+
+Dice tables, worst cases, contours, curves, machine and configuration; it says what the cases were. Research use only.
+"""
+
+import base64
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from kits_dist import cli, files
+from kits_dist.cli import MISSING
+from kits_dist.errors import InputError, MissingInput
+
+WORST = 5
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe-Ito
+
+
+@dataclass(frozen=True)
+class Args:
+    run: str = MISSING  # folder of a trained run
+    images: bool = True  # false leaves slices out, so that the page holds no patient images
+
+
+class Chart(NamedTuple):
+    svg: str
+    caption: str
+
+
+def main(args: Args) -> None:
+    run = Path(args.run)
+    if not (run / "config.yaml").is_file():
+        raise MissingInput(f"run={run}: no config.yaml there; name the folder that kits_dist.train made.")
+    evaluations, worst, panels = {}, {}, {}
+    for path in sorted(run.glob("evaluation/*/summary.json")):
+        split = path.parent.name
+        evaluations[split] = _json(path)
+        worst[split] = _worst(path.parent / "cases.csv", list(evaluations[split]["regions"]))
+        panel = path.parent / "panel.png"
+        panels[split] = base64.b64encode(panel.read_bytes()).decode() if args.images and panel.is_file() else ""
+    environment = _json(run / "environment.json")
+    page = Environment(
+        loader=PackageLoader("kits_dist", "."), autoescape=select_autoescape(default=True, default_for_string=True)
+    )
+    text = page.get_template("report.html.j2").render(
+        name=run.name,
+        data=environment.get("data", "unknown"),
+        evaluations=evaluations,
+        worst=worst,
+        panels=panels,
+        charts=_charts(run / "log.jsonl"),
+        environment=environment,
+        config=(run / "config.yaml").read_text(encoding="utf-8"),
+    )
+    files.write_bytes(run / "report.html", text.encode())
+    print(f"report: {run / 'report.html'}")
+
+
+def _worst(path: Path, regions: list[str]) -> dict:
+    """The cases with the lowest Dice of the hardest region that the run predicts."""
+    region = next((name for name in ("tumor", "mass", "kidney_and_mass") if name in regions), regions[0])
+    with open(path, encoding="utf-8") as file:
+        rows = [
+            {"case": row["case"]} | {key: float(row[f"{region}_{key}"]) for key in ("dice", "truth_ml", "predicted_ml")}
+            for row in csv.DictReader(file)
+        ]
+    return {"region": region, "rows": sorted(rows, key=lambda row: row["dice"])[:WORST]}
+
+
+def _charts(path: Path) -> list[Chart]:
+    """Curves by optimiser step from log.jsonl."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+    def series(key: str) -> list[tuple[float, float]]:
+        return [(line["step"], line[key]) for line in lines if key in line]
+
+    dice = sorted({key for line in lines for key in line if key.startswith("val/dice_grid/")})
+    wanted = (
+        ({"train": series("train/loss"), "val": series("val/loss")}, "loss by step"),
+        (
+            {key.split("/")[-1]: series(key) for key in dice},
+            "val/dice_grid by step: the network's grid, not the table's",
+        ),
+        ({"images/s": series("perf/images_per_s")}, "throughput by step, all processes"),
+        ({"data wait": series("perf/data_wait")}, "share of the step spent waiting for data"),
+    )
+    return [Chart(line_chart(curves), caption) for curves, caption in wanted if any(curves.values())]
+
+
+def line_chart(curves: dict[str, list[tuple[float, float]]], width: int = 440, height: int = 220) -> str:
+    """{name: [(x, y), ...]} -> an SVG with axes from 0 (or the lowest y, if below) and a legend."""
+    points = [point for curve in curves.values() for point in curve]
+    right, top = max(x for x, _ in points) or 1, max(y for _, y in points) * 1.05 or 1
+    low = min(0.0, min(y for _, y in points))
+    left_px, bottom_px = 48, height - 24
+
+    def at(x: float, y: float) -> str:
+        across = left_px + (width - left_px - 8) * x / right
+        return f"{across:.1f},{bottom_px - (bottom_px - 8) * (y - low) / (top - low):.1f}"
+
+    parts = [f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" font-size="11" fill="#555">']
+    for share in (0.0, 0.5, 1.0):
+        y = low + (top - low) * share
+        x_px, y_px = at(0, y).split(",")
+        parts.append(f'<line x1="{x_px}" y1="{y_px}" x2="{width - 8}" y2="{y_px}" stroke="#ddd"/>')
+        parts.append(f'<text x="{left_px - 6}" y="{float(y_px) + 4}" text-anchor="end">{y:.3g}</text>')
+    parts.append(f'<text x="{width - 8}" y="{height - 8}" text-anchor="end">step {right:g}</text>')
+    for number, (name, curve) in enumerate(curves.items()):
+        color = COLORS[number % len(COLORS)]
+        path = " ".join(at(x, y) for x, y in curve)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
+        parts.append(f'<text x="{left_px + 8 + 120 * number}" y="18" fill="{color}">{name}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}).") from error
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)
