@@ -134,6 +134,7 @@ class Run:
         self.step_ms: list[float] = []  # every timed step
 
     def step(self) -> None:
+        self._pace.batch_requested()
         batch = next(self._batches)
         self._pace.batch_ready()
         self._count += 1

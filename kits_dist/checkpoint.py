@@ -70,6 +70,8 @@ def export(path: Path, model: nn.Module, about: dict) -> None:
     save_file(
         {k: v.contiguous() for k, v in model.state_dict().items()}, beside, metadata={"kits_dist": json.dumps(about)}
     )
+    with open(beside, "rb") as written:
+        os.fsync(written.fileno())
     os.replace(beside, path)
     files.sync_folder(path.parent)
 

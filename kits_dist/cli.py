@@ -16,6 +16,7 @@ Exit codes: 0 done; 1 the job ran and failed; 2 a wrong argument, key, folder or
 """
 
 import dataclasses
+import errno
 import inspect
 import os
 import re
@@ -24,7 +25,7 @@ import time
 from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 import yaml
 from omegaconf import MISSING, OmegaConf
@@ -50,8 +51,12 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
         _leave(f"{program}: {error}", 2)
     except JobFailed as error:
         _leave(f"{program}: {error}", 1)
-    except PermissionError as error:
-        _leave(f"{program}: {error.strerror}: {error.filename}. Choose a folder that you may write to.", 2)
+    except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
+        _leave(f"{program}: {error.strerror}: {error.filename}. Name another file or folder, or change its rights.", 2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+            raise
+        _leave(f"{program}: {error.strerror}: {error.filename}. What was finished is kept; make room and run again.", 1)
     except KeyboardInterrupt:
         _leave(f"{program}: interrupted.", 130)
     sys.exit(0)
@@ -153,8 +158,11 @@ def _merge(config: Any, update: Any, origin: str) -> Any:
 
 def _value(schema: type, key: str, text: str) -> Any:
     """Text of a string key stays text (a folder may be called 1e3); sizes may be written 256x256; the rest is yaml."""
-    if _flat(schema).get(key, ("",))[0] is str:
+    kind = _flat(schema).get(key, ("",))[0]
+    if kind is str:
         return text
+    if text.lower() == "none" and type(None) in get_args(kind):
+        return None
     if re.fullmatch(r"\d+(x\d+)+", text):
         return [int(n) for n in text.split("x")]
     try:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from omegaconf import MISSING
 
+from kits_dist import files
 from kits_dist.errors import InputError
 from kits_dist.labels import REGIONS
 
@@ -175,7 +176,7 @@ def as_plain(config: Any) -> dict:
 
 
 def save_config(config: Config, path: Path) -> None:
-    path.write_text(yaml.safe_dump(as_plain(config), sort_keys=False), encoding="utf-8")
+    files.write_bytes(path, yaml.safe_dump(as_plain(config), sort_keys=False).encode())
 
 
 def _listed(value: Any) -> Any:

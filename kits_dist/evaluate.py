@@ -12,11 +12,11 @@ import numpy as np
 
 from kits_dist import cli
 from kits_dist.config import Config
-from kits_dist.data.sources import MARKER, find_cases
+from kits_dist.data.sources import MARKER, data_kind, find_cases
 from kits_dist.data.store import Store
 from kits_dist.data.volume import Volume, read_labels, same_grid, write_nifti
 from kits_dist.drawing import Tile, panel, save_png
-from kits_dist.errors import InputError, MissingInput
+from kits_dist.errors import InputError, JobFailed, MissingInput
 from kits_dist.evaluation import CaseScore, as_text, score_case, summarize, write_tables
 from kits_dist.inference import Predictor
 from kits_dist.labels import PLAIN, REGIONS, TUMOR, scored_regions
@@ -31,6 +31,7 @@ class Args:
     predictions: str = ""  # folder of label maps to score (CASE.nii.gz), any system's
     truth: str = ""  # folder of cases, or of CASE.nii.gz files
     output: str = ""  # where the tables of predictions= go
+    regions: tuple[str, ...] = ()  # what predictions= can hold, as [kidney_and_mass]; default: everything
     missing: Literal["error", "zero"] = "error"  # a true case without prediction: refuse, or count as all background
     panel: int = 6  # test slices drawn with contours
     batch_size: int = 16  # slices at once
@@ -40,6 +41,10 @@ class Args:
             raise InputError("name either run=RUN_DIR, or predictions=DIR truth=DIR output=DIR. All keys: help")
         if self.predictions and not (self.truth and self.output):
             raise InputError("predictions=DIR also needs truth=DIR and output=DIR.")
+        if unknown := set(self.regions) - set(REGIONS):
+            raise InputError(f"regions={sorted(unknown)}: choose from {list(REGIONS)}.")
+        if self.batch_size < 1:
+            raise InputError(f"batch_size={self.batch_size} must be at least 1.")
 
 
 def main(args: Args) -> None:
@@ -56,7 +61,13 @@ def _evaluate_run(args: Args) -> None:
     case_ids = store.splits.test if args.split == "test" else store.splits.select(config.data.fold)[1]
     if not case_ids:
         raise InputError(f"split={args.split}: this store has no such cases (it holds {len(store.cases)}).")
-    seen = sorted(set(case_ids) & predictor.trained_on)
+    if store.window != predictor.window:
+        raise InputError(
+            f"the run was trained on HU {list(predictor.window)} but the store {store.path} holds "
+            f"{list(store.window)}. "
+            "Prepare a store with the run's window: window_hu=[...]"
+        )
+    seen = [case for case in case_ids if store.cases[store.row[case]].source["image_sha256"] in predictor.trained_on]
     if seen:
         raise InputError(
             f"split={args.split}: the run was trained on {_some(seen)}; such a score says nothing about new patients. "
@@ -99,15 +110,23 @@ def _evaluate_folder(args: Args) -> None:
         raise InputError(
             f"predictions={args.predictions}: nothing for {_some(missing)}. Predict them, or pass missing=zero."
         )
+    regions = scored_regions(args.regions) if args.regions else REGIONS | PLAIN
     scores: list[CaseScore] = []
+    bad: list[str] = []
     for case_id, path in progress_bar("evaluate", "case", items=sorted(truths.items())):
         truth = read_labels(path)
         if case_id in missing:
             predicted = np.zeros_like(truth.array)
         else:
-            predicted = _on_grid(read_labels(predictions[case_id]), truth, predictions[case_id], path)
-        scores.append(score_case(case_id, predicted, truth.array, truth.spacing_mm, REGIONS | PLAIN))
-    data = find_cases(Path(args.truth)).data if (Path(args.truth) / MARKER).is_file() else "unknown"
+            try:
+                predicted = _on_grid(read_labels(predictions[case_id]), truth, predictions[case_id], path)
+            except InputError as error:
+                bad.append(str(error))
+                continue
+        scores.append(score_case(case_id, predicted, truth.array, truth.spacing_mm, regions))
+    if bad:
+        raise JobFailed(f"no mean over fewer cases: {len(bad)} of {len(truths)} could not be scored: {'; '.join(bad)}")
+    data = data_kind(Path(args.truth)) if (Path(args.truth) / MARKER).is_file() else "unknown"
     summary = summarize(scores, data, "folder") | {"missing": args.missing, "missing_cases": missing}
     write_tables(Path(args.output), scores, summary)
     _print(summary, Path(args.output))

@@ -20,7 +20,10 @@ def volume_counts(
         raise ValueError(
             f"volume_counts: predicted is {predicted.shape} but truth is {truth.shape}; both must be (D, H, W)."
         )
-    pairs = np.bincount(predicted.ravel().astype(np.int64) * 4 + truth.ravel(), minlength=16).reshape(4, 4)
+    pairs = np.zeros(16, np.int64)
+    for a, b in zip(predicted, truth, strict=True):  # by slice: bincount turns its input into int64
+        pairs += np.bincount((a * 4 + b).ravel(), minlength=16)
+    pairs = pairs.reshape(4, 4)
     counts = {}
     for name, labels in regions.items():
         inside = list(labels)

@@ -5,9 +5,12 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from kits_dist.errors import InputError, JobFailed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,6 +45,8 @@ def run_all(
 
     An exception in `function` ends the iteration with that exception; return it instead to go on with the others.
     """
+    if workers < 0:
+        raise InputError(f"workers={workers} must be 0 (one per core) or more.")
     items = list(items)
     workers = min(workers or cores(), len(items)) or 1
     with progress_bar(title, "case", len(items)) as bar:
@@ -59,5 +64,12 @@ def run_all(
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield running.pop(future), future.result()
+                    try:
+                        result = future.result()
+                    except BrokenProcessPool as error:
+                        raise JobFailed(
+                            f"{title}: a worker process died, most likely for lack of memory. What was finished is "
+                            f"kept; run again with fewer: workers={max(1, workers // 2)}"
+                        ) from error
+                    yield running.pop(future), result
                     bar.update()

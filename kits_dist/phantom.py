@@ -6,6 +6,7 @@ table.
 """
 
 import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +45,22 @@ def main(args: Args) -> None:
     data = "painted" if args.labels else "phantom"
     work = functools.partial(_write_painted if args.labels else _write_phantom, args=args)
     items = _annotations(args) if args.labels else range(args.cases)
-    output.mkdir(parents=True, exist_ok=True)
-    files.write_json(output / MARKER, {"data": data, "seed": args.seed, "source": "python -m kits_dist.phantom"})
+    mark = {"data": data, "seed": args.seed, "cases": args.cases, "labels": Path(args.labels).name}
+    mark |= {} if args.labels else {"size": list(args.size), "spacing_mm": args.spacing_mm and list(args.spacing_mm)}
+    _claim(output, mark)
     written = sum(1 for _ in run_all(work, items, data, args.workers))
     print(f"{written} {data} cases in {output}")
+
+
+def _claim(output: Path, mark: dict) -> None:
+    """Make the folder ours. Raises InputError rather than writing over cases that are not these very ones."""
+    written = output / MARKER
+    there = json.loads(written.read_text()) if written.is_file() else None
+    if there != mark and any(output.glob("case_*")):
+        what = f"phantoms made with {there}" if there else "cases that kits_dist.phantom did not make"
+        raise InputError(f"output={output} holds {what}. Name another folder, or delete that one first.")
+    output.mkdir(parents=True, exist_ok=True)
+    files.write_json(written, mark)
 
 
 def _annotations(args: Args) -> list[CaseFiles]:

@@ -22,9 +22,17 @@ class Args:
     output: str = MISSING  # folder for the label maps
     batch_size: int = 16  # slices at once
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch_size={self.batch_size} must be at least 1.")
+
 
 def main(args: Args) -> None:
     scans = _scans(Path(args.input))
+    targets = {name: Path(args.output) / f"{name}.nii.gz" for name in scans}
+    inputs = {path.resolve() for path in scans.values()}
+    if over := [str(path) for path in targets.values() if path.resolve() in inputs]:
+        raise InputError(f"output={args.output} would overwrite the CT {over[0]}. Name another folder.")
     predictor = Predictor(args.run, args.batch_size)
     print(
         f"{len(scans)} scans; model of {args.run} (trained on {predictor.data}; {', '.join(predictor.regions)}); "
@@ -40,7 +48,7 @@ def main(args: Args) -> None:
             print(f"error    {error}")
             failed.append(name)
             continue
-        write_nifti(Path(args.output) / f"{name}.nii.gz", predictor.predict(image), image.geometry)
+        write_nifti(targets[name], predictor.predict(image), image.geometry)
     print(f"{len(scans) - len(failed)} label maps in {args.output}")
     if failed:
         raise JobFailed(f"{len(failed)} of {len(scans)} scans could not be read: {', '.join(failed)}.")
@@ -56,7 +64,10 @@ def _scans(source: Path) -> dict[str, Path]:
         return {source.name: image}
     loose = sorted(p for p in source.iterdir() if p.name.endswith((".nii", ".nii.gz")))
     if loose:
-        return {_stem(path): path for path in loose}
+        named = {_stem(path): path for path in loose}
+        if len(named) < len(loose):
+            raise InputError(f"input={source} holds files that differ only in .nii and .nii.gz. Keep one of each.")
+        return named
     return {case.case_id: case.image for case in find_cases(source).cases if case.image}
 
 

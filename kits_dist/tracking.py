@@ -20,7 +20,7 @@ class Tracker:
         self._accelerator = accelerator
         self._is_main = accelerator.is_main_process
         if self._is_main:
-            self._lines = open(run / "log.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115: closed in `close`
+            self._lines = open(run / "log.jsonl", "a", encoding="utf-8", buffering=1)  # closed in `close`
             self.writer = accelerator.get_tracker("tensorboard", unwrap=True)
             text = "\n".join(f"    {line}" for line in json.dumps(as_plain(config), indent=1).splitlines())
             self.writer.add_text("run", f"data: {data}\n\n{text}", 0)
@@ -45,21 +45,26 @@ class Pace:
     """Step times and the share of them spent waiting for data.
 
     On a GPU: events on the compute stream, read only in `report` (which the caller calls at log steps). The wait is
-    the gap between the end of a step and the moment the next batch is ready. On a CPU: the time blocked in `next`.
+    the gap on that stream between the end of the work before and the moment the next batch is ready. On a CPU: the
+    time blocked in `next`.
     """
 
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
-        self._marks: list[tuple] = []  # (step before ended, batch ready, step ended)
+        self._steps: list[tuple] = []  # (step before ended, step ended)
+        self._gaps: list[tuple] = []  # (batch requested, batch ready), one or more a step
         self._ended = self._now()
-        self._ready = None
+        self._requested = self._ended
+
+    def batch_requested(self) -> None:
+        self._requested = self._now()
 
     def batch_ready(self) -> None:
-        self._ready = self._now()
+        self._gaps.append((self._requested, self._now()))
 
     def step_ended(self) -> None:
         ended = self._now()
-        self._marks.append((self._ended, self._ready, ended))
+        self._steps.append((self._ended, ended))
         self._ended = ended
 
     def resume(self) -> None:
@@ -67,18 +72,20 @@ class Pace:
         self._ended = self._now()
 
     def report(self, images_per_step: int) -> dict[str, float]:
-        """Figures over the steps since the last report, then forgets them."""
+        """Figures over the steps since the last report, then forgets them; empty when there was none."""
         if self._cuda:
             torch.cuda.synchronize()  # sync
-        steps = np.array([self._between(before, ended) for before, _, ended in self._marks])
-        waits = np.array([self._between(before, ready) for before, ready, _ in self._marks])
-        self._marks = []
+        steps = np.array([self._between(*pair) for pair in self._steps])
+        waited = sum(self._between(*pair) for pair in self._gaps)
+        self._steps, self._gaps = [], []
         self._ended = self._now()
+        if not len(steps):
+            return {}
         return {
             "perf/images_per_s": images_per_step * len(steps) / steps.sum(),
             "perf/step_ms_p50": float(np.percentile(steps, 50)) * 1e3,
             "perf/step_ms_p99": float(np.percentile(steps, 99)) * 1e3,
-            "perf/data_wait": waits.sum() / steps.sum(),
+            "perf/data_wait": waited / steps.sum(),
         }
 
     def _now(self):

@@ -5,9 +5,10 @@ Works on 1..N processes, with or without GPUs, under `accelerate launch`, `torch
 """
 
 import contextlib
+import json
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from kits_dist import checkpoint, cli, files
+from kits_dist.batch import Batch
 from kits_dist.config import Config, OptimConfig, as_plain, save_config
 from kits_dist.data import augment, build_train_loader, build_val_loader
 from kits_dist.data.feed import Feed
@@ -36,7 +38,8 @@ class Progress(NamedTuple):
     """All that a run must remember beside weights and optimiser: batches are a pure function of `position`."""
 
     position: int = 0  # samples consumed by all ranks together
-    best: float = math.inf  # validation loss, or minus mean Dice
+    step: int = 0  # optimiser steps taken, the x of every curve; grows whatever the number of ranks
+    best: float | None = None  # validation loss, or minus mean Dice; none before the first validation
     best_epoch: int = -1
     stale: int = 0  # validations since the best
 
@@ -46,7 +49,7 @@ def main(config: Config) -> None:
     run = Path(config.run)
     store = Store(config.data.store)
     train_cases, val_cases = store.splits.select(config.data.fold)
-    progress, found, notes = _open_run(run, config)
+    progress, found, notes = _open_run(run, config, store)
 
     # runtime
     runtime = start(config.train, run, config.seed)
@@ -70,6 +73,8 @@ def main(config: Config) -> None:
     # resume
     if found:
         checkpoint.restore(found, model, optimizer)
+        for group in optimizer.param_groups:
+            group["weight_decay"] = config.optim.weight_decay  # the rate is set at each step
     plain_model, plain_optimizer = model, optimizer
     if config.train.compile:
         model = torch.compile(model)
@@ -87,7 +92,6 @@ def main(config: Config) -> None:
     # loop
     total = config.optim.epochs * num_samples
     total_steps = -(-total // global_batch)
-    step = progress.position // global_batch  # of the optimiser
     pace = Pace(accelerator.device)
     loss_sum, loss_steps = torch.zeros((), device=accelerator.device), 0
     stream = iter(batches)
@@ -95,10 +99,11 @@ def main(config: Config) -> None:
     model.train()
     pace.resume()
     while not finished(progress, num_samples, config.optim):
-        rate = lr_at(step, total_steps, config.optim, shard.world)
+        rate = lr_at(progress.position // global_batch, total_steps, config.optim, shard.world)
         for group in optimizer.param_groups:
             group["lr"] = rate
         for micro in range(config.optim.accumulate):
+            pace.batch_requested()
             batch = next(stream)
             pace.batch_ready()
             last = micro == config.optim.accumulate - 1
@@ -109,30 +114,36 @@ def main(config: Config) -> None:
                 accelerator.backward(loss / config.optim.accumulate)
             loss_sum += loss.detach()
             loss_steps += 1
-        logging = step % config.log.every_steps == 0
+        logging = progress.step % config.log.every_steps == 0
         norm = None
         if config.optim.clip_norm or logging:
             norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         pace.step_ended()
-        epoch, step = progress.position // num_samples, step + 1
-        progress = progress._replace(position=progress.position + global_batch)
+        epoch = progress.position // num_samples
+        progress = progress._replace(position=progress.position + global_batch, step=progress.step + 1)
+        step = progress.step
         bar.update(global_batch)
+        epoch_done = progress.position // num_samples > epoch
+        saving = config.train.save_every_steps and step % config.train.save_every_steps == 0
 
-        if logging:
+        if logging or epoch_done or saving:  # before anything is saved: a checkpoint never holds a spoilt network
             mean_loss = accelerator.reduce(loss_sum / loss_steps, "mean").item()  # sync
+            if not math.isfinite(mean_loss):
+                _stop_not_finite(run, step, -(-loss_steps // config.optim.accumulate), accelerator, batch)
             loss_sum.zero_()
             loss_steps = 0
-            if not math.isfinite(mean_loss):
-                _stop_not_finite(run, step, config.log.every_steps, accelerator, batch)
+        if logging:
             speed = pace.report(config.data.batch_size * shard.world * config.optim.accumulate)
             scalars = {"train/loss": mean_loss, "train/lr": rate, "train/grad_norm": float(norm), "epoch": epoch}
             tracker.log(step, scalars | speed)
             bar.set_postfix(epoch=f"{epoch + 1}/{config.optim.epochs}", loss=f"{mean_loss:.4f}", refresh=False)
-        if progress.position // num_samples > epoch:  # an epoch was completed
+        if epoch_done:
             store.check_files()  # a file cut short meanwhile would kill every rank by SIGBUS
             validation = score(plain_model, loss_fn, val_loader, len(store.cases), len(val_feed.rows), accelerator)
+            if not math.isfinite(validation.loss):
+                _stop_not_finite(run, step, 1, accelerator, batch)
             dice_grid = validation.dice_grid([store.row[case] for case in val_cases])
             progress, is_best = _judge(progress, validation, dice_grid, epoch, config.optim)
             scalars = {
@@ -150,7 +161,7 @@ def main(config: Config) -> None:
             if accelerator.is_main_process:
                 bar.write(f"epoch {epoch + 1}: val loss {validation.loss:.4f}  dice_grid {named}{best}")
             pace.resume()
-        elif config.train.save_every_steps and step % config.train.save_every_steps == 0:
+        elif saving:
             _save(run, step, plain_model, plain_optimizer, progress, config, store, False, accelerator)
             pace.resume()
     bar.close()
@@ -180,7 +191,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, device: torch.device)
     return kind(model.parameters(), config.lr, weight_decay=config.weight_decay, **fused)
 
 
-def _open_run(run: Path, config: Config) -> tuple[Progress, checkpoint.Checkpoint | None, list[str]]:
+def _open_run(run: Path, config: Config, store: Store) -> tuple[Progress, checkpoint.Checkpoint | None, list[str]]:
     """Where this run stands. Raises InputError rather than mixing two runs in one folder."""
     if run.exists() and not run.is_dir():
         raise InputError(f"run={run} is a file. Name a folder.")
@@ -189,18 +200,27 @@ def _open_run(run: Path, config: Config) -> tuple[Progress, checkpoint.Checkpoin
         return Progress(), None, []
     if config.resume == "none":
         raise InputError(f"run={run} already holds a run. Continue it with resume=auto, or name another folder.")
-    before = as_plain(cli.load(Config, [f"config={written}"]))
-    now = as_plain(config)
+    before, now = as_plain(cli.load(Config, [f"config={written}"])), as_plain(config)
     changed = [
         f"{group}.{key}: {before[group][key]} there, {now[group][key]} asked"
-        for group in ("data", "augment", "model")
+        for group, keys in (
+            ("data", set(now["data"]) - {"store", "threads", "prefetch", "batch_size"}),
+            ("augment", set(now["augment"])),
+            ("model", set(now["model"]) - {"encoder_weights"}),
+            ("optim", {"name", "loss", "pos_weight", "best_by"}),
+        )
         for key in now[group]
-        if before[group][key] != now[group][key]
-        and key not in ("store", "threads", "prefetch", "batch_size", "encoder_weights")
+        if key in keys and before[group][key] != now[group][key]
     ]
-    if changed or before["seed"] != config.seed:
+    changed += [f"seed: {before['seed']} there, {config.seed} asked"] if before["seed"] != config.seed else []
+    if changed:
+        raise InputError(f"run={run} was made with another configuration ({'; '.join(changed)}). Name another folder.")
+    environment_file = run / "environment.json"
+    if environment_file.is_file() and json.loads(environment_file.read_text())["store_sha256"] != store.fingerprint():
         raise InputError(
-            f"run={run} was made with another configuration ({'; '.join(changed) or 'seed'}). Name another folder."
+            f"data.store={config.data.store} is not the store that run={run} was trained on: its cases, window or "
+            f"splits "
+            "differ, and test cases could be trained on. Use that store, or name another run folder."
         )
     found, damaged = checkpoint.find(run / "checkpoint")
     notes = [f"not used: {sentence}" for sentence in damaged]
@@ -213,7 +233,7 @@ def _open_run(run: Path, config: Config) -> tuple[Progress, checkpoint.Checkpoin
 def _write_run(run: Path, config: Config, store: Store) -> None:
     run.mkdir(parents=True, exist_ok=True)
     save_config(config, run / "config.yaml")
-    about = {"data": store.meta["data"], "store_sha256": files.sha256(store.path / "store.json")}
+    about = {"data": store.meta["data"], "store_sha256": store.fingerprint()}
     files.write_json(run / "environment.json", environment() | about)
 
 
@@ -246,7 +266,7 @@ def _judge(
     """Progress after a validation, and whether it was the best. All ranks compute the same from the same reduced
     counts."""
     value = validation.loss if config.best_by == "loss" else -float(dice_grid.mean())
-    is_best = value < progress.best
+    is_best = progress.best is None or value < progress.best
     if is_best:
         return progress._replace(best=value, best_epoch=epoch, stale=0), True
     return progress._replace(stale=progress.stale + 1), False
@@ -260,13 +280,13 @@ def _save(
         state = progress._asdict()
         checkpoint.save(run / "checkpoint", step, model, optimizer, state, best=best, keep=config.train.keep)
         if best:
-            norm = store.normalization(config.data.fold)
+            norm, trained_on = store.normalization(config.data.fold), store.splits.select(config.data.fold)[0]
             about = {
                 "config": as_plain(config),
                 "window_hu": list(store.window),
                 "normalization": norm._asdict(),
                 "data": store.meta["data"],
-                "trained_on": store.splits.select(config.data.fold)[0],
+                "trained_on": [store.cases[store.row[case_id]].source["image_sha256"] for case_id in trained_on],
                 "step": step,
             }
             checkpoint.export(run / "model.safetensors", model, about)
@@ -298,13 +318,12 @@ def _panel(model: nn.Module, feed: Feed, config: Config, accelerator: Accelerato
     return panel(tiles, f"data: {feed.store.meta['data']}")
 
 
-def _stop_not_finite(run: Path, step: int, every: int, accelerator: Accelerator, batch) -> None:
+def _stop_not_finite(run: Path, step: int, steps: int, accelerator: Accelerator, batch: Batch) -> NoReturn:
     raise JobFailed(
-        f"the loss is not finite in steps {max(1, step - every + 1)}..{step} (rank {accelerator.process_index}; "
-        f"last batch: cases "
-        f"{batch.case.tolist()[:4]}..., slices {batch.index.tolist()[:4]}...). Lower optim.lr, set "
-        f"optim.clip_norm=1, or use "
-        f"train.precision=fp32. The checkpoints in {run}/checkpoint are from before."
+        f"the loss is not finite in steps {max(1, step - steps + 1)}..{step} (rank {accelerator.process_index}; its "
+        f"last "
+        f"batch: cases {batch.case.tolist()[:4]}..., slices {batch.index.tolist()[:4]}...). Lower optim.lr, set "
+        f"optim.clip_norm=1, or use train.precision=fp32. The checkpoints in {run}/checkpoint are from before."
     )
 
 

@@ -15,9 +15,17 @@ if [ "$gpus" -gt 0 ]; then
   launch=(--config_file launch/single.yaml)
   [ "$gpus" = 1 ] || launch=(--config_file launch/ddp.yaml --num_processes "$gpus")
 else
-  size=32x128x128 cases=48 config=configs/demo.yaml
+  size=32x128x128 cases=96 config=configs/demo.yaml
   launch=(--config_file launch/cpu.yaml)
 fi
+
+# A demo made with other settings (an older checkout, a GPU that came or went) is moved away, not mixed with this one.
+settings="$cases $size $seed $(sha256sum <$config)"
+if [ -d "$demo" ] && [ "$(cat "$demo/.settings" 2>/dev/null)" != "$settings" ]; then
+  mv "$demo" "$demo.$(date +%Y%m%d_%H%M%S)"
+  echo "demo: settings changed, the former demo was moved to $demo.*"
+fi
+mkdir -p "$demo" && echo "$settings" >"$demo/.settings"
 
 step() { printf '\n== %s\n' "$*"; }
 step "1/5 phantom: $cases made-up patients"

@@ -17,6 +17,11 @@ def test_arguments_beat_yaml_beats_defaults(tmp_path):
     assert (config.optim.lr, config.optim.epochs, config.optim.patience) == (0.25, 7, 10)
 
 
+def test_none_is_none_where_a_key_may_be_without_value():
+    config = cli.load(Config, [*NEEDED, "data.pixel_mm=none", "optim.pos_weight=none", "model.encoder_weights=none"])
+    assert (config.data.pixel_mm, config.optim.pos_weight, config.model.encoder_weights) == (None, None, "none")
+
+
 def test_sizes_may_be_written_with_x_and_names_may_look_like_numbers():
     config = cli.load(Config, ["run=1e3", "data.store=5", "data.size_px=96x128"])
     assert (config.run, config.data.store, config.data.size_px) == ("1e3", "5", (96, 128))
@@ -87,6 +92,16 @@ def test_exit_codes_and_one_message(what, code, capsys):
         cli.run(ending, Args, [f"what={what}"])
     assert caught.value.code == code
     assert capsys.readouterr().err.count(f"it is {what}") == 1
+
+
+def test_a_file_where_a_folder_should_be_is_no_traceback(tmp_path, capsys):
+    from kits_dist import phantom
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as caught:
+        cli.run(phantom.main, phantom.Args, [f"output={tmp_path / 'file' / 'below'}", "cases=1", "size=[8,64,64]"])
+    assert caught.value.code == 2
+    assert "Not a directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["help", "--help"])

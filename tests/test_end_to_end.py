@@ -141,6 +141,8 @@ def test_what_predict_takes(trained, raw, tmp_path):
     for wrong, words in ((tmp_path / "nowhere", "no such file or folder"), (scans / "bad.nii.gz", "the file is empty")):
         with pytest.raises(InputError, match=words):
             predict.main(predict.Args(run=str(folder), input=str(wrong), output=str(tmp_path / "c")))
+    with pytest.raises(InputError, match="would overwrite the CT"):
+        predict.main(predict.Args(run=str(folder), input=str(scans), output=str(scans)))
     with pytest.raises(InputError, match="written at a run's first validation"):
         predict.main(predict.Args(run=str(tmp_path), input=str(one_case), output=str(tmp_path / "c")))
 
@@ -187,13 +189,55 @@ def test_resumed_training_is_bit_equal_to_uninterrupted(store, tmp_path):
     assert "already finished (4 epochs done)" in again.stdout
 
 
-def test_two_runs_are_never_mixed_in_one_folder(store, trained):
+def test_saved_and_killed_within_an_epoch_it_goes_on_where_it_was(store, tmp_path):
+    """train.save_every_steps before the first validation; the newest checkpoint is then damaged and the one before
+    used."""
+    common = ["optim.epochs=3", "train.deterministic=true", "log.images=0", "train.save_every_steps=2", "train.keep=3"]
+    train(store, tmp_path / "whole", *common)
+    train(store, tmp_path / "parts", *common)
+    checkpoints = tmp_path / "parts" / "checkpoint"
+    steps = sorted(checkpoints.glob("step_*"))
+    (steps[-1] / "model.safetensors").write_bytes(b"cut short")
+    done = train(store, tmp_path / "parts", *common, "resume=auto")
+    assert f"not used: {steps[-1] / 'model.safetensors'} is damaged" in done.stdout
+    assert f"continuing from {steps[-2].name}" in done.stdout
+    a, b = (load_file(tmp_path / name / "checkpoint" / "last" / "model.safetensors") for name in ("whole", "parts"))
+    assert all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(store, tmp_path):
+    arguments = ["optim.epochs=3", "optim.lr=1e30", "log.every_steps=100", "log.images=0", "train.precision=fp32"]
+    command = [
+        sys.executable,
+        "-m",
+        "kits_dist.train",
+        f"data.store={store.path}",
+        f"run={tmp_path / 'nan'}",
+        *SMALL,
+        *arguments,
+    ]
+    done = run(command, code=1)
+    assert (
+        done.returncode == 1 and done.stderr.count("the loss is not finite in steps 2..") == 1
+    )  # step 1 was logged, finite
+    assert not list((tmp_path / "nan").glob("checkpoint/step_*"))
+
+
+def test_two_runs_are_never_mixed_in_one_folder(store, trained, tmp_path):
     folder, _ = trained
     arguments = [f"data.store={store.path}", f"run={folder}", *SMALL]
     with pytest.raises(InputError, match="already holds a run. Continue it with resume=auto"):
         training.main(cli.load(Config, arguments))
     with pytest.raises(InputError, match=r"another configuration \(data.context: 0 there, 1 asked\)"):
         training.main(cli.load(Config, [*arguments, "resume=auto", "data.context=1"]))
+    other = shutil.copytree(store.path, tmp_path / "other")
+    splits = json.loads((other / "splits.json").read_text())
+    splits["test"], splits["folds"][0] = splits["folds"][0], splits["test"]
+    (other / "splits.json").write_text(json.dumps(splits))
+    with pytest.raises(InputError, match="is not the store that run=.* was trained on"):
+        training.main(cli.load(Config, [f"data.store={other}", f"run={folder}", *SMALL, "resume=auto"]))
+    with pytest.raises(InputError, match=r"optim.name: adam there, sgd asked"):
+        training.main(cli.load(Config, [*arguments, "resume=auto", "optim.name=sgd"]))
     with pytest.raises(InputError, match="is a file"):
         training.main(cli.load(Config, [f"data.store={store.path}", f"run={folder / 'log.jsonl'}"]))
 

@@ -9,7 +9,7 @@ import pytest
 from kits_dist import evaluate
 from kits_dist.data.sources import MARKER
 from kits_dist.data.volume import kits_geometry, read_labels, write_nifti
-from kits_dist.errors import InputError, MissingInput
+from kits_dist.errors import InputError, JobFailed, MissingInput
 
 
 def run(predictions, truth, output, **more):
@@ -76,6 +76,20 @@ def test_a_missing_prediction_is_an_error_or_a_zero_never_a_smaller_mean(folders
     assert summary["regions"]["kidney_and_mass"]["dice"] == pytest.approx(before - 1 / 6)
 
 
+def test_regions_that_a_system_cannot_predict_are_absent(folders, tmp_path):
+    summary, _ = run(*folders, tmp_path / "out", regions=("kidney_and_mass",))
+    assert list(summary["regions"]) == ["kidney_and_mass"]
+    with pytest.raises(InputError, match="regions=.*choose from"):
+        evaluate.Args(predictions="a", truth="b", output="c", regions=("liver",))
+
+
+def test_one_bad_prediction_among_good_ones_is_named_and_there_is_no_mean(folders, tmp_path):
+    (folders[0] / "case_00002.nii.gz").write_bytes(b"")
+    with pytest.raises(JobFailed, match="1 of 6 could not be scored: .*case_00002.nii.gz: the file is empty"):
+        run(*folders, tmp_path / "out")
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
 def test_extra_cases_other_grids_and_wrong_folders_are_refused(folders, tmp_path):
     predictions, truth = folders
     volume = read_labels(predictions / "case_00000.nii.gz")
@@ -88,7 +102,7 @@ def test_extra_cases_other_grids_and_wrong_folders_are_refused(folders, tmp_path
         (volume.array, (3.0, 0.8, 0.9), r"spacing \[3.0, 0.8, 0.9\] and \[3.0, 0.8, 0.8\] mm"),
     ):
         write_nifti(predictions / "case_00000.nii.gz", array, kits_geometry(array.shape, spacing))
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(JobFailed, match=words):
             run(predictions, truth, tmp_path / "out")
     with pytest.raises(MissingInput, match="predictions=.*no such folder"):
         run(tmp_path / "nowhere", truth, tmp_path / "out")

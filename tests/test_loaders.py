@@ -140,6 +140,14 @@ def test_kidney_slices_with_margin(store):
         assert len(select_rows(store, [case.case_id], "kidney", 1)) == case.shape[0]
 
 
+def test_a_case_without_foreground_gives_no_kidney_slice(store, monkeypatch):
+    empty = store.slices._replace(
+        kidney=store.slices.kidney * 0, tumor=store.slices.tumor * 0, cyst=store.slices.cyst * 0
+    )
+    monkeypatch.setattr(store, "slices", empty)
+    assert len(select_rows(store, [store.cases[0].case_id], "kidney", 10)) == 0
+
+
 def test_the_tumor_sampler_shows_tumor_slices_as_often_as_asked(store):
     config = data(store, sampler="tumor", share=0.75, fold="all")
     loader, feed = build_train_loader(store, config, AugmentConfig(), 0, ALONE)

@@ -6,9 +6,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from kits_dist import phantom as program
 from kits_dist.data import phantom, phantom_organs
 from kits_dist.data.phantom import PhantomCase, make_case, paint_case
 from kits_dist.data.phantom_shapes import Axes, Ellipsoid, grid_axes, interpolate, rotation, scanner_noise, soften
+from kits_dist.data.sources import MARKER
+from kits_dist.errors import InputError
 from kits_dist.labels import CYST, KIDNEY, TUMOR
 from tests.threshold_baseline import threshold_baseline
 
@@ -263,3 +266,27 @@ def test_impossible_requests_say_what_to_give(call, words):
 def test_a_threshold_cannot_find_the_tumors():
     fit = threshold_baseline([make_case(1, i, SIZE) for i in range(5)], [make_case(1, i, SIZE) for i in range(20, 26)])
     assert fit.test_dice <= 0.35, fit
+
+
+def test_the_program_never_writes_over_other_cases(tmp_path):
+    def args(**more) -> program.Args:
+        return program.Args(**({"output": str(tmp_path), "cases": 1, "size": (8, 64, 64), "workers": 1} | more))
+
+    program.main(args())
+    before = (tmp_path / "case_00000" / "imaging.nii.gz").read_bytes()
+    program.main(args())  # the very same again
+    with pytest.raises(InputError, match="holds phantoms made with"):
+        program.main(args(seed=5))
+    with pytest.raises(InputError, match="holds phantoms made with"):
+        program.main(args(labels=str(tmp_path)))
+    (tmp_path / MARKER).unlink()
+    with pytest.raises(InputError, match="cases that kits_dist.phantom did not make"):
+        program.main(args())
+    assert (tmp_path / "case_00000" / "imaging.nii.gz").read_bytes() == before
+    for wrong, words in (
+        ({"cases": 0}, "at least 1"),
+        ({"size": (4, 64, 64)}, "at least 8 slices"),
+        ({"spacing_mm": (0, 1, 1)}, "above 0"),
+    ):
+        with pytest.raises(InputError, match=words):
+            args(**wrong)

@@ -35,6 +35,13 @@ def test_a_mark_says_what_made_the_cases_and_missing_files_are_kept_as_none(tmp_
     touch(tmp_path / "case_00001" / "imaging.nii.gz")
     (tmp_path / MARKER).write_text('{"data": "painted"}')
     source = find_cases(tmp_path)
+    assert find_cases(tmp_path.parent / tmp_path.name).data == "painted"
+    (tmp_path / "above" / "data").mkdir(parents=True)
+    for path in (tmp_path / "case_00001", tmp_path / MARKER):
+        shutil.copytree(path, tmp_path / "above" / "data" / path.name) if path.is_dir() else shutil.copy(
+            path, tmp_path / "above" / "data"
+        )
+    assert find_cases(tmp_path / "above").data == "painted"  # the mark lies beside the cases, below what was named
     assert source.data == "painted" and source.cases[0].label is None
 
 
@@ -51,7 +58,7 @@ def cases(n):
     return [Traits(f"case_{i:05d}", rng.lognormal(3.5, 1.3), rng.choice([0.5, 1, 3, 5]), bool(i % 2)) for i in range(n)]
 
 
-@pytest.mark.parametrize("n", [3, 4, 6, 11, 48, 300])
+@pytest.mark.parametrize("n", [*range(3, 60), 96, 300])
 def test_every_case_is_in_exactly_one_part(n):
     splits = make_splits(cases(n), seed=0)
     parts = [splits.test, *splits.folds]

@@ -51,6 +51,8 @@ class DaliLoader:
                 in_use.append((outputs, done))
                 if len(in_use) > 2:
                     in_use.popleft()[1].synchronize()  # of two steps ago: the GPU still has a whole step queued
+        for _, done in in_use:  # a validation pass ends here
+            done.synchronize()
 
     def _host_batch(self, info) -> tuple:
         step = info.iteration if self.plan.num_batches is None else info.iteration % self.plan.num_batches

@@ -112,6 +112,6 @@ def select_rows(store: Store, case_ids: list[str], slices: str, margin: int) -> 
         mine = np.flatnonzero(table.case == row)  # a case's slices, cranial first
         if slices == "kidney":
             filled = np.flatnonzero(table.foreground[mine])
-            mine = mine[np.abs(np.arange(len(mine))[:, None] - filled).min(axis=1, initial=len(mine)) <= margin]
+            mine = mine[np.abs(np.arange(len(mine))[:, None] - filled).min(axis=1, initial=margin + 1) <= margin]
         chosen[mine] = True
     return np.flatnonzero(chosen)

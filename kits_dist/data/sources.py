@@ -47,7 +47,7 @@ def find_cases(source: Path) -> Source:
                 (n for n, names in _LABEL_FILES.items() if any(c.label and c.label.name in names for c in cases)),
                 "KiTS",
             )
-            return Source(root, layout, _data_kind(source), cases)
+            return Source(root, layout, data_kind(source, root), cases)
     images = sorted((source / "imagesTr").glob("*_0000.nii*"))
     if images:
         cases = []
@@ -55,7 +55,7 @@ def find_cases(source: Path) -> Source:
             case_id = re.sub(r"_0000\.nii(\.gz)?$", "", image.name)
             label = _first(source / "labelsTr", (f"{case_id}.nii.gz", f"{case_id}.nii"))
             cases.append(CaseFiles(case_id, image, label))
-        return Source(source, "nnU-Net raw", _data_kind(source), cases)
+        return Source(source, "nnU-Net raw", data_kind(source), cases)
     raise InputError(
         f"source={source}: no cases found. Looked for case_*/imaging.nii.gz here and in data/, dataset/, kits21/data/ "
         "(KiTS19, KiTS21, KiTS23), and for imagesTr/*_0000.nii.gz (nnU-Net raw)."
@@ -75,6 +75,7 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
     return next((folder / name for name in names if (folder / name).exists()), None)
 
 
-def _data_kind(source: Path) -> DataKind:
-    marker = source / MARKER
-    return json.loads(marker.read_text())["data"] if marker.is_file() else "kits"
+def data_kind(*folders: Path) -> DataKind:
+    """What made the cases: the mark in one of `folders`, else kits."""
+    marks = [json.loads((folder / MARKER).read_text())["data"] for folder in folders if (folder / MARKER).is_file()]
+    return marks[0] if marks else "kits"

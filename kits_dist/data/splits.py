@@ -1,5 +1,6 @@
 """A fixed test set and patient folds of the rest, stratified by what makes a case hard."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -50,8 +51,9 @@ def make_splits(cases: list[Traits], seed: int) -> Splits:
     ordered = sorted(cases, key=lambda c: (c.cyst, c.slice_mm > thick, c.tumor_ml, tie[c.case_id]))
     ids = [case.case_id for case in ordered]
     num_test = max(1, round(TEST_SHARE * len(ids))) if len(ids) > 1 else 0
-    # evenly spaced along the sorted list, from a drawn start
-    picks = {int((i + rng.random()) * len(ids) / num_test) for i in range(num_test)}
+    # one drawn from each of num_test equal stretches of the sorted list
+    edges = [round(i * len(ids) / num_test) for i in range(num_test + 1)] if num_test else []
+    picks = {int(rng.integers(low, high)) for low, high in pairwise(edges)}
     test = [ids[i] for i in sorted(picks)]
     rest = [case for i, case in enumerate(ids) if i not in picks]
     num_folds = min(NUM_FOLDS, len(rest))

@@ -7,6 +7,7 @@ STORE/slices.npz      columns over all slices of all cases: case, index, kidney,
 STORE/axial/CASE/     image.npy, label.npy  uint8 (N, H, W), slices contiguous
 """
 
+import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
@@ -68,7 +69,8 @@ class Store:
         self.path = Path(path)
         if not (self.path / "store.json").is_file():
             raise MissingInput(
-                f"data.store={path}: no store.json there. Make a store: python -m kits_dist.prepare source=DIR "
+                f"data.store={path}: no store.json there. Name the store's folder, or make one: python -m "
+                f"kits_dist.prepare source=DIR "
                 f"store={path}"
             )
         self.meta = _load(self.path / "store.json")
@@ -91,6 +93,11 @@ class Store:
     def slices(self) -> SliceTable:
         with np.load(self.path / "slices.npz") as columns:
             return SliceTable(**{name: columns[name] for name in SliceTable._fields})
+
+    def fingerprint(self) -> str:
+        """sha256 over what decides a batch and who is held out: arrays' hashes, window, normalisation, splits."""
+        content = (self.path / "store.json").read_bytes() + (self.path / "splits.json").read_bytes()
+        return hashlib.sha256(content).hexdigest()
 
     def normalization(self, fold: int | str) -> Normalization:
         return Normalization(**self.meta["normalization"][str(fold)])

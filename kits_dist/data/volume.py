@@ -65,6 +65,8 @@ def read_image(path: Path) -> Volume:
                 f"{path}: {np.count_nonzero(~np.isfinite(array))} voxels are NaN or infinite. Export the CT again."
             )
         array = array.astype(np.float32, copy=False)
+        if -(2**15) <= array.min(initial=0) and array.max(initial=0) < 2**15 and np.array_equal(array, np.rint(array)):
+            array = array.astype(np.int16)  # whole HU behind a slope and an intercept
     elif -(2**15) <= array.min(initial=0) and array.max(initial=0) < 2**15:
         array = array.astype(np.int16, copy=False)
     else:
@@ -139,7 +141,7 @@ def _read(path: Path) -> tuple[np.ndarray, Geometry]:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise InputError(f"{path}: the affine is not invertible: {affine.tolist()}. Repair the header.")
     array = np.asanyarray(image.dataobj).reshape(shape[:3])
-    if array.dtype.kind == "f" and header.get_slope_inter() != (None, None):
+    if array.dtype == np.float64 and header.get_data_dtype().kind in "iu":
         array = array.astype(np.float32)  # nibabel scales in float64, which doubles the memory for nothing
     return array, Geometry(tuple(int(n) for n in shape[:3]), affine)
 
