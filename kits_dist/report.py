@@ -47,7 +47,7 @@ def main(args: Args) -> None:
         loader=PackageLoader("kits_dist", "."), autoescape=select_autoescape(default=True, default_for_string=True)
     )
     text = page.get_template("report.html.j2").render(
-        name=run.name,
+        name=f"{run.resolve().parent.name}/{run.name}",
         data=environment.get("data", "unknown"),
         evaluations=evaluations,
         worst=worst,
@@ -96,11 +96,11 @@ def line_chart(curves: dict[str, list[tuple[float, float]]], width: int = 440, h
     points = [point for curve in curves.values() for point in curve]
     right, top = max(x for x, _ in points) or 1, max(y for _, y in points) * 1.05 or 1
     low = min(0.0, min(y for _, y in points))
-    left_px, bottom_px = 48, height - 24
+    left_px, bottom_px, top_px = 48, height - 24, 28  # room for numbers, the step, the legend
 
     def at(x: float, y: float) -> str:
         across = left_px + (width - left_px - 8) * x / right
-        return f"{across:.1f},{bottom_px - (bottom_px - 8) * (y - low) / (top - low):.1f}"
+        return f"{across:.1f},{bottom_px - (bottom_px - top_px) * (y - low) / (top - low):.1f}"
 
     parts = [f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" font-size="11" fill="#555">']
     for share in (0.0, 0.5, 1.0):

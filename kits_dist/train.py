@@ -136,7 +136,7 @@ def main(config: Config) -> None:
             loss_steps = 0
         if logging:
             speed = pace.report(config.data.batch_size * shard.world * config.optim.accumulate)
-            scalars = {"train/loss": mean_loss, "train/lr": rate, "train/grad_norm": float(norm), "epoch": epoch}
+            scalars = {"train/loss": mean_loss, "train/lr": rate, "train/grad_norm": float(norm), "train/epoch": epoch}
             tracker.log(step, scalars | speed)
             bar.set_postfix(epoch=f"{epoch + 1}/{config.optim.epochs}", loss=f"{mean_loss:.4f}", refresh=False)
         if epoch_done:
