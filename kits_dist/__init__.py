@@ -1,4 +1,3 @@
-"""2D kidney and kidney-tumor segmentation on CT: DALI cuts and augments slices, Accelerate trains on any number of
-GPUs."""
+"""2D kidney and kidney-tumor segmentation on CT: DALI cuts and augments slices, Accelerate trains on any GPUs."""
 
 __version__ = "0.1.0"

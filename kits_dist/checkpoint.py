@@ -27,8 +27,7 @@ class Checkpoint(NamedTuple):
 def save(
     root: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, *, best: bool, keep: int
 ) -> None:
-    """Write step `step` in one step, then point `last` (and `best`) at it and drop all but the newest `keep` and the
-    best."""
+    """Write a folder for `step`, point `last` (and `best`) at it, drop all but the newest `keep` and the best."""
     folder = root / f"step_{step:08d}"
     tensors, groups = _flatten(optimizer.state_dict())
     with files.new_folder(folder) as fresh:

@@ -1,5 +1,4 @@
-"""`key=value` command lines: dataclass defaults < `config=` yaml < arguments, then real frozen dataclasses or one
-clear message.
+"""`key=value` command lines: defaults < `config=` yaml < arguments -> frozen dataclasses, or one clear message.
 
 Every program is a dataclass of its arguments and a function:
 
@@ -113,8 +112,7 @@ def _usage(program: str, doc: str | None, schema: type) -> str:
 
 
 def _leave(message: str, code: int) -> NoReturn:
-    """Print once. Under a launcher rank 0 speaks; the others wait to be ended by the launcher, and speak if they were
-    alone."""
+    """Print once. Under a launcher rank 0 speaks; the others wait to be ended by it, and speak if they failed alone."""
     rank = int(os.environ.get("RANK", 0))
     if rank:
         time.sleep(10)

@@ -1,5 +1,4 @@
-"""What a training run is: frozen dataclasses with the poster's method as defaults. `cli.load` fills them, yaml holds
-differences.
+"""What a training run is: frozen dataclasses with the poster's method as defaults; yaml holds only differences.
 
 Values that cannot work are refused here, before a GPU is touched. The comment beside a field is its help text.
 """

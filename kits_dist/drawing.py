@@ -40,8 +40,7 @@ def panel(tiles: list[Tile], title: str, tile_px: int = 320) -> np.ndarray:
 
 
 def outlined(image: np.ndarray, labels: np.ndarray | None, side_px: int) -> np.ndarray:
-    """(H, W) grey and labels -> (side_px, side_px, 3) uint8, the larger side filling it, regions outlined two pixels
-    wide."""
+    """(H, W) grey and labels -> (side_px, side_px, 3) uint8, the larger side filling it, regions outlined."""
     height, width = image.shape
     factor = side_px / max(height, width)
     size = (round(width * factor), round(height * factor))

@@ -1,10 +1,8 @@
-"""The two ways a program may end badly, told apart by type so that the exit code is decided in one place
-(`cli.run`)."""
+"""The two ways a program may end badly, told apart by type; `cli.run` alone turns them into exit codes."""
 
 
 class InputError(ValueError):
-    """What the user named (key, value, folder, file) cannot be used. One message: what, where, how to fix. Exit code
-    2."""
+    """What the user named (key, value, folder, file) cannot be used. Says what, where, how to fix. Exit code 2."""
 
 
 class MissingInput(InputError, FileNotFoundError):
@@ -18,5 +16,4 @@ class MissingPackage(InputError, ImportError):
 
 
 class JobFailed(RuntimeError):
-    """The job ran and something in it failed, e.g. one bad case among good ones. Exit code 1, message already
-    complete."""
+    """The job ran and something in it failed, e.g. one bad case among good ones. Exit code 1."""

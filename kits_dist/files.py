@@ -1,5 +1,4 @@
-"""Files that are never seen half-written: write beside, fsync, rename. A reader sees the old content or the new,
-nothing else."""
+"""Files that are never seen half-written: write beside, fsync, rename. A reader sees the old content or the new."""
 
 import hashlib
 import json

@@ -42,8 +42,7 @@ class Predictor:
         self.model.to(self.device, memory_format=torch.channels_last).eval()
 
     def predict(self, image: Volume) -> np.ndarray:
-        """(D, H, W) HU -> (D, H, W) uint8 labels. Every slice is predicted; what lies outside the window is
-        background."""
+        """(D, H, W) HU -> (D, H, W) uint8 labels. Every slice is predicted; outside the window is background."""
         levels = self.window.to_levels(image.array)
         return self.predict_levels(levels, framed_case(levels, image))
 

@@ -33,8 +33,7 @@ def volume_counts(
 
 
 def batch_counts(logits: Tensor, targets: Tensor) -> Tensor:
-    """(B, R, H, W) logits and {0, 1} targets -> (B, R, 3) int64 true positive, false positive, false negative
-    pixels."""
+    """(B, R, H, W) logits and {0, 1} targets -> (B, R, 3) int64 pixels: true pos., false pos., false neg."""
     predicted, truth = logits >= 0, targets > 0.5  # probability >= 0.5
     both = (predicted & truth).sum(dim=(2, 3))
     return torch.stack([both, predicted.sum(dim=(2, 3)) - both, truth.sum(dim=(2, 3)) - both], dim=-1)

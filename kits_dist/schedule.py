@@ -1,5 +1,4 @@
-"""Optimiser step -> learning rate: a pure function, so that resuming needs nothing and launchers cannot step it
-twice."""
+"""Optimiser step -> learning rate: a pure function; resuming needs nothing and no launcher can step it twice."""
 
 import math
 

@@ -1,5 +1,4 @@
-"""What a run says while it runs: TensorBoard and log.jsonl, from rank 0; and how fast it goes, without waiting for
-the GPU."""
+"""What a run says while it runs (TensorBoard and log.jsonl, rank 0), and how fast it goes, read at log steps only."""
 
 import json
 import time

@@ -1,5 +1,6 @@
-"""Train one model: `accelerate launch --config_file launch/cpu.yaml -m kits_dist.train config=configs/demo.yaml
-data.store=DIR run=DIR`.
+"""Train one model on 1..N processes.
+
+accelerate launch --config_file launch/cpu.yaml -m kits_dist.train config=configs/demo.yaml data.store=DIR run=DIR
 
 Works on 1..N processes, with or without GPUs, under `accelerate launch`, `torchrun` or plain `python -m`.
 """
@@ -172,8 +173,7 @@ def main(config: Config) -> None:
 
 
 def finished(progress: Progress, num_samples: int, config: OptimConfig) -> str:
-    """Why there is nothing left to do, or "". Derived, not stored: a run may be resumed with more epochs or
-    patience."""
+    """Why there is nothing left to do, or "". Derived, not stored: a run may be resumed with more epochs."""
     if config.patience and progress.stale >= config.patience:
         return f"no improvement in {progress.stale} epochs"
     if progress.position >= config.epochs * num_samples:
@@ -263,8 +263,7 @@ def _introduce(
 def _judge(
     progress: Progress, validation: Validation, dice_grid: np.ndarray, epoch: int, config: OptimConfig
 ) -> tuple[Progress, bool]:
-    """Progress after a validation, and whether it was the best. All ranks compute the same from the same reduced
-    counts."""
+    """Progress after a validation, and whether it was the best; the same on all ranks, from the same counts."""
     value = validation.loss if config.best_by == "loss" else -float(dice_grid.mean())
     is_best = progress.best is None or value < progress.best
     if is_best:

@@ -24,8 +24,7 @@ class LabelledCase(NamedTuple):
 
 
 def load_case(files: CaseFiles) -> LabelledCase:
-    """Read both files and check that they belong together. Raises InputError naming the case, both values and the way
-    out."""
+    """Read both files and check that they belong together. Raises InputError naming the case and both values."""
     for kind in ("image", "label"):
         if getattr(files, kind) is None:
             raise InputError(f"{files.case_id}: has no {kind} file. {MEND}")

@@ -1,5 +1,4 @@
-"""From positions in the stream to what a backend needs on the host: mapped views of slices, and their drawn
-parameters."""
+"""Positions in the stream -> what a backend needs on the host: mapped views of slices and drawn parameters."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -81,8 +80,7 @@ class Plan(NamedTuple):
 
 
 def slab_of(volume: np.ndarray, index: int, context: int) -> np.ndarray:
-    """(N, H, W) -> (1 + 2 * context, H, W) around `index`; a view, but where the end slices repeat beyond the
-    volume."""
+    """(N, H, W) -> (1 + 2 * context, H, W) around `index`; a view, except where end slices repeat beyond the volume."""
     low, high = index - context, index + context + 1
     if low >= 0 and high <= len(volume):
         return volume[low:high]
