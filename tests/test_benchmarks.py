@@ -189,7 +189,7 @@ def test_end_to_end_runs(tmp_path):
     assert set(lines) == {"fixed", "end_to_end"}
     assert lines["end_to_end"].ratio > 0 and lines["fixed"].ratio is None
     assert 0 <= lines["end_to_end"].config["data_wait"] < 1
-    assert lines["fixed"].config["step_ms"]["steps"] == 5  # five windows of one step
+    assert lines["fixed"].config["step_ms"]["steps"] == lines["fixed"].windows >= 5  # windows of one step
     assert end_to_end.EVERY_STEPS == 10
 
 
