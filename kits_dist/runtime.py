@@ -128,12 +128,17 @@ _PACKAGES = {
 }
 
 
+_RESULTS = ":(top,exclude)benchmarks/results"  # figures of this very code do not make it other code
+
+
 def commit() -> dict:
     """{"commit", "dirty"} of the checkout this code runs from; null outside one."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "--", ":/", _RESULTS], capture_output=True, text=True, check=True
+        )
         return {"commit": head.stdout.strip(), "dirty": bool(status.stdout.strip())}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
