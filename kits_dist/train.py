@@ -219,8 +219,7 @@ def _open_run(run: Path, config: Config, store: Store) -> tuple[Progress, checkp
     if environment_file.is_file() and json.loads(environment_file.read_text())["store_sha256"] != store.fingerprint():
         raise InputError(
             f"data.store={config.data.store} is not the store that run={run} was trained on: its cases, window or "
-            f"splits "
-            "differ, and test cases could be trained on. Use that store, or name another run folder."
+            f"splits differ, and test cases could be trained on. Use that store, or name another run folder."
         )
     found, damaged = checkpoint.find(run / "checkpoint")
     notes = [f"not used: {sentence}" for sentence in damaged]
@@ -320,8 +319,7 @@ def _panel(model: nn.Module, feed: Feed, config: Config, accelerator: Accelerato
 def _stop_not_finite(run: Path, step: int, steps: int, accelerator: Accelerator, batch: Batch) -> NoReturn:
     raise JobFailed(
         f"the loss is not finite in steps {max(1, step - steps + 1)}..{step} (rank {accelerator.process_index}; its "
-        f"last "
-        f"batch: cases {batch.case.tolist()[:4]}..., slices {batch.index.tolist()[:4]}...). Lower optim.lr, set "
+        f"last batch: cases {batch.case.tolist()[:4]}..., slices {batch.index.tolist()[:4]}...). Lower optim.lr, set "
         f"optim.clip_norm=1, or use train.precision=fp32. The checkpoints in {run}/checkpoint are from before."
     )
 

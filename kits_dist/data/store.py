@@ -70,8 +70,7 @@ class Store:
         if not (self.path / "store.json").is_file():
             raise MissingInput(
                 f"data.store={path}: no store.json there. Name the store's folder, or make one: python -m "
-                f"kits_dist.prepare source=DIR "
-                f"store={path}"
+                f"kits_dist.prepare source=DIR store={path}"
             )
         self.meta = _load(self.path / "store.json")
         if self.meta.get("format") != FORMAT:
