@@ -59,7 +59,7 @@ def main(args: Args) -> None:
     network = ModelConfig(arch=arch, encoder_weights="none", width=12 if arch == "simple_unet" else 64)
     training = TrainConfig(precision=args.precision, compile=args.compile)
     with open_store(args.store, cases, shape) as store, tempfile.TemporaryDirectory() as run:
-        runtime = start(training, Path(run), 0)
+        runtime = start(training, 1, Path(run), 0)
         device = runtime.accelerator.device
         data = DataConfig(store=str(store.path), size_px=size, batch_size=batch_size)
         loaders = {

@@ -65,7 +65,7 @@ def restore(found: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimize
 
 def export(path: Path, model: nn.Module, about: dict) -> None:
     """Weights for prediction, in one file that says what they expect (`about`: configuration, window, mean and sd)."""
-    beside = path.with_name(f".{path.name}.part")
+    beside = files.beside_of(path)
     save_file(
         {k: v.contiguous() for k, v in model.state_dict().items()}, beside, metadata={"kits_dist": json.dumps(about)}
     )
@@ -115,7 +115,7 @@ def _steps(root: Path) -> list[Path]:
 
 
 def _link(link: Path, target: Path) -> None:
-    beside = link.with_name(f".{link.name}.part")
+    beside = files.beside_of(link)
     beside.unlink(missing_ok=True)
     beside.symlink_to(target.name)
     os.replace(beside, link)

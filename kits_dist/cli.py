@@ -34,6 +34,9 @@ from kits_dist.errors import InputError, JobFailed, MissingInput
 
 T = TypeVar("T")
 
+_NAME_ANOTHER = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+_MAKE_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
 __all__ = ["MISSING", "from_plain", "help_table", "load", "run"]
 
 
@@ -50,12 +53,14 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
         _leave(f"{program}: {error}", 2)
     except JobFailed as error:
         _leave(f"{program}: {error}", 1)
-    except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
-        _leave(f"{program}: {error.strerror}: {error.filename}. Name another file or folder, or change its rights.", 2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
-            raise
-        _leave(f"{program}: {error.strerror}: {error.filename}. What was finished is kept; make room and run again.", 1)
+        if error.errno in _NAME_ANOTHER:
+            where = f"{error.strerror}: {error.filename}"
+            _leave(f"{program}: {where}. Name another file or folder, or change its rights.", 2)
+        if error.errno in _MAKE_ROOM:
+            where = f"{error.strerror}" + (f": {error.filename}" if error.filename else "")
+            _leave(f"{program}: {where}. What was finished is kept; make room and run again.", 1)
+        raise
     except KeyboardInterrupt:
         _leave(f"{program}: interrupted.", 130)
     sys.exit(0)

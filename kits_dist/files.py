@@ -1,5 +1,6 @@
 """Files that are never seen half-written: write beside, fsync, rename. A reader sees the old content or the new."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,10 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from kits_dist.errors import InputError
+
+
+def beside_of(path: Path) -> Path:
+    """Where this process writes what will become `path`; `exclusive` removes it when the process was killed."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` in one step; durable once this returns."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = beside_of(path)
     try:
         with open(beside, "wb") as file:
             file.write(content)
@@ -34,7 +44,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     A non-empty folder cannot be replaced by rename (errno 39), so an old `path` is moved away first and deleted last.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = beside_of(path)
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
@@ -51,6 +61,77 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """numpy.save, but a full disk is an OSError that says so: NumPy's own is `N requested and M written`."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+@contextmanager
+def exclusive(folder: Path, key: str) -> Iterator[None]:
+    """Hold `folder` for this process: a second one that asks is refused, and leftovers of killed ones are removed.
+
+    The lock belongs to the process, so nothing stays locked after a kill. A folder made for it is removed again when
+    nothing else was written there. Raises InputError naming `key` (the argument that named the folder).
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{key}={folder} is a file. Name a folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / ".lock"
+    with open(lock, "a+") as file:
+        if not _locked(file):
+            file.seek(0)
+            raise InputError(
+                f"{key}={folder} is in use by another process ({file.read().strip() or 'unknown'}). Wait until it "
+                "ends, or name another folder."
+            )
+        file.truncate(0)
+        file.write(f"pid {os.getpid()}")
+        file.flush()
+        _sweep(folder)
+        try:
+            yield
+        finally:
+            if os.listdir(folder) == [lock.name]:
+                lock.unlink()
+                folder.rmdir()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what writers killed half-way left beside their targets; those still at work are let be."""
+    for suffix in ("part", "old"):
+        for leftover in folder.rglob(f".*.{suffix}"):
+            pid = leftover.name.split(".")[-2]
+            if pid.isdigit() and not _is_alive(int(pid)):
+                shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name == "nt":  # there signal 0 is not a question
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def _locked(file) -> bool:
+    """Whether the lock is now ours; also where the system or the network drive knows no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
 
 
 def sync_folder(path: Path) -> None:

@@ -13,7 +13,7 @@ class RegionLoss(nn.Module):
 
     def __init__(self, name: str, regions: tuple[str, ...], pos_weight: tuple[float, ...] | None = None):
         super().__init__()
-        self.function = LOSSES[name]
+        self.function, self.regions = LOSSES[name], regions
         self.register_buffer("table", region_table(regions), persistent=False)
         weight = None if pos_weight is None else torch.tensor(pos_weight)[:, None, None]
         self.register_buffer("pos_weight", weight, persistent=False)

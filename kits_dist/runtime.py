@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
+from kits_dist import launcher
 from kits_dist.batch import Shard
 from kits_dist.config import TrainConfig
 from kits_dist.errors import InputError
@@ -36,14 +37,13 @@ class Runtime(NamedTuple):
     shard: Shard
 
 
-def start(train: TrainConfig, run: Path, seed: int) -> Runtime:
+def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
     """Join the process group, choose precision, seed everything.
 
     Raises InputError when launcher and configuration contradict each other, or the processes do not see each other.
     """
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise InputError(f"the launcher asks for {name}, which kits_dist does not use. Launch with launch/ddp.yaml")
+    wishes = launcher.asked()
+    launcher.refuse_contradictions(wishes, accumulate, train.compile)
     precision = choose_precision(train.precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
     ddp = DistributedDataParallelKwargs(
         gradient_as_bucket_view=True,
@@ -58,10 +58,10 @@ def start(train: TrainConfig, run: Path, seed: int) -> Runtime:
         log_with="tensorboard",
         project_dir=str(run),
         kwargs_handlers=[ddp],
+        # counted by the train loop; accelerate would divide the loss a second time
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
-    asked = int(os.environ.get("WORLD_SIZE", 1))
-    if asked != accelerator.num_processes:
-        raise InputError(f"the launcher started {asked} processes but {accelerator.num_processes} found each other.")
+    launcher.refuse_other_world_size(wishes, int(os.environ.get("WORLD_SIZE", 1)), accelerator.num_processes)
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
     if accelerator.device.type == "cpu":
         torch.set_num_threads(max(1, cores() // local_world))  # torchrun sets OMP_NUM_THREADS=1
@@ -84,18 +84,18 @@ def start(train: TrainConfig, run: Path, seed: int) -> Runtime:
     return Runtime(accelerator, precision, shard)
 
 
-def choose_precision(asked: str, launcher: str) -> Precision:
+def choose_precision(asked: str, launched: str) -> Precision:
     """`train.precision` and the launcher's mixed_precision -> one mode. Raises InputError when they contradict."""
-    if launcher not in ("no", "fp16", "bf16"):
-        raise InputError(f"the launcher's mixed_precision={launcher} is not supported: use no, fp16 or bf16.")
+    if launched not in ("no", "fp16", "bf16"):
+        raise InputError(f"the launcher's mixed_precision={launched} is not supported: use no, fp16 or bf16.")
     if asked != "auto":
-        if launcher not in ("no", asked):
+        if launched not in ("no", asked):
             raise InputError(
-                f"train.precision={asked} but the launcher's mixed_precision={launcher}. Change one of them."
+                f"train.precision={asked} but the launcher's mixed_precision={launched}. Change one of them."
             )
         return Precision(asked, "train.precision")
-    if launcher != "no":
-        return Precision(launcher, "the launcher's mixed_precision")
+    if launched != "no":
+        return Precision(launched, "the launcher's mixed_precision")
     if not torch.cuda.is_available():
         return Precision("fp32", "no GPU")
     if torch.cuda.is_bf16_supported(including_emulation=False):

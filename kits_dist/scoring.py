@@ -16,11 +16,10 @@ from kits_dist.metrics import batch_counts, dice
 
 class Validation(NamedTuple):
     loss: float  # mean over slices
-    counts: np.ndarray  # (cases of the store, R, 3) int64 on the network's grid; zero rows for cases not scored
-
-    def dice_grid(self, rows: list[int]) -> np.ndarray:
-        """(R,) mean over these cases of the volume Dice on the network's grid (not the evaluator's native grid)."""
-        return dice(self.counts[rows]).mean(axis=0)
+    counts: np.ndarray  # (cases, R, 3) int64 on the network's grid
+    dice: dict[
+        str, float
+    ]  # per region, mean over cases of the volume Dice on that grid, not the evaluator's native one
 
 
 @torch.inference_mode()
@@ -28,21 +27,20 @@ def score(
     model: nn.Module,
     loss_fn: RegionLoss,
     loader: Iterable[Batch],
-    num_cases: int,
+    rows: list[int],
     num_slices: int,
     accelerator: Accelerator,
 ) -> Validation:
-    """Score every slice once over all ranks. `model` is the unwrapped one: a wrapped module hangs when a rank has no
-    batch.
+    """Score every slice of the cases `rows` (of the store) once over all ranks.
 
-    Counts are integers summed over slices, then ranks; nothing is divided before. Raises JobFailed when the ranks
-    together saw another number of slices than there are.
+    `model` is the unwrapped one: a wrapped module hangs when a rank has no batch. Counts are integers summed over
+    slices, then ranks; nothing is divided before. Raises JobFailed when the ranks together saw another number of slices
+    than `num_slices`.
     """
     broadcast_buffers(model, accelerator)
     was_training = model.training
     model.eval()
-    regions = loss_fn.table.shape[1]
-    counts = torch.zeros(num_cases, regions, 3, dtype=torch.int64, device=accelerator.device)
+    counts = torch.zeros(max(rows) + 1, len(loss_fn.regions), 3, dtype=torch.int64, device=accelerator.device)
     sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # loss * slices, slices
     for batch in loader:
         with accelerator.autocast():
@@ -58,7 +56,10 @@ def score(
     total, seen = sums.tolist()  # sync
     if int(seen) != num_slices:
         raise JobFailed(f"validation saw {int(seen)} slices instead of {num_slices}; is every rank on the same store?")
-    return Validation(total / seen, counts.cpu().numpy())
+    of_cases = counts.cpu().numpy()[rows]
+    return Validation(
+        total / seen, of_cases, dict(zip(loss_fn.regions, dice(of_cases).mean(axis=0).tolist(), strict=True))
+    )
 
 
 def broadcast_buffers(model: nn.Module, accelerator: Accelerator) -> None:

@@ -8,17 +8,23 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from kits_dist import files
 from kits_dist.config import Config, as_plain
 
 
 class Tracker:
     """Scalars by optimiser step to TensorBoard (RUN/tensorboard) and to RUN/log.jsonl, one JSON object a line."""
 
-    def __init__(self, accelerator: Accelerator, run: Path, config: Config, data: str):
-        accelerator.init_trackers("tensorboard")  # a folder of that name in project_dir
+    def __init__(self, accelerator: Accelerator, run: Path, config: Config, data: str, step: int = 0):
+        """step: where the run goes on; what was logged after it comes again, so it is dropped from both."""
+        # a folder of that name in project_dir
+        accelerator.init_trackers(
+            "tensorboard", init_kwargs={"tensorboard": {"purge_step": step + 1 if step else None}}
+        )
         self._accelerator = accelerator
         self._is_main = accelerator.is_main_process
         if self._is_main:
+            _drop_after(run / "log.jsonl", step)
             self._lines = open(run / "log.jsonl", "a", encoding="utf-8", buffering=1)  # closed in `close`
             self.writer = accelerator.get_tracker("tensorboard", unwrap=True)
             text = "\n".join(f"    {line}" for line in json.dumps(as_plain(config), indent=1).splitlines())
@@ -38,6 +44,20 @@ class Tracker:
         self._accelerator.end_training()
         if self._is_main:
             self._lines.close()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Keep the whole lines up to `step`: a killed run may have logged more than it saved, and half a line."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue
+    files.write_bytes(path, "".join(kept).encode())
 
 
 class Pace:

@@ -6,10 +6,10 @@ Works on 1..N processes, with or without GPUs, under `accelerate launch`, `torch
 """
 
 import contextlib
-import json
 import math
+import os
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -18,42 +18,38 @@ from torch import nn
 
 from kits_dist import checkpoint, cli, files
 from kits_dist.batch import Batch
-from kits_dist.config import Config, OptimConfig, as_plain, save_config
+from kits_dist.config import Config, OptimConfig
 from kits_dist.data import augment, build_train_loader, build_val_loader
 from kits_dist.data.feed import Feed
 from kits_dist.data.store import Store
 from kits_dist.drawing import Tile, panel
-from kits_dist.errors import InputError, JobFailed
+from kits_dist.errors import JobFailed
 from kits_dist.inference import denormalized, region_probabilities
 from kits_dist.labels import regions_to_labels
 from kits_dist.losses import RegionLoss
 from kits_dist.models import build_model
 from kits_dist.parallel import progress_bar
+from kits_dist.run_folder import Progress, export_best, open_run, write_about
 from kits_dist.runtime import Runtime, environment, start
 from kits_dist.schedule import lr_at
 from kits_dist.scoring import Validation, broadcast_buffers, score
 from kits_dist.tracking import Pace, Tracker
 
 
-class Progress(NamedTuple):
-    """All that a run must remember beside weights and optimiser: batches are a pure function of `position`."""
-
-    position: int = 0  # samples consumed by all ranks together
-    step: int = 0  # optimiser steps taken, the x of every curve; grows whatever the number of ranks
-    best: float | None = None  # validation loss, or minus mean Dice; none before the first validation
-    best_epoch: int = -1
-    stale: int = 0  # validations since the best
-
-
 def main(config: Config) -> None:
+    speaks = os.environ.get("RANK", "0") == "0"
+    with files.exclusive(Path(config.run), "run") if speaks else contextlib.nullcontext():
+        train(config)
+
+
+def train(config: Config) -> None:
     # configure
-    run = Path(config.run)
     store = Store(config.data.store)
     train_cases, val_cases = store.splits.select(config.data.fold)
-    progress, found, notes = _open_run(run, config, store)
+    progress, found, notes = open_run(config, store)
 
     # runtime
-    runtime = start(config.train, run, config.seed)
+    runtime = start(config.train, config.optim.accumulate, Path(config.run), config.seed)
     accelerator, shard = runtime.accelerator, runtime.shard
     global_batch = config.data.batch_size * shard.world * config.optim.accumulate
 
@@ -61,6 +57,8 @@ def main(config: Config) -> None:
     batches, feed = build_train_loader(store, config.data, config.augment, config.seed, shard, progress.position)
     val_loader, val_feed = build_val_loader(store, config.data, val_cases, shard)
     num_samples = len(feed.rows)
+    total = config.optim.epochs * num_samples
+    total_steps = -(-total // global_batch)
 
     # model
     with accelerator.main_process_first():  # one process downloads pretrained weights, the others find them
@@ -82,17 +80,19 @@ def main(config: Config) -> None:
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.wait_for_everyone()  # no rank may write before every rank has read
     if accelerator.is_main_process:
-        _write_run(run, config, store)
-    _introduce(accelerator, runtime, config, feed, train_cases, val_cases, global_batch, progress, notes)
+        about = environment()
+        write_about(config, store, about)
+        for line in _introduction(about, runtime, config, feed, train_cases, val_cases, total_steps):
+            print(line)
+        print(*notes, sep="\n", end="\n" if notes else "")
     if reason := finished(progress, num_samples, config.optim):
-        accelerator.print(f"{run}: already finished ({reason}).")
+        accelerator.print(f"{config.run}: already finished ({reason}).")
         accelerator.end_training()
         return
-    tracker = Tracker(accelerator, run, config, store.meta["data"])
+    tracker = Tracker(accelerator, Path(config.run), config, store.meta["data"], progress.step)
+    stops = Stops(config, store, val_cases, val_loader, val_feed, plain_model, plain_optimizer, loss_fn, runtime)
 
     # loop
-    total = config.optim.epochs * num_samples
-    total_steps = -(-total // global_batch)
     pace = Pace(accelerator.device)
     loss_sum, loss_steps = torch.zeros((), device=accelerator.device), 0
     stream = iter(batches)
@@ -132,43 +132,38 @@ def main(config: Config) -> None:
         if logging or epoch_done or saving:  # before anything is saved: a checkpoint never holds a spoilt network
             mean_loss = accelerator.reduce(loss_sum / loss_steps, "mean").item()  # sync
             if not math.isfinite(mean_loss):
-                _stop_not_finite(run, step, -(-loss_steps // config.optim.accumulate), accelerator, batch)
+                _stop_not_finite(config.run, step, -(-loss_steps // config.optim.accumulate), accelerator, batch)
             loss_sum.zero_()
             loss_steps = 0
         if logging:
-            speed = pace.report(config.data.batch_size * shard.world * config.optim.accumulate)
+            speed = pace.report(global_batch)
             scalars = {"train/loss": mean_loss, "train/lr": rate, "train/grad_norm": float(norm), "train/epoch": epoch}
             tracker.log(step, scalars | speed)
             bar.set_postfix(epoch=f"{epoch + 1}/{config.optim.epochs}", loss=f"{mean_loss:.4f}", refresh=False)
         if epoch_done:
-            store.check_files()  # a file cut short meanwhile would kill every rank by SIGBUS
-            validation = score(plain_model, loss_fn, val_loader, len(store.cases), len(val_feed.rows), accelerator)
+            validation = stops.validate()
             if not math.isfinite(validation.loss):
-                _stop_not_finite(run, step, 1, accelerator, batch)
-            dice_grid = validation.dice_grid([store.row[case] for case in val_cases])
-            progress, is_best = _judge(progress, validation, dice_grid, epoch, config.optim)
-            scalars = {
-                f"val/dice_grid/{name}": value
-                for name, value in zip(config.model.regions, dice_grid.tolist(), strict=True)
-            }
-            tracker.log(step, {"val/loss": validation.loss} | scalars)
-            if config.log.images and accelerator.is_main_process:
-                tracker.image(step, "val/panel", _panel(plain_model, val_feed, config, accelerator))
-            _save(run, step, plain_model, plain_optimizer, progress, config, store, is_best, accelerator)
-            named = "  ".join(
-                f"{name} {value:.3f}" for name, value in zip(config.model.regions, dice_grid, strict=True)
+                _stop_not_finite(config.run, step, 1, accelerator, batch)
+            progress, is_best = judge(progress, validation, epoch, config.optim)
+            tracker.log(
+                step, {"val/loss": validation.loss} | {f"val/dice_grid/{k}": v for k, v in validation.dice.items()}
             )
-            best = "  best" if is_best else ""
+            if config.log.images and accelerator.is_main_process:
+                tracker.image(step, "val/panel", stops.panel())
+            stops.save(progress, is_best)
             if accelerator.is_main_process:
-                bar.write(f"epoch {epoch + 1}: val loss {validation.loss:.4f}  dice_grid {named}{best}")
-            pace.resume()
+                dice = "  ".join(f"{name} {value:.3f}" for name, value in validation.dice.items())
+                best = "  best" if is_best else ""
+                bar.write(f"epoch {epoch + 1}: val loss {validation.loss:.4f}  dice_grid {dice}{best}")
         elif saving:
-            _save(run, step, plain_model, plain_optimizer, progress, config, store, False, accelerator)
+            stops.save(progress, False)
+        if epoch_done or saving:
             pace.resume()
     bar.close()
     tracker.close()
     accelerator.print(
-        f"finished: {finished(progress, num_samples, config.optim)}; best epoch {progress.best_epoch + 1}; run: {run}"
+        f"finished: {finished(progress, num_samples, config.optim)}; best epoch {progress.best_epoch + 1}; "
+        f"run: {config.run}"
     )
 
 
@@ -191,132 +186,82 @@ def build_optimizer(model: nn.Module, config: OptimConfig, device: torch.device)
     return kind(model.parameters(), config.lr, weight_decay=config.weight_decay, **fused)
 
 
-def _open_run(run: Path, config: Config, store: Store) -> tuple[Progress, checkpoint.Checkpoint | None, list[str]]:
-    """Where this run stands. Raises InputError rather than mixing two runs in one folder."""
-    if run.exists() and not run.is_dir():
-        raise InputError(f"run={run} is a file. Name a folder.")
-    written = run / "config.yaml"
-    if not written.exists():
-        return Progress(), None, []
-    if config.resume == "none":
-        raise InputError(f"run={run} already holds a run. Continue it with resume=auto, or name another folder.")
-    before, now = as_plain(cli.load(Config, [f"config={written}"])), as_plain(config)
-    changed = [
-        f"{group}.{key}: {before[group][key]} there, {now[group][key]} asked"
-        for group, keys in (
-            ("data", set(now["data"]) - {"store", "threads", "prefetch", "batch_size"}),
-            ("augment", set(now["augment"])),
-            ("model", set(now["model"]) - {"encoder_weights"}),
-            ("optim", {"name", "loss", "pos_weight", "best_by"}),
-        )
-        for key in now[group]
-        if key in keys and before[group][key] != now[group][key]
-    ]
-    changed += [f"seed: {before['seed']} there, {config.seed} asked"] if before["seed"] != config.seed else []
-    if changed:
-        raise InputError(f"run={run} was made with another configuration ({'; '.join(changed)}). Name another folder.")
-    environment_file = run / "environment.json"
-    if environment_file.is_file() and json.loads(environment_file.read_text())["store_sha256"] != store.fingerprint():
-        raise InputError(
-            f"data.store={config.data.store} is not the store that run={run} was trained on: its cases, window or "
-            f"splits differ, and test cases could be trained on. Use that store, or name another run folder."
-        )
-    found, damaged = checkpoint.find(run / "checkpoint")
-    notes = [f"not used: {sentence}" for sentence in damaged]
-    notes.append(
-        f"continuing from {found.folder.name}" if found else "no whole checkpoint found, starting from the beginning"
-    )
-    return (Progress(**found.state) if found else Progress()), found, notes
-
-
-def _write_run(run: Path, config: Config, store: Store) -> None:
-    run.mkdir(parents=True, exist_ok=True)
-    save_config(config, run / "config.yaml")
-    about = {"data": store.meta["data"], "store_sha256": store.fingerprint()}
-    files.write_json(run / "environment.json", environment() | about)
-
-
-def _introduce(
-    accelerator, runtime: Runtime, config, feed, train_cases, val_cases, global_batch, progress, notes
-) -> None:
-    env = environment()
-    where = f"{env['gpus']} x {env['gpu']}" if env["gpu"] else f"CPU ({env['cpu_cores']} cores)"
-    steps = -(-config.optim.epochs * len(feed.rows) // global_batch)
-    print_ = accelerator.print
-    print_(f"commit {env['commit']}{' (dirty)' if env['dirty'] else ''}, torch {env['torch']}, {where}")
-    print_(
-        f"{runtime.shard.world} processes x batch {config.data.batch_size} x accumulate {config.optim.accumulate} = "
-        f"{global_batch} a step"
-    )
-    print_(f"precision {runtime.precision.mode}: {runtime.precision.reason}; data backend {config.data.backend}")
-    print_(
-        f"data: {feed.store.meta['data']}; {len(feed.rows)} training slices of {len(train_cases)} cases, "
-        f"{len(val_cases)} validation cases; {config.optim.epochs} epochs = {steps} steps"
-    )
-    if config.data.fold == "all":
-        print_("data.fold=all: validation cases are training cases; the val scores say nothing about new patients")
-    for note in notes:
-        print_(note)
-
-
-def _judge(
-    progress: Progress, validation: Validation, dice_grid: np.ndarray, epoch: int, config: OptimConfig
-) -> tuple[Progress, bool]:
+def judge(progress: Progress, validation: Validation, epoch: int, config: OptimConfig) -> tuple[Progress, bool]:
     """Progress after a validation, and whether it was the best; the same on all ranks, from the same counts."""
-    value = validation.loss if config.best_by == "loss" else -float(dice_grid.mean())
+    value = validation.loss if config.best_by == "loss" else -float(np.mean(list(validation.dice.values())))
     is_best = progress.best is None or value < progress.best
     if is_best:
         return progress._replace(best=value, best_epoch=epoch, stale=0), True
     return progress._replace(stale=progress.stale + 1), False
 
 
-def _save(
-    run, step, model, optimizer, progress: Progress, config: Config, store: Store, best: bool, accelerator: Accelerator
-):
-    broadcast_buffers(model, accelerator)
-    if accelerator.is_main_process:
-        state = progress._asdict()
-        checkpoint.save(run / "checkpoint", step, model, optimizer, state, best=best, keep=config.train.keep)
-        if best:
-            norm, trained_on = store.normalization(config.data.fold), store.splits.select(config.data.fold)[0]
-            about = {
-                "config": as_plain(config),
-                "window_hu": list(store.window),
-                "normalization": norm._asdict(),
-                "data": store.meta["data"],
-                "trained_on": [store.cases[store.row[case_id]].source["image_sha256"] for case_id in trained_on],
-                "step": step,
-            }
-            checkpoint.export(run / "model.safetensors", model, about)
-    accelerator.wait_for_everyone()
+class Stops:
+    """What is done with the network between steps: validate, draw, save."""
+
+    def __init__(
+        self, config: Config, store: Store, val_cases: list[str], loader, feed: Feed, model, optimizer, loss_fn, runtime
+    ):
+        """model, optimizer: the unwrapped ones."""
+        self.config, self.store, self.loader, self.feed = config, store, loader, feed
+        self.model, self.optimizer, self.loss_fn, self.accelerator = model, optimizer, loss_fn, runtime.accelerator
+        self.rows = [store.row[case] for case in val_cases]
+
+    def validate(self) -> Validation:
+        self.store.check_files()  # a file cut short meanwhile would kill every rank by SIGBUS
+        return score(self.model, self.loss_fn, self.loader, self.rows, len(self.feed.rows), self.accelerator)
+
+    def save(self, progress: Progress, best: bool) -> None:
+        broadcast_buffers(self.model, self.accelerator)
+        if self.accelerator.is_main_process:
+            checkpoint.save(
+                Path(self.config.run) / "checkpoint",
+                progress.step,
+                self.model,
+                self.optimizer,
+                progress._asdict(),
+                best=best,
+                keep=self.config.train.keep,
+            )
+            if best:
+                export_best(self.config, self.store, progress.step, self.model)
+        self.accelerator.wait_for_everyone()
+
+    def panel(self) -> np.ndarray:
+        """The same validation slices each time: evenly spaced among those with the most tumor, else foreground."""
+        count, table, feed = self.config.log.images, self.store.slices, self.feed
+        levels = self.store.window.levels
+        rank = np.lexsort((table.foreground[feed.rows], table.tumor[feed.rows]))[::-1]
+        chosen = np.sort(rank[: max(count, len(rank) // 10)][:: max(1, len(rank) // 10 // count)])
+        host = feed.batch(chosen[:count])
+        tiles = []
+        for i, (case, index) in enumerate(host.identity):
+            slab, truth = host.slabs[i][..., 0], host.labels[i][..., 0]
+            image, label = augment.apply(slab, truth, host.params, i, self.config.data.size_px, levels, feed.norm)
+            with self.accelerator.autocast():
+                seen = torch.from_numpy(image)[None].to(self.accelerator.device)
+                inside = region_probabilities(self.model, seen)[0] >= 0.5
+            grey = denormalized(image[feed.data.context], feed.norm, levels)
+            predicted = regions_to_labels(inside.cpu().numpy(), self.config.model.regions)
+            tiles.append(Tile(grey, label, predicted, f"{self.store.cases[case].case_id} slice {index}"))
+        return panel(tiles, f"data: {self.store.meta['data']}")
 
 
-def _panel(model: nn.Module, feed: Feed, config: Config, accelerator: Accelerator) -> np.ndarray:
-    """The same validation slices each time: evenly spaced among those with the most tumor, else the most foreground."""
-    table, norm = feed.store.slices, feed.norm
-    rank = np.lexsort((table.foreground[feed.rows], table.tumor[feed.rows]))[::-1]
-    chosen = np.sort(rank[: max(config.log.images, len(rank) // 10)][:: max(1, len(rank) // 10 // config.log.images)])
-    host = feed.batch(chosen[: config.log.images])
-    tiles = []
-    for i, (case, index) in enumerate(host.identity):
-        image, label = augment.apply(
-            host.slabs[i][..., 0],
-            host.labels[i][..., 0],
-            host.params,
-            i,
-            config.data.size_px,
-            feed.store.window.levels,
-            norm,
-        )
-        with accelerator.autocast():
-            inside = region_probabilities(model, torch.from_numpy(image)[None].to(accelerator.device))[0] >= 0.5
-        grey = denormalized(image[feed.data.context], norm, feed.store.window.levels)
-        predicted = regions_to_labels(inside.cpu().numpy(), config.model.regions)
-        tiles.append(Tile(grey, label, predicted, f"{feed.store.cases[case].case_id} slice {index}"))
-    return panel(tiles, f"data: {feed.store.meta['data']}")
+def _introduction(env: dict, runtime: Runtime, config: Config, feed: Feed, train_cases, val_cases, steps: int):
+    """The first lines of a run: what runs where, on how much."""
+    world, batch, accumulate = runtime.shard.world, config.data.batch_size, config.optim.accumulate
+    where = f"{env['gpus']} x {env['gpu']}" if env["gpu"] else f"CPU ({env['cpu_cores']} cores)"
+    yield f"commit {env['commit']}{' (dirty)' if env['dirty'] else ''}, torch {env['torch']}, {where}"
+    yield f"{world} processes x batch {batch} x accumulate {accumulate} = {world * batch * accumulate} a step"
+    yield f"precision {runtime.precision.mode}: {runtime.precision.reason}; data backend {config.data.backend}"
+    yield (
+        f"data: {feed.store.meta['data']}; {len(feed.rows)} training slices of {len(train_cases)} cases, "
+        f"{len(val_cases)} validation cases; {config.optim.epochs} epochs = {steps} steps"
+    )
+    if config.data.fold == "all":
+        yield "data.fold=all: validation cases are training cases; the val scores say nothing about new patients"
 
 
-def _stop_not_finite(run: Path, step: int, steps: int, accelerator: Accelerator, batch: Batch) -> NoReturn:
+def _stop_not_finite(run: str, step: int, steps: int, accelerator: Accelerator, batch: Batch) -> NoReturn:
     raise JobFailed(
         f"the loss is not finite in steps {max(1, step - steps + 1)}..{step} (rank {accelerator.process_index}; its "
         f"last batch: cases {batch.case.tolist()[:4]}..., slices {batch.index.tolist()[:4]}...). Lower optim.lr, set "

@@ -23,7 +23,7 @@ REGIONS = ("kidney_and_mass", "tumor")
 
 def main(store_path: str, output: str) -> None:
     store = Store(store_path)
-    runtime = start(TrainConfig(), Path(output), seed=0)
+    runtime = start(TrainConfig(), 1, Path(output), seed=0)
     data = DataConfig(store=store_path, batch_size=3, size_px=(64, 64), threads=1, fold="all")
     loader, feed = build_train_loader(store, data, AugmentConfig(), 0, runtime.shard)
     steps = -(-len(feed.rows) // (3 * runtime.shard.world))
@@ -40,7 +40,8 @@ def main(store_path: str, output: str) -> None:
             buffer.add_(1)
     val_loader, val_feed = build_val_loader(store, data, cases, runtime.shard)
     loss = RegionLoss("bce", REGIONS)
-    result = score(model, loss, val_loader, len(store.cases), len(val_feed.rows), runtime.accelerator)
+    rows = [store.row[case] for case in cases]
+    result = score(model, loss, val_loader, rows, len(val_feed.rows), runtime.accelerator)
     content = {
         "world": runtime.shard.world,
         "seen": seen,

@@ -1,0 +1,109 @@
+"""One run's folder: what it holds, where it stands, and that no other run is ever mixed into it."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from kits_dist import checkpoint, cli, files
+from kits_dist.config import Config, as_plain, save_config
+from kits_dist.data.store import Store
+from kits_dist.errors import InputError
+
+
+class Progress(NamedTuple):
+    """All that a run must remember beside weights and optimiser: batches are a pure function of `position`."""
+
+    position: int = 0  # samples consumed by all ranks together
+    step: int = 0  # optimiser steps taken, the x of every curve; grows whatever the number of ranks
+    best: float | None = None  # validation loss, or minus mean Dice; none before the first validation
+    best_epoch: int = -1
+    stale: int = 0  # validations since the best
+
+
+class Opened(NamedTuple):
+    progress: Progress
+    checkpoint: checkpoint.Checkpoint | None  # None: nothing to continue from
+    notes: list[str]  # for the user
+
+
+# What may differ when a run goes on: where things lie, how fast they go, how long it trains.
+_FREE = {
+    "data": {"store", "threads", "prefetch", "batch_size"},
+    "model": {"encoder_weights"},
+    "optim": {
+        "lr",
+        "scale_lr",
+        "weight_decay",
+        "epochs",
+        "patience",
+        "accumulate",
+        "schedule",
+        "warmup_steps",
+        "clip_norm",
+    },
+}
+
+
+def open_run(config: Config, store: Store) -> Opened:
+    """Where the run of `config` stands; reads only.
+
+    Raises InputError for a folder that holds a run when resume=none, that was made with another configuration or store.
+    """
+    run = Path(config.run)
+    written = run / "config.yaml"
+    if not written.exists():
+        return Opened(Progress(), None, ["nothing to resume, a new run"] if config.resume == "auto" else [])
+    if config.resume == "none":
+        raise InputError(f"run={run} already holds a run. Continue it with resume=auto, or name another folder.")
+    if changed := _changes(as_plain(cli.load(Config, [f"config={written}"])), as_plain(config)):
+        raise InputError(f"run={run} was made with another configuration ({'; '.join(changed)}). Name another folder.")
+    environment_file = run / "environment.json"
+    if environment_file.is_file() and json.loads(environment_file.read_text())["store_sha256"] != store.fingerprint():
+        raise InputError(
+            f"data.store={config.data.store} is not the store that run={run} was trained on: its cases, window or "
+            f"splits differ, and test cases could be trained on. Use that store, or name another run folder."
+        )
+    found, damaged = checkpoint.find(run / "checkpoint")
+    notes = [f"not used: {sentence}" for sentence in damaged]
+    notes.append(
+        f"continuing from {found.folder.name}" if found else "no whole checkpoint found, starting from the beginning"
+    )
+    return Opened(Progress(**found.state) if found else Progress(), found, notes)
+
+
+def write_about(config: Config, store: Store, environment: dict) -> None:
+    """config.yaml and environment.json of a run that begins or goes on."""
+    run = Path(config.run)
+    save_config(config, run / "config.yaml")
+    files.write_json(
+        run / "environment.json",
+        environment | {"data": store.meta["data"], "store_sha256": store.fingerprint()},
+    )
+
+
+def export_best(config: Config, store: Store, step: int, model: nn.Module) -> None:
+    """model.safetensors: the weights and all that prediction needs to know beside them."""
+    trained_on = store.splits.select(config.data.fold)[0]
+    about = {
+        "config": as_plain(config),
+        "window_hu": list(store.window),
+        "normalization": store.normalization(config.data.fold)._asdict(),
+        "data": store.meta["data"],
+        "trained_on": [store.cases[store.row[case_id]].source["image_sha256"] for case_id in trained_on],
+        "step": step,
+    }
+    checkpoint.export(Path(config.run) / "model.safetensors", model, about)
+
+
+def _changes(before: dict, now: dict) -> list[str]:
+    changed = [
+        f"{group}.{key}: {before[group][key]} there, {value} asked"
+        for group in ("data", "augment", "model", "optim")
+        for key, value in now[group].items()
+        if key not in _FREE.get(group, ()) and before[group][key] != value
+    ]
+    if before["seed"] != now["seed"]:
+        changed.append(f"seed: {before['seed']} there, {now['seed']} asked")
+    return changed
