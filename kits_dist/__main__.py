@@ -5,7 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
-VERBS = ("phantom", "audit", "prepare", "train", "evaluate", "predict", "report")
+VERBS = ("phantom", "audit", "prepare", "train", "evaluate", "predict", "report", "doctor")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Slices with expected and predicted contours, as pictures a person can judge."""
+"""Slices with contours, as pictures a person can judge: panels of predictions, sheets of a whole data set."""
 
 from typing import NamedTuple
 
@@ -25,11 +25,7 @@ def panel(tiles: list[Tile], title: str, tile_px: int = 320) -> np.ndarray:
     pen.text((margin, 4), title, fill="white")
     for column, name in enumerate(("slice", "expected", "predicted")):
         pen.text((margin + column * (tile_px + margin), 24), name, fill=(200, 200, 200))
-    x = width - margin
-    for name in reversed(COLORS):
-        x -= int(pen.textlength(name)) + 22
-        pen.rectangle((x, 8, x + 10, 18), fill=COLORS[name])
-        pen.text((x + 14, 6), name, fill=(200, 200, 200))
+    _legend(pen, width - margin, 6)
     for row, tile in enumerate(tiles):
         y = head + row * (tile_px + text + margin)
         pen.text((margin, y), tile.caption, fill=(200, 200, 200))
@@ -37,6 +33,46 @@ def panel(tiles: list[Tile], title: str, tile_px: int = 320) -> np.ndarray:
             picture = outlined(tile.image, labels, tile_px)
             sheet.paste(Image.fromarray(picture), (margin + column * (tile_px + margin), y + text))
     return np.asarray(sheet)
+
+
+class Thumb(NamedTuple):
+    picture: np.ndarray | None  # (THUMB_PX, THUMB_PX, 3) uint8; None: could not be read
+    caption: str
+    mark: str  # error, warning, or nothing
+
+
+THUMB_PX = 150
+_MARKS = {"error": (230, 60, 50), "warning": (240, 170, 40)}
+
+
+def contact_sheet(thumbs: list[Thumb], title: str, columns: int = 10) -> np.ndarray:
+    """One small picture a case, in the order given, framed in the colour of its mark. Returns (H, W, 3) uint8."""
+    margin, head, text = 6, 40, 34
+    columns = max(4, min(columns, len(thumbs)))  # four: the title and its legend need the width
+    rows = -(-len(thumbs) // columns)
+    step_x, step_y = THUMB_PX + margin, THUMB_PX + text + margin
+    sheet = Image.new("RGB", (columns * step_x + margin, head + rows * step_y), (24, 24, 24))
+    pen = ImageDraw.Draw(sheet)
+    pen.text((margin, 4), title, fill="white")
+    _legend(pen, sheet.width - margin, 22)
+    for i, thumb in enumerate(thumbs):
+        x, y = margin + i % columns * step_x, head + i // columns * step_y
+        color = _MARKS.get(thumb.mark, (200, 200, 200))
+        if thumb.picture is None:
+            pen.text((x + THUMB_PX // 2, y + THUMB_PX // 2), "not usable", fill=color, anchor="mm")
+        else:
+            sheet.paste(Image.fromarray(thumb.picture), (x, y))
+        pen.rectangle((x - 1, y - 1, x + THUMB_PX, y + THUMB_PX), outline=color if thumb.mark else (60, 60, 60))
+        pen.text((x, y + THUMB_PX + 2), thumb.caption, fill=color)
+    return np.asarray(sheet)
+
+
+def _legend(pen: ImageDraw.ImageDraw, right: int, top: int) -> None:
+    """Names of the outlines beside their colours, ending at column `right`."""
+    for name in reversed(COLORS):
+        right -= int(pen.textlength(name)) + 22
+        pen.rectangle((right, top + 2, right + 10, top + 12), fill=COLORS[name])
+        pen.text((right + 14, top), name, fill=(200, 200, 200))
 
 
 def outlined(image: np.ndarray, labels: np.ndarray | None, side_px: int) -> np.ndarray:

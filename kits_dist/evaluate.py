@@ -67,7 +67,7 @@ def _evaluate_run(args: Args) -> None:
             f"{list(store.window)}. "
             "Prepare a store with the run's window: window_hu=[...]"
         )
-    seen = [case for case in case_ids if store.cases[store.row[case]].source["image_sha256"] in predictor.trained_on]
+    seen = [case for case in case_ids if store.cases[store.row[case]].voxels_sha256 in predictor.trained_on]
     if seen:
         raise InputError(
             f"split={args.split}: the run was trained on {_some(seen)}; such a score says nothing about new patients. "

@@ -2,6 +2,7 @@
 
 Parallel over cases and restartable: a finished case is not done again, a half-written one is never seen.
 A bad case is named, the others are finished, and the exit code is 1; mend it or leave it out with skip=[case_00117].
+Several folders: source=[kits19,kits23]
 """
 
 import functools
@@ -16,9 +17,9 @@ import numpy as np
 from kits_dist import __version__, cli, files
 from kits_dist.cli import MISSING
 from kits_dist.data import store
-from kits_dist.data.audit import load_case
+from kits_dist.data.audit import Finding, as_lines, examine, find_twins, unusable
 from kits_dist.data.intensity import Window, body_box
-from kits_dist.data.sources import CaseFiles, find_cases
+from kits_dist.data.sources import CaseFiles, LabelChoice, Source, find_all
 from kits_dist.data.splits import Traits, make_splits
 from kits_dist.errors import InputError, JobFailed
 from kits_dist.labels import PLAIN, REGIONS
@@ -29,8 +30,9 @@ LABELS = {"kidney": PLAIN["kidney"][0], "tumor": REGIONS["tumor"][0], "cyst": PL
 
 @dataclass(frozen=True)
 class Args:
-    source: str = MISSING  # folder of cases: KiTS19, KiTS21, KiTS23 or nnU-Net raw layout
+    source: str = MISSING  # folder of cases: KiTS19, KiTS21, KiTS23 or nnU-Net raw layout; several: [A,B]
     store: str = MISSING  # folder to write
+    labels: LabelChoice = "majority"  # which of KiTS21's aggregated labels: majority, and, or
     window_hu: tuple[float, float] = (0.0, 200.0)  # HU kept; lossless up to 255 HU of width
     seed: int = 0  # of the test set and the folds
     skip: tuple[str, ...] = ()  # case ids to leave out
@@ -42,7 +44,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    source = find_cases(Path(args.source))
+    source = find_all(args.source, args.labels)
     chosen = [case for case in source.cases if case.case_id not in args.skip]
     unknown = set(args.skip) - {case.case_id for case in source.cases}
     if unknown or not chosen:
@@ -53,38 +55,36 @@ def main(args: Args) -> None:
     (root / store.PLANE).mkdir(parents=True, exist_ok=True)
     # Without store.json the folder is no store: nobody trains on a set of cases that is changing.
     (root / "store.json").unlink(missing_ok=True)
-    print(f"{len(chosen)} cases, {source.layout} layout, data: {source.data} -> {root}")
+    print(f"{len(chosen)} cases, {source.about} -> {root}")
+    for note in source.notes:
+        print(f"note     {note}")
 
     work = functools.partial(_prepare_case, root=root, window=Window(*args.window_hu))
     results = {case.case_id: result for case, result in run_all(work, chosen, "prepare", args.workers)}
     failed = {case_id: result for case_id, result in results.items() if isinstance(result, InputError)}
-    for case_id, error in sorted(failed.items()):
-        print(f"error    {case_id}  {str(error).removeprefix(f'{case_id}: ')}")
     if failed:
+        print("\n".join(as_lines(unusable(case_id, error) for case_id, error in failed.items())))
         raise JobFailed(
             f"{len(failed)} of {len(chosen)} cases could not be prepared: {', '.join(sorted(failed))}. The others are "
             f"finished and kept. Mend these and run again, or leave them out: skip=[{','.join(sorted(failed))}]"
         )
     kept = Counter(results.values())["kept"]
     print(f"{len(results) - kept} cases written, {kept} already there")
-    _finish(root, [case.case_id for case in chosen], args, source.layout, source.data)
+    _finish(root, [case.case_id for case in chosen], args, source)
 
 
 def _prepare_case(case: CaseFiles, root: Path, window: Window) -> str | InputError:
     """Write STORE/axial/CASE in one step: image.npy, label.npy, slices.npy and case.json. Returns what was done."""
     folder = store.array_path(root, case.case_id, "image").parent
     try:
-        source = {
-            f"{kind}{suffix}": value
-            for kind, path in (("image", case.image), ("label", case.label))
-            if path is not None
-            for suffix, value in (("", f"{path.parent.name}/{path.name}"), ("_sha256", files.sha256(path)))
-        }
+        source = _source_files(case)
         if _is_done(folder, source, window):
             return "kept"
-        image, label = load_case(case)
+        image, label, facts, findings = examine(case)
         levels = window.to_levels(image.array)
         counts = np.stack([(label.array == value).sum(axis=(1, 2)) for value in LABELS.values()])
+        histogram = sum(np.bincount(one.ravel(), minlength=256) for one in levels)  # a slice at a time: it counts int64
+        values = np.arange(256)
         done = store.Case(
             case_id=case.case_id,
             shape=levels.shape,
@@ -93,28 +93,38 @@ def _prepare_case(case: CaseFiles, root: Path, window: Window) -> str | InputErr
             voxels={name: int(n) for name, n in zip(LABELS, counts.sum(axis=1), strict=True)},
             levels={
                 "count": levels.size,
-                "sum": int(levels.sum(dtype=np.int64)),
-                "sum_sq": int((np.bincount(levels.ravel(), minlength=256) * np.arange(256, dtype=np.int64) ** 2).sum()),
+                "sum": int((histogram * values).sum()),
+                "sum_sq": int((histogram * values**2).sum()),
             },
             geometry=image.geometry,
             source=source,
+            voxels_sha256=facts.voxels_sha256,
         )
         with files.new_folder(folder) as fresh:
             np.save(fresh / "image.npy", levels)
             np.save(fresh / "label.npy", label.array)
             np.save(fresh / "slices.npy", counts.astype(np.int32))
             record = {
+                "format": store.FORMAT,
                 "window_hu": list(window),
                 "rounded": bool(image.array.dtype.kind == "f"),
                 "case": store.case_to_json(done),
+                "findings": findings,
                 "files": {name: store.file_entry(fresh / name) for name in ("image.npy", "label.npy")},
             }
             files.write_json(fresh / "case.json", record)
         return "written"
     except InputError as error:
         return error
-    except PermissionError as error:
-        return InputError(f"{case.case_id}: {error.strerror}: {error.filename}.")
+
+
+def _source_files(case: CaseFiles) -> dict[str, str]:
+    paths = {kind: path for kind, path in (("image", case.image), ("label", case.label)) if path is not None}
+    try:
+        sums = {f"{kind}_sha256": files.sha256(path) for kind, path in paths.items()}
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror}).") from error
+    return {kind: f"{path.parent.name}/{path.name}" for kind, path in paths.items()} | sums
 
 
 def _is_done(folder: Path, source: dict[str, str], window: Window) -> bool:
@@ -122,18 +132,22 @@ def _is_done(folder: Path, source: dict[str, str], window: Window) -> bool:
     try:
         record = json.loads((folder / "case.json").read_text())
         sizes = all((folder / name).stat().st_size == entry["bytes"] for name, entry in record["files"].items())
-        return sizes and record["case"]["source"] == source and record["window_hu"] == list(window)
+        same = (record["format"], record["window_hu"], record["case"]["source"])
+        return sizes and same == (store.FORMAT, list(window), source)
     except (OSError, ValueError, KeyError):
         return False
 
 
-def _finish(root: Path, case_ids: list[str], args: Args, layout: str, data: str) -> None:
+def _finish(root: Path, case_ids: list[str], args: Args, source: Source) -> None:
     """Everything that needs all cases; store.json last, because it is what makes the folder a store."""
     records = [json.loads((root / store.PLANE / case_id / "case.json").read_text()) for case_id in case_ids]
     cases = [store.case_from_json(record["case"]) for record in records]
-    splits = make_splits(
-        [Traits(c.case_id, c.tumor_ml, c.spacing_mm[0], c.voxels["cyst"] > 0) for c in cases], args.seed
-    )
+    warnings = [f for record in records for one in record["findings"] if (f := Finding(*one)).severity == "warning"]
+    warnings += find_twins({case.case_id: case.voxels_sha256 for case in cases})
+    for line in as_lines(warnings):
+        print(line)
+    traits = [Traits(c.case_id, c.tumor_ml, c.spacing_mm[0], c.voxels["cyst"] > 0, c.voxels_sha256) for c in cases]
+    splits = make_splits(traits, args.seed)
     by_id = {case.case_id: case for case in cases}
     counts = [np.load(root / store.PLANE / case_id / "slices.npy") for case_id in case_ids]
     columns = {
@@ -149,11 +163,12 @@ def _finish(root: Path, case_ids: list[str], args: Args, layout: str, data: str)
         root / "store.json",
         {
             "format": store.FORMAT,
-            "data": data,
+            "data": source.data,
             "window_hu": list(args.window_hu),
             "step_hu": Window(*args.window_hu).step_hu,
             "planes": [store.PLANE],
-            "source_layout": layout,
+            "source_layout": source.layout,
+            "labels": source.labels,
             "rounded_cases": [r["case"]["case_id"] for r in records if r["rounded"]],
             "normalization": {
                 str(fold): store.normalization_of([by_id[case] for case in splits.select(fold)[0]])._asdict()

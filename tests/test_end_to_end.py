@@ -249,7 +249,7 @@ def test_a_wrong_argument_under_the_launcher_is_said_once():
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
-@pytest.mark.parametrize("program", ["phantom", "audit", "prepare", "train", "evaluate", "predict", "report"])
+@pytest.mark.parametrize("program", ["phantom", "audit", "prepare", "train", "evaluate", "predict", "report", "doctor"])
 def test_every_program_answers_help(program):
     import runpy
     from unittest import mock

@@ -12,10 +12,10 @@ import kits_dist
 ROOT = Path(kits_dist.__file__).parent
 FLOORS = {
     "ground": {"errors", "cli", "config", "labels", "batch", "files", "parallel", "launcher", "runtime"},
-    "parts": {"losses", "metrics", "schedule", "checkpoint", "tracking", "drawing", "data.*", "models.*"},
+    "parts": {"losses", "metrics", "schedule", "checkpoint", "tracking", "drawing", "machine", "data.*", "models.*"},
     "builders": {"data", "models"},  # their __init__: names in the configuration -> a loader, a network
     "assembly": {"scoring", "inference", "evaluation", "run_folder"},
-    "programs": {"phantom", "audit", "prepare", "train", "evaluate", "predict", "report", "__main__"},
+    "programs": {"phantom", "audit", "prepare", "train", "evaluate", "predict", "report", "doctor", "__main__"},
 }
 ORDER = list(FLOORS)
 

@@ -1,12 +1,14 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from kits_dist import audit, prepare
+from kits_dist import evaluate, prepare
 from kits_dist.data.intensity import Box, Window, body_box
+from kits_dist.data.splits import Splits
 from kits_dist.data.store import Store, array_path
 from kits_dist.data.volume import kits_geometry, read_image, read_labels, write_nifti
 from kits_dist.errors import InputError, JobFailed, MissingInput
@@ -130,7 +132,7 @@ def test_a_store_that_is_not_whole_is_refused(raw, tmp_path):
     meta = tmp_path / "s" / "store.json"
     content = json.loads(meta.read_text())
     meta.write_text(json.dumps(content | {"format": 99}))
-    with pytest.raises(InputError, match="has format 99, this version reads 1"):
+    with pytest.raises(InputError, match="has format 99, this version reads 2"):
         Store(tmp_path / "s")
     meta.write_text("{")
     with pytest.raises(InputError, match="is damaged"):
@@ -153,18 +155,85 @@ def test_no_window_and_no_source(tmp_path):
         run(tmp_path / "nowhere", tmp_path / "s")
 
 
-def test_audit_tells_good_from_bad(raw, tmp_path, capsys):
-    audit.main(audit.Args(source=str(raw), output=str(tmp_path), workers=1))
-    report = json.loads((tmp_path / "audit.json").read_text())
-    assert len(report["cases"]) == 6 and not [f for f in report["findings"] if f["severity"] == "error"]
+def stored_otherwise(source, copy):
+    """The same scan under another name, in another axis order and compression: other bytes, same voxels."""
+    copy.mkdir()
+    for name in ("imaging.nii.gz", "aggregated_MAJ_seg.nii.gz"):
+        nib.save(nib.as_closest_canonical(nib.load(source / name)), copy / name)
+    assert (source / "imaging.nii.gz").read_bytes() != (copy / "imaging.nii.gz").read_bytes()
+
+
+def test_a_scan_that_is_there_twice_is_said_and_kept_on_one_side(raw, tmp_path, capsys):
     source = shutil.copytree(raw, tmp_path / "raw")
-    write_nifti(
-        source / "case_00001" / "aggregated_MAJ_seg.nii.gz",
-        np.zeros((4, 63, 65), np.uint8),
-        kits_geometry((4, 63, 65), (3, 0.8, 0.8)),
+    stored_otherwise(source / "case_00002", source / "case_00077")
+    for seed in range(10):
+        store = run(source, tmp_path / "store", seed=seed)
+        for part in (store.splits.test, *store.splits.folds):
+            assert ("case_00002" in part) == ("case_00077" in part)
+        said = capsys.readouterr().out
+        assert "warning  case_00077  the same CT as case_00002, voxel by voxel: one patient" in said
+        assert "warning  case_00002  the same CT as case_00077" in said  # by kept cases as well
+    hashes = {case.case_id: case.voxels_sha256 for case in store.cases}
+    assert len(hashes) == 7 and len(set(hashes.values())) == 6
+    assert hashes["case_00002"] == hashes["case_00077"] and len(hashes["case_00002"]) == 64
+
+
+def test_a_copy_of_a_trained_case_is_recognised_by_its_voxels(raw, store, tmp_path, monkeypatch):
+    source = tmp_path / "raw"
+    source.mkdir()
+    stored_otherwise(raw / "case_00004", source / "case_00900")
+    shutil.copytree(raw / "case_00001", source / "case_00001")
+    other = run(source, tmp_path / "store")
+    trained = {store.cases[store.row["case_00004"]].voxels_sha256, store.cases[store.row["case_00001"]].voxels_sha256}
+    predictor = SimpleNamespace(
+        config=SimpleNamespace(data=SimpleNamespace(store="", fold=0)), window=other.window, trained_on=trained
     )
-    (source / "case_00003" / "imaging.nii.gz").write_bytes(b"")
-    with pytest.raises(JobFailed, match="1 of 6 cases cannot be used: case_00003"):
-        audit.main(audit.Args(source=str(source), output=str(tmp_path), workers=1))
-    said = capsys.readouterr().out
-    assert "no kidney voxel" in said and "no tumor voxel" in said
+    monkeypatch.setattr(evaluate, "Predictor", lambda *_: predictor)
+    held_out = other.splits.test + other.splits.folds[0]
+    assert sorted(held_out) == ["case_00001", "case_00900"]
+    for split, cases in (("test", other.splits.test), ("val", other.splits.folds[0])):
+        monkeypatch.setattr(Splits, "select", lambda self, fold, cases=cases: ([], cases))
+        with pytest.raises(InputError, match=f"trained on {cases[0]}; such a score says nothing about new patients"):
+            evaluate.main(evaluate.Args(run=str(tmp_path), split=split, store=str(other.path)))
+
+
+def test_the_store_says_which_labels_it_holds(raw, tmp_path):
+    source = shutil.copytree(raw, tmp_path / "raw")
+    for case in source.iterdir():
+        wide = read_labels(case / "aggregated_MAJ_seg.nii.gz")
+        larger = np.maximum(wide.array, np.roll(wide.array > 0, 1, axis=1))
+        write_nifti(case / "aggregated_OR_seg.nii.gz", larger, wide.geometry)
+    majority, either = run(source, tmp_path / "store"), run(source, tmp_path / "or", labels="or")
+    assert (majority.meta["labels"], majority.meta["source_layout"]) == ("majority", "KiTS21")
+    assert either.meta["labels"] == "or"
+    assert all(a.voxels["kidney"] < b.voxels["kidney"] for a, b in zip(majority.cases, either.cases, strict=True))
+    again = run(source, tmp_path / "store", labels="or")  # a finished case of other labels is not kept
+    assert [case.voxels for case in again.cases] == [case.voxels for case in either.cases]
+    for case in source.iterdir():
+        (case / "aggregated_OR_seg.nii.gz").unlink()
+        (case / "aggregated_MAJ_seg.nii.gz").rename(case / "segmentation.nii.gz")
+    assert run(source, tmp_path / "one").meta["labels"] is None
+
+
+def test_cases_of_several_folders_make_one_store(raw, tmp_path, capsys):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for folder, names in ((a, ("case_00000", "case_00001")), (b, ("case_00001", "case_00002", "case_00003"))):
+        for name in names:
+            shutil.copytree(raw / name, folder / name)
+    store = run(f"[{a},{b}]", tmp_path / "store")
+    assert [case.case_id for case in store.cases] == [f"case_0000{i}" for i in range(4)]
+    assert f"note     {b}: 1 of 3 cases left out" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"skip=\['case_9'\]: no such case: \['case_9'\]"):
+        run(f"[{a},{b}]", tmp_path / "store", skip=("case_9",))
+    with pytest.raises(InputError, match="no case is left"):
+        run(a, tmp_path / "store", skip=("case_00000", "case_00001"))
+
+
+def test_a_case_of_another_format_is_done_again(raw, tmp_path, capsys):
+    run(raw, tmp_path / "store")
+    record = tmp_path / "store" / "axial" / "case_00002" / "case.json"
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps(content | {"format": 1}))
+    capsys.readouterr()
+    run(raw, tmp_path / "store")
+    assert "1 cases written, 5 already there" in capsys.readouterr().out

@@ -16,6 +16,7 @@ class Traits(NamedTuple):
     tumor_ml: float
     slice_mm: float
     cyst: bool
+    patient: str = ""  # cases that share it stay together; "": nobody shares it
 
 
 class Splits(NamedTuple):
@@ -33,29 +34,36 @@ class Splits(NamedTuple):
         train = [case for i, one in enumerate(self.folds) if i != fold for case in one]
         if not train:
             raise InputError(
-                f"data.fold={fold} leaves no case to train on. Use data.fold=all, or prepare 3 cases or more."
+                f"data.fold={fold} leaves no case to train on. Use data.fold=all, or prepare 3 patients or more."
             )
         return train, list(self.folds[fold])
 
 
 def make_splits(cases: list[Traits], seed: int) -> Splits:
-    """Deal the cases, sorted by stratum, round-robin to the test set and the folds.
+    """Deal the patients, sorted by stratum, round-robin to the test set and the folds.
 
     Sorting by (cyst, slice thickness class, tumor volume) and dealing in order gives each part the same mix even with
-    few cases, where drawing within strata would leave parts empty. A case is one patient in KiTS.
-    With 1 or 2 cases there is nothing to hold out twice: one goes to the test set (none of 1), the rest is one fold.
+    few cases, where drawing within strata would leave parts empty. A case is one patient in KiTS; a scan that is there
+    twice is one patient too, dealt once by its first case's traits, so that no voxel is ever on both sides.
+    With 1 or 2 patients there is nothing to hold out twice: one goes to the test set (none of 1), the rest is one fold.
     """
     rng = np.random.default_rng(seed)
-    tie = {case.case_id: rng.random() for case in sorted(cases)}
-    thick = float(np.median([case.slice_mm for case in cases]))
-    ordered = sorted(cases, key=lambda c: (c.cyst, c.slice_mm > thick, c.tumor_ml, tie[c.case_id]))
+    patients: dict[str, list[Traits]] = {}
+    for case in sorted(cases):
+        patients.setdefault(case.patient or case.case_id, []).append(case)
+    firsts = [group[0] for group in patients.values()]
+    same = {group[0].case_id: [case.case_id for case in group] for group in patients.values()}
+    tie = {case.case_id: rng.random() for case in firsts}
+    thick = float(np.median([case.slice_mm for case in firsts]))
+    ordered = sorted(firsts, key=lambda c: (c.cyst, c.slice_mm > thick, c.tumor_ml, tie[c.case_id]))
     ids = [case.case_id for case in ordered]
     num_test = max(1, round(TEST_SHARE * len(ids))) if len(ids) > 1 else 0
     # one drawn from each of num_test equal stretches of the sorted list
     edges = [round(i * len(ids) / num_test) for i in range(num_test + 1)] if num_test else []
     picks = {int(rng.integers(low, high)) for low, high in pairwise(edges)}
-    test = [ids[i] for i in sorted(picks)]
+    test = [ids[i] for i in picks]
     rest = [case for i, case in enumerate(ids) if i not in picks]
     num_folds = min(NUM_FOLDS, len(rest))
-    folds = [sorted(rest[i::num_folds]) for i in rng.permutation(num_folds)]
-    return Splits(seed, sorted(test), folds)
+    folds = [rest[i::num_folds] for i in rng.permutation(num_folds)]
+    parts = [sorted(case for first in part for case in same[first]) for part in (test, *folds)]
+    return Splits(seed, parts[0], parts[1:])

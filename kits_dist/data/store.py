@@ -1,7 +1,7 @@
 """The slice store: what `prepare` writes and every loader maps. Layout and reasons: README, "The slice store".
 
-STORE/store.json      format, window, data kind, sha256 of every array file, normalisation constants per fold
-STORE/cases.json      per case: geometry, body box, voxels per label, source files with sha256
+STORE/store.json      format, window, data kind, which labels, sha256 of every array file, normalisation per fold
+STORE/cases.json      per case: geometry, body box, voxels per label, sha256 of source files and of the scan's voxels
 STORE/splits.json     test set and folds
 STORE/slices.npz      columns over all slices of all cases: case, index, kidney, tumor, cyst (voxels)
 STORE/axial/CASE/     image.npy, label.npy  uint8 (N, H, W), slices contiguous
@@ -21,7 +21,7 @@ from kits_dist.data.splits import Splits
 from kits_dist.data.volume import Geometry
 from kits_dist.errors import InputError, MissingInput
 
-FORMAT = 1
+FORMAT = 2
 PLANE = "axial"
 
 
@@ -34,6 +34,7 @@ class Case(NamedTuple):
     levels: dict[str, float]  # count, sum, sum_sq of the image's levels: what fold means and sds are made of
     geometry: Geometry  # of the source file
     source: dict[str, str]  # image and label as `case_id/file`, and their sha256
+    voxels_sha256: str = ""  # of the HU, however compressed or ordered in the file; "" for a scan that is in no store
 
     @property
     def tumor_ml(self) -> float:
@@ -146,7 +147,7 @@ def case_to_json(case: Case) -> dict:
 def case_from_json(row: dict) -> Case:
     geometry = Geometry(tuple(row["geometry"]["shape"]), np.array(row["geometry"]["affine"], float))
     return Case(
-        **{key: row[key] for key in ("case_id", "voxels", "levels", "source")},
+        **{key: row[key] for key in ("case_id", "voxels", "levels", "source", "voxels_sha256")},
         shape=tuple(row["shape"]),
         spacing_mm=tuple(row["spacing_mm"]),
         body=Box(*row["body"]),
