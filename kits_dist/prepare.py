@@ -100,9 +100,9 @@ def _prepare_case(case: CaseFiles, root: Path, window: Window) -> str | InputErr
             source=source,
         )
         with files.new_folder(folder) as fresh:
-            np.save(fresh / "image.npy", levels)
-            np.save(fresh / "label.npy", label.array)
-            np.save(fresh / "slices.npy", counts.astype(np.int32))
+            files.write_array(fresh / "image.npy", levels)
+            files.write_array(fresh / "label.npy", label.array)
+            files.write_array(fresh / "slices.npy", counts.astype(np.int32))
             record = {
                 "window_hu": list(window),
                 "rounded": bool(image.array.dtype.kind == "f"),

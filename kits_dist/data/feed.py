@@ -9,7 +9,7 @@ from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment
 from kits_dist.data.sampler import Group, TrainOrder
 from kits_dist.data.store import Normalization, Store
-from kits_dist.errors import InputError
+from kits_dist.errors import InputError, JobFailed
 
 
 class HostBatch(NamedTuple):
@@ -23,7 +23,10 @@ class HostBatch(NamedTuple):
 
 
 class Feed:
-    """The samples of one split: `batch(positions)` is a pure function of (store, config, seed, positions)."""
+    """The samples of one split: `batch(positions)` is a pure function of (store, config, seed, positions).
+
+    Raises JobFailed when a file of the store was cut or removed meanwhile.
+    """
 
     def __init__(
         self,
@@ -45,6 +48,10 @@ class Feed:
         rounds, samples = self.order.at(positions) if self.order else (np.zeros_like(positions), positions)
         rows = self.rows[samples]
         case, index = self.store.slices.case[rows], self.store.slices.index[rows]
+        try:
+            self.store.check_files(set(case.tolist()))
+        except InputError as error:
+            raise JobFailed(f"the store changed while it was read: {error} Then go on with resume=auto") from error
         cases = [self.store.cases[c] for c in case]
         if self.changes:
             u = augment.uniforms(self.seed, rounds, rows)
