@@ -261,6 +261,12 @@ def _introduction(env: dict, runtime: Runtime, config: Config, feed: Feed, train
         f"data: {feed.store.meta['data']}; {len(feed.rows)} training slices of {len(train_cases)} cases, "
         f"{len(val_cases)} validation cases; {config.optim.epochs} epochs = {steps} steps"
     )
+    if config.data.sampler != "natural":
+        groups = list(zip(feed.order.groups, feed.order.counts, strict=True))
+        named = ", ".join(f"{count} {group.name} (of {len(group.members)})" for group, count in groups[:3])
+        yield f"each epoch of sampler={config.data.sampler}: {named}" + (
+            f", {len(groups)} in all" if groups[3:] else ""
+        )
     if config.data.fold == "all":
         yield "data.fold=all: validation cases are training cases; the val scores say nothing about new patients"
 

@@ -168,16 +168,30 @@ def test_a_case_without_foreground_gives_no_kidney_slice(store, monkeypatch):
     assert len(select_rows(store, [store.cases[0].case_id], "kidney", 10)) == 0
 
 
-def test_the_tumor_sampler_shows_tumor_slices_as_often_as_asked(store):
-    config = data(store, sampler="tumor", share=0.75, fold="all")
+@pytest.mark.parametrize(("sampler", "label"), [("tumor", 2), ("cyst", 3), ("foreground", None)])
+def test_a_sampler_shows_its_slices_as_often_as_asked(store, sampler, label):
+    config = data(store, sampler=sampler, share=0.75, fold="all")
+    seen = _first_epoch(store, config)
+    held = sum((store.label(c)[i] == label if label else store.label(c)[i] > 0).any() for c, i in seen)
+    assert held == round(0.75 * len(seen))
+
+
+def test_the_case_sampler_gives_each_case_the_same_share(store):
+    seen = _first_epoch(store, data(store, sampler="case", fold="all"))
+    counts = np.bincount([case for case, _ in seen])
+    assert np.ptp(counts[counts > 0]) <= 1 and (counts > 0).sum() == len(store.splits.select("all")[0])
+
+
+def test_a_sampler_without_anything_to_choose_from_is_refused(store):
+    config = data(store, sampler="foreground", slices="kidney", margin=0)  # no slice without foreground is left
+    with pytest.raises(InputError, match="0 do not; both are needed. Use data.sampler=natural"):
+        build_train_loader(store, config, AugmentConfig(), 0, ALONE)
+
+
+def _first_epoch(store, config):
     loader, feed = build_train_loader(store, config, AugmentConfig(), 0, ALONE)
     n = len(feed.rows)
-    seen = [pair for b in take(loader, -(-n // 4)) for pair in zip(b.case.tolist(), b.index.tolist(), strict=True)][:n]
-    held = sum((store.label(case)[index] == 2).any() for case, index in seen)
-    assert held == round(0.75 * n)
-    with pytest.raises(InputError, match="both are needed. Use data.sampler=natural"):
-        config = data(store, sampler="foreground", slices="kidney", margin=0)  # no slice without foreground is left
-        build_train_loader(store, config, AugmentConfig(), 0, ALONE)
+    return [pair for b in take(loader, -(-n // 4)) for pair in zip(b.case.tolist(), b.index.tolist(), strict=True)][:n]
 
 
 def test_context_repeats_the_end_slices():
