@@ -10,9 +10,10 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import safetensors.torch
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kits_dist import files
@@ -31,8 +32,8 @@ def save(
     folder = root / f"step_{step:08d}"
     tensors, groups = _flatten(optimizer.state_dict())
     with files.new_folder(folder) as fresh:
-        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, fresh / "model.safetensors")
-        save_file(tensors, fresh / "optimizer.safetensors")
+        _write_tensors(fresh / "model.safetensors", model.state_dict())
+        _write_tensors(fresh / "optimizer.safetensors", tensors)
         sums = {name: files.sha256(fresh / name) for name in ("model.safetensors", "optimizer.safetensors")}
         files.write_json(fresh / "state.json", {"sha256": sums, "optimizer": groups, "state": state})
     _link(root / "last", folder)
@@ -57,22 +58,19 @@ def find(root: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def restore(found: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Load into the unwrapped model and its optimiser, in place. Raises InputError when they are of another model."""
-    load_weights(model, load_file(found.folder / "model.safetensors"), found.folder / "model.safetensors")
+    load_weights(model, _read_tensors(found.folder / "model.safetensors"), found.folder / "model.safetensors")
     groups = json.loads((found.folder / "state.json").read_text())["optimizer"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    optimizer.load_state_dict(_unflatten(load_file(found.folder / "optimizer.safetensors"), groups, parameters))
+    tensors = _read_tensors(found.folder / "optimizer.safetensors")
+    try:
+        optimizer.load_state_dict(_unflatten(tensors, groups, parameters))
+    except (ValueError, KeyError, IndexError) as error:
+        raise InputError(f"{found.folder / 'optimizer.safetensors'}: of another optimiser ({error}).") from error
 
 
 def export(path: Path, model: nn.Module, about: dict) -> None:
     """Weights for prediction, in one file that says what they expect (`about`: configuration, window, mean and sd)."""
-    beside = files.beside_of(path)
-    save_file(
-        {k: v.contiguous() for k, v in model.state_dict().items()}, beside, metadata={"kits_dist": json.dumps(about)}
-    )
-    with open(beside, "rb") as written:
-        os.fsync(written.fileno())
-    os.replace(beside, path)
-    files.sync_folder(path.parent)
+    _write_tensors(path, model.state_dict(), {"kits_dist": json.dumps(about)})
 
 
 def read_export(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -81,12 +79,12 @@ def read_export(path: Path) -> tuple[dict[str, Tensor], dict]:
         raise MissingInput(
             f"{path}: no such file. It is written at a run's first validation; is this the run's folder?"
         )
+    weights = _read_tensors(path)
     try:
         with safe_open(path, "pt") as opened:
-            about = json.loads((opened.metadata() or {})["kits_dist"])
-        return load_file(path), about
-    except Exception as error:  # SafetensorError has no narrower base
-        raise InputError(f"{path}: not weights exported by kits_dist ({error}).") from error
+            return weights, json.loads((opened.metadata() or {})["kits_dist"])
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: not weights exported by kits_dist (no {error}).") from error
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], origin: Path) -> None:
@@ -94,6 +92,19 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], origin: Path) -> No
         model.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"{origin}: weights of another model: {str(error).splitlines()[1].strip()}") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a safetensors file ({error}).") from error
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    # by our own writer: safetensors' `save_file` reports a full disk as an error of the format
+    content = safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()}, metadata)
+    files.write_bytes(path, content)
 
 
 def _verified(folder: Path) -> dict:
@@ -128,7 +139,7 @@ def _flatten(state: dict) -> tuple[dict[str, Tensor], dict]:
     for parameter, entries in state["state"].items():
         for name, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"{parameter}.{name}"] = value.contiguous()
+                tensors[f"{parameter}.{name}"] = value
             else:
                 plain[f"{parameter}.{name}"] = value
     return tensors, {"plain": plain, "param_groups": state["param_groups"]}

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from omegaconf import MISSING, OmegaConf
@@ -77,10 +77,11 @@ def load(schema: type[T], argv: list[str]) -> T:
     has_config_key = "config" in {field.name for field in dataclasses.fields(schema)}
     for key, value in pairs:
         if key == "config" and not has_config_key:
-            config = _merge(config, _read_yaml(value), f"config={value}")
+            config = _merge(config, _read_yaml(value), f"config={value}", "")
     for key, value in pairs:
         if key != "config" or has_config_key:
-            config = _merge(config, _nested(key, _value(schema, key, value)), f"{key}={value}")
+            meaning = _flat(schema).get(key, ("", "", ""))[2]
+            config = _merge(config, _nested(key, _value(schema, key, value)), f"{key}={value}", meaning)
     try:
         return OmegaConf.to_object(config)
     except MissingMandatoryValue as error:
@@ -152,15 +153,17 @@ def _read_yaml(path: str) -> Any:
     return content or {}
 
 
-def _merge(config: Any, update: Any, origin: str) -> Any:
+def _merge(config: Any, update: Any, origin: str, meaning: str) -> Any:
     try:
         return OmegaConf.merge(config, update)
     except OmegaConfBaseException as error:
-        raise InputError(f"{origin}: {_one_line(error)}. All keys: help") from error
+        hint = f"It means: {meaning}" if meaning else "All keys: help"
+        raise InputError(f"{origin}: {_one_line(error)}. {hint}") from error
 
 
 def _value(schema: type, key: str, text: str) -> Any:
-    """Text of a string key stays text (a folder may be called 1e3); sizes may be written 256x256; the rest is yaml."""
+    """Text of a string key stays text (a folder may be called 1e3); sizes may be written 256x256, a list of one without
+    brackets; the rest is yaml. Raises InputError."""
     kind = _flat(schema).get(key, ("",))[0]
     if kind is str:
         return text
@@ -168,10 +171,17 @@ def _value(schema: type, key: str, text: str) -> Any:
         return None
     if re.fullmatch(r"\d+(x\d+)+", text):
         return [int(n) for n in text.split("x")]
+    members = get_args(kind) if get_origin(kind) is tuple else ()
+    if members == (str, ...) and not text.startswith("["):
+        return [text]
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"{key}={text}: cannot read the value: {_one_line(error)}") from error
+    if members and members[-1] is not Ellipsis and (not isinstance(value, list) or len(value) != len(members)):
+        example = ",".join([text if value is not None and not isinstance(value, list) else "1"] * len(members))
+        raise InputError(f"{key}={text}: takes {len(members)} values, written {key}=[{example}]")
+    return value
 
 
 def _nested(key: str, value: Any) -> dict:

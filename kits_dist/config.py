@@ -30,9 +30,11 @@ class DataConfig:
     slices: Literal["all", "kidney"] = "all"  # train on all slices, or on those within `margin` of a kidney
     margin: int = 10  # slices kept above and below the kidneys when slices=kidney
     context: int = 0  # neighbouring slices on each side, as further input channels
-    backend: Literal["dali", "fixed"] = "dali"  # fixed repeats one batch: the ceiling for benchmarks
-    sampler: Literal["natural", "foreground", "tumor"] = "natural"  # slices that are sure of `share` of each epoch
-    share: float = 0.33  # of the epoch that sampler=foreground (any label) or sampler=tumor gives to such slices
+    backend: Literal["dali", "opencv", "fixed"] = (
+        "dali"  # opencv: threads on the CPU; fixed repeats one batch (ceiling)
+    )
+    sampler: Literal["natural", "foreground", "tumor", "cyst", "case"] = "natural"  # what each epoch is made of
+    share: float = 0.33  # of the epoch for slices with any label, tumor or cyst (sampler=foreground, tumor, cyst)
     threads: int = 0  # DALI CPU threads per process; 0 divides the cores among this machine's processes
     prefetch: int = 2  # batches prepared ahead
 
@@ -63,17 +65,37 @@ class AugmentConfig:
     scale: tuple[float, float] = (0.85, 1.15)  # magnification range
     scale_p: float = 0.3  # probability of a magnification
     crop: float = 1.0  # probability of a random window of size_px; otherwise it is centred on the body
+    shift_mm: float = 10.0  # the window is moved by up to this along each axis, in mm
+    shift_p: float = 0.0  # probability of such a move
+    blur_px: tuple[float, float] = (0.5, 1.5)  # sd of Gaussian blur, in pixels of the network
+    blur_p: float = 0.0  # probability of blur
+    brightness_hu: float = 20.0  # HU added, drawn from +- this
+    brightness_p: float = 0.0  # probability of a change of brightness
+    contrast: tuple[float, float] = (0.75, 1.25)  # factor on the distance from the middle of the HU window
+    contrast_p: float = 0.0  # probability of a change of contrast
+    gamma: tuple[float, float] = (0.7, 1.5)  # exponent on the HU window scaled to 0..1
+    gamma_p: float = 0.0  # probability of a gamma curve
     noise_hu: float = 15.0  # sd of Gaussian noise drawn from 0 to this, in HU
     noise_p: float = 0.15  # probability of noise
 
     def __post_init__(self) -> None:
-        for name in ("rotate_p", "flip", "scale_p", "crop", "noise_p"):
+        for name in ("flip", "crop", *(name for name in vars(self) if name.endswith("_p"))):
             p = getattr(self, name)
             _require(0 <= p <= 1, f"augment.{name}={p} is a probability: use 0..1.")
         _require(0 <= self.rotate_deg <= 180, f"augment.rotate_deg={self.rotate_deg} degrees: use 0..180.")
-        low, high = self.scale
-        _require(0.25 <= low <= high <= 4, f"augment.scale={self.scale}: use 0.25 <= low <= high <= 4.")
-        _require(0 <= self.noise_hu <= 200, f"augment.noise_hu={self.noise_hu} HU: use 0..200.")
+        for name, lowest, highest in (
+            ("scale", 0.25, 4),
+            ("blur_px", 0.1, 10),
+            ("contrast", 0.1, 10),
+            ("gamma", 0.1, 10),
+        ):
+            low, high = getattr(self, name)
+            _require(
+                lowest <= low <= high <= highest,
+                f"augment.{name}={[low, high]}: use {lowest} <= low <= high <= {highest}.",
+            )
+        for name in ("noise_hu", "brightness_hu", "shift_mm"):
+            _require(0 <= getattr(self, name) <= 200, f"augment.{name}={getattr(self, name)}: use 0..200.")
 
 
 @dataclass(frozen=True)
@@ -160,6 +182,7 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
+        _require(bool(self.run), "run= is empty. Name the folder that this run is to make.")
         weights = self.optim.pos_weight
         _require(
             weights is None or len(weights) == len(self.model.regions),

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -24,7 +24,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` in one step; durable once this returns."""
     beside = beside_of(path)
     try:
-        with open(beside, "wb") as file:
+        with _opened(beside) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -65,9 +65,20 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """numpy.save, but a full disk is an OSError that says so: NumPy's own is `N requested and M written`."""
-    with open(path, "wb") as file:
+    with _opened(path) as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """For writing; a full disk, too, is named by its file."""
+    try:
+        with open(path, "wb") as file:
+            yield file
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 @contextmanager

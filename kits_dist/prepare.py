@@ -101,9 +101,9 @@ def _prepare_case(case: CaseFiles, root: Path, window: Window) -> str | InputErr
             voxels_sha256=facts.voxels_sha256,
         )
         with files.new_folder(folder) as fresh:
-            np.save(fresh / "image.npy", levels)
-            np.save(fresh / "label.npy", label.array)
-            np.save(fresh / "slices.npy", counts.astype(np.int32))
+            files.write_array(fresh / "image.npy", levels)
+            files.write_array(fresh / "label.npy", label.array)
+            files.write_array(fresh / "slices.npy", counts.astype(np.int32))
             record = {
                 "format": store.FORMAT,
                 "window_hu": list(window),

@@ -70,7 +70,10 @@ def open_run(config: Config, store: Store) -> Opened:
     notes.append(
         f"continuing from {found.folder.name}" if found else "no whole checkpoint found, starting from the beginning"
     )
-    return Opened(Progress(**found.state) if found else Progress(), found, notes)
+    try:
+        return Opened(Progress(**found.state) if found else Progress(), found, notes)
+    except TypeError as error:
+        raise InputError(f"{found.folder} was written by another version of kits_dist ({error}).") from error
 
 
 def write_about(config: Config, store: Store, environment: dict) -> None:

@@ -1,10 +1,12 @@
 """The machine and the launcher: devices, processes, precision and why, seeds, and what a report should say of them."""
 
 import contextlib
+import faulthandler
 import os
 import platform
 import random
 import subprocess
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +44,7 @@ def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
 
     Raises InputError when launcher and configuration contradict each other, or the processes do not see each other.
     """
+    faulthandler.enable()  # a mapped file cut short between two looks ends the process by SIGBUS: say at least where
     wishes = launcher.asked()
     launcher.refuse_contradictions(wishes, accumulate, train.compile)
     precision = choose_precision(train.precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
@@ -51,6 +54,7 @@ def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
         # no bucket rebuild after the first step, which would change the order of summation on a resumed run
         find_unused_parameters=train.deterministic,
     )
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     accelerator = Accelerator(
         mixed_precision=precision.autocast,
         # Without this two launched processes without a GPU would each believe they are alone.

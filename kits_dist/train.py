@@ -96,70 +96,74 @@ def train(config: Config) -> None:
     pace = Pace(accelerator.device)
     loss_sum, loss_steps = torch.zeros((), device=accelerator.device), 0
     stream = iter(batches)
-    bar = progress_bar("train", "slice", total, progress.position, disable=not accelerator.is_main_process)
-    model.train()
-    pace.resume()
-    while not finished(progress, num_samples, config.optim):
-        rate = lr_at(progress.position // global_batch, total_steps, config.optim, shard.world)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        for micro in range(config.optim.accumulate):
-            pace.batch_requested()
-            batch = next(stream)
-            pace.batch_ready()
-            last = micro == config.optim.accumulate - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                with accelerator.autocast():
-                    logits = model(batch.image)  # (B, C, H, W) -> (B, R, H, W)
-                loss = loss_fn(logits, batch.label)
-                accelerator.backward(loss / config.optim.accumulate)
-            loss_sum += loss.detach()
-            loss_steps += 1
-        logging = progress.step % config.log.every_steps == 0
-        norm = None
-        if config.optim.clip_norm or logging:
-            norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        pace.step_ended()
-        epoch = progress.position // num_samples
-        progress = progress._replace(position=progress.position + global_batch, step=progress.step + 1)
-        step = progress.step
-        bar.update(global_batch)
-        epoch_done = progress.position // num_samples > epoch
-        saving = config.train.save_every_steps and step % config.train.save_every_steps == 0
+    with progress_bar("train", "slice", total, progress.position, disable=not accelerator.is_main_process) as bar:
+        model.train()
+        pace.resume()
+        while not finished(progress, num_samples, config.optim):
+            rate = lr_at(progress.position // global_batch, total_steps, config.optim, shard.world)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            for micro in range(config.optim.accumulate):
+                pace.batch_requested()
+                batch = next(stream)
+                pace.batch_ready()
+                last = micro == config.optim.accumulate - 1
+                with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                    with accelerator.autocast():
+                        logits = model(batch.image)  # (B, C, H, W) -> (B, R, H, W)
+                    loss = loss_fn(logits, batch.label)
+                    accelerator.backward(loss / config.optim.accumulate)
+                loss_sum += loss.detach()
+                loss_steps += 1
+            logging = progress.step % config.log.every_steps == 0
+            norm = None
+            if config.optim.clip_norm or logging:
+                norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            pace.step_ended()
+            epoch = progress.position // num_samples
+            progress = progress._replace(position=progress.position + global_batch, step=progress.step + 1)
+            step = progress.step
+            bar.update(global_batch)
+            epoch_done = progress.position // num_samples > epoch
+            saving = config.train.save_every_steps and step % config.train.save_every_steps == 0
 
-        if logging or epoch_done or saving:  # before anything is saved: a checkpoint never holds a spoilt network
-            mean_loss = accelerator.reduce(loss_sum / loss_steps, "mean").item()  # sync
-            if not math.isfinite(mean_loss):
-                _stop_not_finite(config.run, step, -(-loss_steps // config.optim.accumulate), accelerator, batch)
-            loss_sum.zero_()
-            loss_steps = 0
-        if logging:
-            speed = pace.report(global_batch)
-            scalars = {"train/loss": mean_loss, "train/lr": rate, "train/grad_norm": float(norm), "train/epoch": epoch}
-            tracker.log(step, scalars | speed)
-            bar.set_postfix(epoch=f"{epoch + 1}/{config.optim.epochs}", loss=f"{mean_loss:.4f}", refresh=False)
-        if epoch_done:
-            validation = stops.validate()
-            if not math.isfinite(validation.loss):
-                _stop_not_finite(config.run, step, 1, accelerator, batch)
-            progress, is_best = judge(progress, validation, epoch, config.optim)
-            tracker.log(
-                step, {"val/loss": validation.loss} | {f"val/dice_grid/{k}": v for k, v in validation.dice.items()}
-            )
-            if config.log.images and accelerator.is_main_process:
-                tracker.image(step, "val/panel", stops.panel())
-            stops.save(progress, is_best)
-            if accelerator.is_main_process:
-                dice = "  ".join(f"{name} {value:.3f}" for name, value in validation.dice.items())
-                best = "  best" if is_best else ""
-                bar.write(f"epoch {epoch + 1}: val loss {validation.loss:.4f}  dice_grid {dice}{best}")
-        elif saving:
-            stops.save(progress, False)
-        if epoch_done or saving:
-            pace.resume()
-    bar.close()
+            if logging or epoch_done or saving:  # before anything is saved: a checkpoint never holds a spoilt network
+                mean_loss = accelerator.reduce(loss_sum / loss_steps, "mean").item()  # sync
+                if not math.isfinite(mean_loss):
+                    _stop_not_finite(config.run, step, -(-loss_steps // config.optim.accumulate), accelerator, batch)
+                loss_sum.zero_()
+                loss_steps = 0
+            if logging:
+                speed = pace.report(global_batch)
+                scalars = {
+                    "train/loss": mean_loss,
+                    "train/lr": rate,
+                    "train/grad_norm": float(norm),
+                    "train/epoch": epoch,
+                }
+                tracker.log(step, scalars | speed)
+                bar.set_postfix(epoch=f"{epoch + 1}/{config.optim.epochs}", loss=f"{mean_loss:.4f}", refresh=False)
+            if epoch_done:
+                validation = stops.validate()
+                if not math.isfinite(validation.loss):
+                    _stop_not_finite(config.run, step, 1, accelerator, batch)
+                progress, is_best = judge(progress, validation, epoch, config.optim)
+                tracker.log(
+                    step, {"val/loss": validation.loss} | {f"val/dice_grid/{k}": v for k, v in validation.dice.items()}
+                )
+                if config.log.images and accelerator.is_main_process:
+                    tracker.image(step, "val/panel", stops.panel())
+                stops.save(progress, is_best)
+                if accelerator.is_main_process:
+                    dice = "  ".join(f"{name} {value:.3f}" for name, value in validation.dice.items())
+                    best = "  best" if is_best else ""
+                    bar.write(f"epoch {epoch + 1}: val loss {validation.loss:.4f}  dice_grid {dice}{best}")
+            elif saving:
+                stops.save(progress, False)
+            if epoch_done or saving:
+                pace.resume()
     tracker.close()
     accelerator.print(
         f"finished: {finished(progress, num_samples, config.optim)}; best epoch {progress.best_epoch + 1}; "
@@ -257,6 +261,12 @@ def _introduction(env: dict, runtime: Runtime, config: Config, feed: Feed, train
         f"data: {feed.store.meta['data']}; {len(feed.rows)} training slices of {len(train_cases)} cases, "
         f"{len(val_cases)} validation cases; {config.optim.epochs} epochs = {steps} steps"
     )
+    if config.data.sampler != "natural":
+        groups = list(zip(feed.order.groups, feed.order.counts, strict=True))
+        named = ", ".join(f"{count} {group.name} (of {len(group.members)})" for group, count in groups[:3])
+        yield f"each epoch of sampler={config.data.sampler}: {named}" + (
+            f", {len(groups)} in all" if groups[3:] else ""
+        )
     if config.data.fold == "all":
         yield "data.fold=all: validation cases are training cases; the val scores say nothing about new patients"
 

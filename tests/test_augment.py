@@ -9,7 +9,9 @@ from kits_dist.data.store import Case, Normalization
 from kits_dist.data.volume import kits_geometry
 
 RAW = Normalization(0.0, 1.0)
-NOTHING = dict(rotate_p=0, flip=0, scale_p=0, crop=0, noise_p=0)
+NOTHING = {
+    name: 0 for name in ("flip", "crop", *vars(AugmentConfig())) if name in ("flip", "crop") or name.endswith("_p")
+}
 
 
 def case(shape=(1, 64, 80), spacing=(3.0, 0.8, 0.8), body=None):
@@ -138,3 +140,54 @@ def test_noise_has_the_drawn_sd_stays_in_the_window_and_varies_with_the_offset()
     assert edge.min() == 0
     values = augment.apply(flat, flat[0], params, 0, (64, 64), 200, Normalization(40, 50))[0]
     assert np.allclose(values, (images[0] - 40) / 50, atol=1e-5)
+
+
+def changed(flat, **changes):
+    """What one intensity step makes of a constant slice of level `flat`, over 400 draws: values and parameters."""
+    slab = np.full((1, 64, 64), flat, np.uint8)
+    params = drawn(400, case((1, 64, 64)), **changes)
+    images = [augment.apply(slab, slab[0], params, i, (64, 64), 200, RAW)[0] for i in range(400)]
+    assert all(np.ptp(image) < 1e-4 for image in images)
+    return np.array([image.mean() for image in images]), params
+
+
+def test_brightness_contrast_and_gamma_by_hand():
+    bright, _ = changed(50, brightness_p=0.5, brightness_hu=20)
+    assert (
+        29.9 < bright.min() < 31 and 69 < bright.max() < 70.1 and (bright == 50).mean() == pytest.approx(0.5, abs=0.1)
+    )
+    contrast, params = changed(50, contrast_p=1, contrast=(0.5, 2))
+    assert np.allclose(contrast, np.clip(100 + (50 - 100) * params.gain, 0, 200), atol=1e-4)  # about the middle, 100 HU
+    assert contrast.min() < 1 and 74 < contrast.max() < 75.1
+    gamma, params = changed(50, gamma_p=1, gamma=(0.5, 2))
+    assert (
+        np.allclose(gamma, 200 * 0.25**params.gamma, atol=1e-3) and 12.4 < gamma.min() < 13 < 98 < gamma.max() < 100.1
+    )
+    both, _ = changed(190, brightness_p=1, brightness_hu=50, noise_p=0)
+    assert both.max() == 200  # clipped to the window again
+
+
+def test_blur_spreads_a_dot_by_the_drawn_sd_and_keeps_its_sum():
+    dot = np.zeros((2, 65, 65), np.uint8)
+    dot[0, 32, 32] = 200
+    params = drawn(30, case((1, 65, 65)), Framing((64, 64), None), blur_p=1, blur_px=(0.8, 2.5))
+    for i in range(30):
+        image = augment.apply(dot, dot[0], params, i, (64, 64), 200, RAW)[0]
+        assert image[0].sum() == pytest.approx(200, rel=1e-5) and image[1].max() == 0  # frames do not mix
+        rows = image[0].sum(axis=1) / 200
+        y = np.arange(64)
+        sd = np.sqrt((rows * (y - (rows * y).sum()) ** 2).sum())
+        assert sd == pytest.approx(params.blur[i], rel=0.03)  # cut at 3 sd
+
+
+def test_shift_moves_the_centred_window_by_mm():
+    one = case((1, 200, 300), (3.0, 0.5, 1.0))
+    shift = (
+        drawn(2000, one, shift_p=0.5, shift_mm=10).matrix[:, :, 2]
+        - augment.centred(Framing((64, 64), None), [one]).matrix[0, :, 2]
+    )
+    moved = (shift != 0).any(axis=1)
+    assert moved.mean() == pytest.approx(0.5, abs=0.04)
+    assert np.abs(shift[:, 0]).max() == pytest.approx(10, abs=0.1) and np.abs(shift[:, 1]).max() == pytest.approx(
+        20, abs=0.2
+    )

@@ -1,10 +1,12 @@
 import json
+import pickle
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from kits_dist import checkpoint
+from kits_dist import checkpoint, files
 from kits_dist.errors import InputError, MissingInput
 
 
@@ -87,9 +89,31 @@ def test_none_found(tmp_path):
 def test_weights_of_another_model_are_refused(tmp_path):
     model, optimizer = trained()
     checkpoint.save(tmp_path, 1, model, optimizer, {}, best=False, keep=1)
-    other = nn.Conv2d(3, 4, 3)
+    found, other = checkpoint.find(tmp_path)[0], nn.Conv2d(3, 4, 3)
     with pytest.raises(InputError, match="weights of another model"):
-        checkpoint.restore(checkpoint.find(tmp_path)[0], other, torch.optim.Adam(other.parameters()))
+        checkpoint.restore(found, other, torch.optim.Adam(other.parameters()))
+    groups = [{"params": [p]} for p in model.parameters()]
+    with pytest.raises(InputError, match="of another optimiser"):
+        checkpoint.restore(found, model, torch.optim.Adam(groups))
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+def test_a_pickle_in_its_place_is_refused_and_never_run(tmp_path, capsys):
+    """Even one whose sha256 was written into state.json."""
+    model, optimizer = trained()
+    checkpoint.save(tmp_path, 1, model, optimizer, {}, best=False, keep=1)
+    path, state = tmp_path / "last" / "model.safetensors", tmp_path / "last" / "state.json"
+    path.write_bytes(pickle.dumps(Evil()))
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"sha256": {path.name: files.sha256(path)}}))
+    with pytest.raises(InputError, match=r"model.safetensors: not a safetensors file"):
+        checkpoint.restore(checkpoint.find(tmp_path)[0], model, optimizer)
+    with pytest.raises(InputError, match="not a safetensors file"):
+        checkpoint.read_export(path)
+    assert "code ran" not in capsys.readouterr().out
 
 
 def test_exported_weights_say_what_they_expect(tmp_path):
@@ -100,5 +124,8 @@ def test_exported_weights_say_what_they_expect(tmp_path):
     with pytest.raises(MissingInput, match="written at a run's first validation"):
         checkpoint.read_export(tmp_path / "nowhere.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(json.dumps({}).encode())
-    with pytest.raises(InputError, match="not weights exported by kits_dist"):
+    with pytest.raises(InputError, match="not a safetensors file"):
         checkpoint.read_export(tmp_path / "bad.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="not weights exported by kits_dist"):
+        checkpoint.read_export(tmp_path / "other.safetensors")

@@ -17,6 +17,10 @@ def test_arguments_beat_yaml_beats_defaults(tmp_path):
     assert (config.optim.lr, config.optim.epochs, config.optim.patience) == (0.25, 7, 10)
 
 
+def test_a_list_of_one_needs_no_brackets():
+    assert cli.load(Config, [*NEEDED, "model.regions=tumor"]).model.regions == ("tumor",)
+
+
 def test_none_is_none_where_a_key_may_be_without_value():
     config = cli.load(Config, [*NEEDED, "data.pixel_mm=none", "optim.pos_weight=none", "model.encoder_weights=none"])
     assert (config.data.pixel_mm, config.optim.pos_weight, config.model.encoder_weights) == (None, None, "none")
@@ -42,6 +46,10 @@ def test_sizes_may_be_written_with_x_and_names_may_look_like_numbers():
         ("optim.pos_weight=[1,2]", "give one each"),
         ("data.fold=best", "a fold number from 0, or all"),
         ("optim.lr=[", "cannot read the value"),
+        ("resume=/nowhere", "expected one of ['none', 'auto'] (key resume). It means: auto continues from the last"),
+        ("data.size_px=512", "data.size_px=512: takes 2 values, written data.size_px=[512,512]"),
+        ("augment.scale=[1,2,3]", "takes 2 values"),
+        ("run=", "run= is empty"),
     ],
 )
 def test_a_wrong_argument_is_answered_with_its_key_and_a_way_out(argument, words):

@@ -1,3 +1,7 @@
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -95,3 +99,58 @@ def test_imagenet_out_of_reach_fails_in_seconds_with_what_to_do(monkeypatch, tmp
     assert encoders.REACH_TIMEOUT_S <= 5
     with pytest.raises(InputError, match="there are none for"):
         encoders._imagenet_file("nothing")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A weights hub on this machine: hub.content is what it serves under every name, hub.asked what was asked."""
+    import huggingface_hub
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            if "/resnet18.imagenet/resolve/" not in self.path:
+                self.send_error(404)
+                return False
+            server.asked.append((self.command, self.path))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(server.content)))
+            self.send_header("ETag", f'"{hashlib.sha256(server.content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", self.path.split("/")[4])
+            self.end_headers()
+            return True
+
+        def do_GET(self):
+            if self.do_HEAD():
+                self.wfile.write(server.content)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked, server.content = [], b""
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    here, constants = f"http://127.0.0.1:{server.server_port}", huggingface_hub.constants
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, here)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", here)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    yield server
+    server.shutdown()
+
+
+def test_imagenet_weights_are_downloaded_once(hub, tmp_path):
+    path, state = weights_file(tmp_path)
+    hub.content = path.read_bytes()
+    config = ModelConfig("unet", "resnet18", "imagenet")
+    model = build_model(config, 1)
+    assert torch.equal(model.encoder.layer3[0].conv1.weight, state["layer3.0.conv1.weight"])
+    assert {command for command, _ in hub.asked} == {"HEAD", "GET"}
+    hub.asked.clear()
+    build_model(config, 1)
+    assert hub.asked == []
+
+
+def test_a_hub_that_serves_something_else_is_found_out(hub):
+    hub.content = b"<html>please log in</html>"
+    with pytest.raises(InputError, match="not a safetensors file"):
+        build_model(ModelConfig("unet", "resnet18", "imagenet"), 1)

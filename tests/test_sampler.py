@@ -5,7 +5,7 @@ from kits_dist.data.sampler import Group, TrainOrder, train_positions, val_posit
 
 
 def natural(n, seed):
-    return TrainOrder([Group(np.arange(n), 1.0)], seed)
+    return TrainOrder([Group("all", np.arange(n), 1.0)], seed)
 
 
 @pytest.mark.parametrize(("world", "batch"), [(1, 4), (2, 5), (3, 6), (3, 1)])
@@ -50,7 +50,7 @@ def test_validation_sees_each_slice_once(n, world, batch):
 
 def test_a_group_gets_its_exact_share_and_its_members_take_turns():
     rare, common = np.arange(7), np.arange(7, 60)
-    order = TrainOrder([Group(rare, 0.4), Group(common, 0.6)], seed=1)
+    order = TrainOrder([Group("rare", rare, 0.4), Group("common", common, 0.6)], seed=1)
     rounds, samples = order.at(np.arange(60 * 5))
     for epoch in range(5):
         assert np.isin(samples[epoch * 60 : (epoch + 1) * 60], rare).sum() == 24
@@ -66,3 +66,15 @@ def test_ten_million_slices_are_drawn_without_holding_more_than_two_epochs():
     order = natural(10_000_000, 0)
     assert len(np.unique(order.at(np.arange(9_999_000, 10_001_000))[1])) > 1900
     assert order._epoch.cache_info().currsize == 2
+
+
+def test_many_groups_share_an_epoch_evenly():
+    sizes = [3, 40, 1, 9, 18, 6, 24]  # 101 samples in 7 groups: 14 or 15 positions each
+    edges = np.cumsum([0, *sizes])
+    groups = [Group(str(k), np.arange(*edges[k : k + 2]), 1 / 7) for k in range(7)]
+    order = TrainOrder(groups, seed=2)
+    assert set(order.counts) == {14, 15} and sum(order.counts) == 101
+    samples = order.at(np.arange(101 * 2))[1]
+    for epoch in range(2):
+        drawn = samples[epoch * 101 : (epoch + 1) * 101]
+        assert np.histogram(drawn, edges)[0].tolist() == order.counts

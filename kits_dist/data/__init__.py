@@ -46,18 +46,20 @@ def build_val_loader(store: Store, data: DataConfig, case_ids: list[str], shard:
     rows = select_rows(store, case_ids, "all", 0)
     batches = val_positions(len(rows), data.batch_size, shard.rank, shard.world)
     feed = Feed(store, rows, data, None, 0, store.normalization(data.fold))
-    return _build(feed, Plan(batches.__getitem__, len(batches)), data, shard, "dali"), feed
+    backend = "dali" if data.backend == "fixed" else data.backend
+    return _build(feed, Plan(batches.__getitem__, len(batches)), data, shard, backend), feed
 
 
 def _build(feed: Feed, plan, data: DataConfig, shard: Shard, backend: str) -> Iterable[Batch]:
     from kits_dist.data.dali_backend import DaliLoader
     from kits_dist.data.fixed_backend import FixedLoader
+    from kits_dist.data.opencv_backend import OpenCVLoader
     from kits_dist.parallel import cores
 
     if plan.num_batches == 0:
         return ()
     threads = data.threads or max(1, cores() // shard.local_world)
+    if backend == "opencv":
+        return OpenCVLoader(feed, plan, shard.device, threads, data.prefetch, shard.dtype)
     loader = DaliLoader(feed, plan, data.batch_size, shard.device, threads, data.prefetch, shard.dtype)
-    if backend == "fixed":
-        return FixedLoader(next(iter(loader)))
-    return loader
+    return FixedLoader(next(iter(loader))) if backend == "fixed" else loader

@@ -3,22 +3,28 @@
 
 Drawing is keyed by (seed, round, sample) and nothing else (the sampler's round is the epoch, where each epoch holds
 each sample once), so a sample looks the same in any batch, rank or resumed run. All geometry (rotation, flip,
-magnification, resampling, window) is one 2x3 matrix, hence one interpolation.
+magnification, shift, resampling, window) is one 2x3 matrix, hence one interpolation. Then, each only where it was
+drawn: blur, contrast and brightness, gamma, noise; the result is clipped to the HU window again.
 
 Conventions, those of DALI's warp_affine: a pixel covers [i, i+1), its centre is at i + 0.5; the matrix maps an output
 point (x, y) to the source point; images are linear, labels nearest; outside the slice there is level 0 and background.
 """
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 from kits_dist.config import AugmentConfig
 from kits_dist.data.intensity import Window
 from kits_dist.data.store import Case, Normalization
 
-_STREAMS = ("rotate", "angle", "flip", "scale", "zoom", "crop", "row", "column", "noise", "noise_sd", "noise_offset")
+_STREAMS = (
+    *("rotate", "angle", "flip", "scale", "zoom", "crop", "row", "column", "noise", "noise_sd", "noise_offset"),
+    *("shift", "shift_y", "shift_x", "blur", "blur_px", "brightness", "bias", "contrast", "gain", "gamma", "exponent"),
+)
 # each stream's own key: multiples of the golden ratio, as splitmix64 steps
 _KEYS = {name: np.uint64(k * 0x9E3779B97F4A7C15 % 2**64) for k, name in enumerate(_STREAMS, start=1)}
 
@@ -27,8 +33,17 @@ class Params(NamedTuple):
     """What is done to each of B samples."""
 
     matrix: np.ndarray  # (B, 2, 3) float32, output (x, y) -> source (x, y), in pixels
+    blur: np.ndarray  # (B,) float32 output pixels, sd of a Gaussian, 0 = none
+    gain: np.ndarray  # (B,) float32, levels * gain + bias, 1 and 0 = none
+    bias: np.ndarray  # (B,) float32 levels
+    gamma: np.ndarray  # (B,) float32 exponent, 1 = none
     noise_sd: np.ndarray  # (B,) float32 levels, 0 = no noise
     noise_offset: np.ndarray  # (B,) int32, where in the noise bank this sample's noise begins
+
+    @property
+    def linear(self) -> np.ndarray:
+        """(B,) bool: brightness or contrast was drawn."""
+        return (self.gain != 1) | (self.bias != 0)
 
 
 class Framing(NamedTuple):
@@ -60,8 +75,7 @@ def draw(
     """Parameters for B samples from their uniforms; `cases` holds each sample's case."""
     degrees = np.where(u["rotate"] < config.rotate_p, (2 * u["angle"] - 1) * config.rotate_deg, 0.0)
     mirror = np.where(u["flip"] < config.flip, -1.0, 1.0)
-    low, high = config.scale
-    zoom = np.where(u["scale"] < config.scale_p, low * (high / low) ** u["zoom"], 1.0)
+    zoom = np.where(u["scale"] < config.scale_p, _between(config.scale, u["zoom"]), 1.0)
     random_window = u["crop"] < config.crop
     where = np.stack([u["row"], u["column"]], axis=1)
     corners = np.stack(
@@ -70,12 +84,31 @@ def draw(
             for case, at, moved in zip(cases, where, random_window, strict=True)
         ]
     )
-    noisy = u["noise"] < config.noise_p
+    way_mm = (2 * np.stack([u["shift_y"], u["shift_x"]], axis=1) - 1) * config.shift_mm
+    spacing = np.array([case.spacing_mm[1:] for case in cases])
+    corners += np.where((u["shift"] < config.shift_p)[:, None], way_mm / spacing, 0)
+
+    gain = np.where(u["contrast"] < config.contrast_p, _between(config.contrast, u["gain"]), 1.0)
+    brighter = np.where(u["brightness"] < config.brightness_p, (2 * u["bias"] - 1) * config.brightness_hu, 0.0)
     return Params(
         matrices(framing, cases, corners, degrees, mirror, zoom),
-        np.where(noisy, u["noise_sd"] * config.noise_hu / window.step_hu, 0).astype(np.float32),
-        (u["noise_offset"] * bank_size).astype(np.int32),
+        blur=_drawn(u["blur"] < config.blur_p, _between(config.blur_px, u["blur_px"]), 0),
+        gain=gain.astype(np.float32),
+        bias=((1 - gain) * window.levels / 2 + brighter / window.step_hu).astype(np.float32),
+        gamma=_drawn(u["gamma"] < config.gamma_p, _between(config.gamma, u["exponent"]), 1),
+        noise_sd=_drawn(u["noise"] < config.noise_p, u["noise_sd"] * config.noise_hu / window.step_hu, 0),
+        noise_offset=(u["noise_offset"] * bank_size).astype(np.int32),
     )
+
+
+def _between(limits: tuple[float, float], u: np.ndarray) -> np.ndarray:
+    """Log-uniform, so that halving is as likely as doubling."""
+    low, high = limits
+    return low * (high / low) ** u
+
+
+def _drawn(chosen: np.ndarray, values: np.ndarray, neutral: float) -> np.ndarray:
+    return np.where(chosen, values, neutral).astype(np.float32)
 
 
 def centred(framing: Framing, cases: list[Case]) -> Params:
@@ -83,7 +116,8 @@ def centred(framing: Framing, cases: list[Case]) -> Params:
     corners = np.stack([_corner(case, framing, None) for case in cases])
     still = np.zeros(len(cases))
     matrix = matrices(framing, cases, corners, still, still + 1, still + 1)
-    return Params(matrix, still.astype(np.float32), still.astype(np.int32))
+    none, one = np.zeros(len(cases), np.float32), np.ones(len(cases), np.float32)
+    return Params(matrix, none, one, none, one, none, np.zeros(len(cases), np.int32))
 
 
 def matrices(
@@ -152,11 +186,27 @@ def apply(
     Returns ((F, h, w) float32 normalised, (h, w) uint8).
     """
     image = warp_linear(slab, params.matrix[i], size_px)
+    if params.blur[i] > 0:
+        image = blur(image, params.blur[i])
+    if params.linear[i]:
+        image = np.clip(image * params.gain[i] + params.bias[i], 0, levels)
+    if params.gamma[i] != 1:
+        image = levels * (image / levels) ** params.gamma[i]
     if params.noise_sd[i] > 0:
         need = image.size
         noise = noise_bank(need)[params.noise_offset[i] :][:need].reshape(image.shape)
         image = np.clip(image + params.noise_sd[i] * noise, 0, levels)
     return ((image - norm.mean) / norm.sd).astype(np.float32), warp_nearest(label, params.matrix[i], size_px)
+
+
+def blur(image: np.ndarray, sd_px: float) -> np.ndarray:
+    """(F, h, w) -> (F, h, w) float32, each frame for itself; 3 sd wide, mirrored at the border without doubling it."""
+    radius = math.ceil(3 * sd_px)
+    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sd_px) ** 2)
+    kernel /= kernel.sum()
+    for axis in (1, 2):
+        image = ndimage.correlate1d(image, kernel, axis=axis, mode="mirror")
+    return image.astype(np.float32)
 
 
 def warp_linear(slab: np.ndarray, matrix: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:

@@ -58,7 +58,9 @@ class DaliLoader:
         step = info.iteration if self.plan.num_batches is None else info.iteration % self.plan.num_batches
         host = self.feed.batch(self.plan.positions(step))
         self._alive.append(host)
-        return host.slabs, host.labels, list(host.params.matrix), host.params.noise_sd, host.normals, host.identity
+        p = host.params
+        drawn = (p.blur, p.linear.astype(np.uint8), p.gain, p.bias, p.gamma, p.noise_sd)
+        return host.slabs, host.labels, list(p.matrix), *drawn, host.normals, host.identity
 
 
 def _build(feed: Feed, source, batch_size: int, device: torch.device, threads: int, prefetch: int, dtype: torch.dtype):
@@ -67,12 +69,13 @@ def _build(feed: Feed, source, batch_size: int, device: torch.device, threads: i
     except ImportError as error:
         raise MissingPackage(
             "data.backend=dali needs NVIDIA DALI, which is not installed (it exists for Linux only). "
-            "Install kits-dist[dali-cuda13], or [dali-cuda12] for a CUDA 12 build of PyTorch."
+            "Install kits-dist[dali-cuda13], or [dali-cuda12] for a CUDA 12 build of PyTorch; or run with "
+            "data.backend=opencv"
         ) from error
 
     on = "gpu" if device.type == "cuda" else "cpu"
     height, width = feed.data.size_px
-    levels = feed.store.window.levels
+    levels = float(feed.store.window.levels)
     out_type = {torch.float32: types.FLOAT, torch.float16: types.FLOAT16}[dtype]
 
     @pipeline_def(
@@ -83,15 +86,15 @@ def _build(feed: Feed, source, batch_size: int, device: torch.device, threads: i
         enable_conditionals=True,
     )
     def graph():
-        slab, label, matrix, noise_sd, normals, identity = fn.external_source(
+        slab, label, matrix, blur, linear, gain, bias, gamma, noise_sd, normals, identity = fn.external_source(
             source=source,
-            num_outputs=6,
+            num_outputs=11,
             batch=True,
             batch_info=True,
             no_copy=True,  # copying mapped views blocked the training thread for 48 ms a batch of 128, this 2-7 ms
-            dtype=[types.UINT8, types.UINT8, types.FLOAT, types.FLOAT, types.FLOAT, types.INT32],
-            ndim=[4, 3, 2, 0, 3, 1],
-            layout=["FHWC", "HWC", "", "", "CHW", ""],
+            dtype=[*[types.UINT8] * 2, *[types.FLOAT] * 2, types.UINT8, *[types.FLOAT] * 5, types.INT32],
+            ndim=[4, 3, 2, *[0] * 6, 3, 1],
+            layout=["FHWC", "HWC", *[""] * 7, "CHW", ""],
         )
         if on == "gpu":
             slab, label, normals, identity = slab.gpu(), label.gpu(), normals.gpu(), identity.gpu()
@@ -100,8 +103,15 @@ def _build(feed: Feed, source, batch_size: int, device: torch.device, threads: i
         )
         image = fn.reshape(fn.squeeze(image, axes=[3]), layout="CHW")  # frames become channels
         label = fn.warp_affine(label, matrix=matrix, size=(height, width), fill_value=0, interp_type=types.INTERP_NN)
-        if noise_sd > 0:  # a DALI conditional: only the samples that drew noise pay for it
-            image = math.clamp(image + normals * noise_sd, 0.0, float(levels))
+        # DALI conditionals: only the samples that drew a step pay for it
+        if blur > 0:
+            image = fn.gaussian_blur(image, sigma=blur)
+        if linear > 0:
+            image = math.clamp(image * gain + bias, 0.0, levels)
+        if gamma != 1:
+            image = levels * (image / levels) ** gamma
+        if noise_sd > 0:
+            image = math.clamp(image + normals * noise_sd, 0.0, levels)
         image = fn.cast((image - float(feed.norm.mean)) * np.float32(1 / feed.norm.sd).item(), dtype=out_type)
         return image, fn.squeeze(label, axes=[2]), identity
 

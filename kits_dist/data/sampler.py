@@ -16,6 +16,7 @@ import numpy as np
 
 
 class Group(NamedTuple):
+    name: str  # for the log
     members: np.ndarray  # samples, distinct
     share: float  # of each epoch's positions; the shares of all groups sum to 1
 
@@ -27,8 +28,8 @@ class TrainOrder:
         self.num_samples = sum(len(group.members) for group in groups)
         self.groups = groups
         self.seed = seed
-        counts = [round(group.share * self.num_samples) for group in groups[:-1]]
-        self.counts = [*counts, self.num_samples - sum(counts)]  # positions of each group in an epoch
+        edges = np.rint(np.cumsum([0.0, *(group.share for group in groups)]) * self.num_samples).astype(int)
+        self.counts = np.diff(edges).tolist()  # positions of each group in an epoch; they sum to num_samples
         self._epoch = lru_cache(maxsize=2)(self._draw)  # a batch touches two epochs at most
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

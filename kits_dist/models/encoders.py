@@ -6,6 +6,8 @@ import urllib.request
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kits_dist.errors import InputError, MissingInput
@@ -87,18 +89,14 @@ def _read(path: Path) -> dict[str, Tensor]:
         )
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise InputError(f"model.encoder_weights={path}: not a safetensors file: {error}") from error
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise InputError(
             f"model.encoder_weights={path}: not a readable state dict: {str(error).splitlines()[0]}"
         ) from error
-    except Exception as error:  # safetensors' own error derives from nothing narrower
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise InputError(f"model.encoder_weights={path}: not a safetensors file: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"model.encoder_weights={path}: holds no plain state dict of tensors.")
     return state

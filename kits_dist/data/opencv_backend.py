@@ -1,0 +1,89 @@
+"""The data path on OpenCV: threads of this process, no GPU, no DALI. The same meaning as `augment.apply`.
+
+OpenCV releases Python's lock while it works, so threads are enough and nothing is copied between processes. Its
+coordinates name pixel centres where ours name pixel edges: the matrix is shifted by half a pixel, never ignored.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from kits_dist.batch import Batch
+from kits_dist.data.feed import Feed, HostBatch, Plan
+from kits_dist.errors import MissingPackage
+
+
+class OpenCVLoader:
+    """Iterates `Batch` on `device`. Endless for a training plan; for a validation plan each `iter` is one pass."""
+
+    def __init__(self, feed: Feed, plan: Plan, device: torch.device, threads: int, prefetch: int, dtype: torch.dtype):
+        """Raises MissingPackage where OpenCV is not installed."""
+        try:
+            import cv2
+        except ImportError as error:
+            raise MissingPackage(
+                "data.backend=opencv needs OpenCV, which is not installed: pip install opencv-python-headless"
+            ) from error
+        cv2.setNumThreads(0)  # threads over images instead of inside one
+        self.feed, self.plan, self.device = feed, plan, device
+        self.threads, self.prefetch, self.dtype = threads, prefetch, dtype
+
+    def __iter__(self) -> Iterator[Batch]:
+        steps = itertools.count() if self.plan.num_batches is None else iter(range(self.plan.num_batches))
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="opencv")
+        waiting: deque[tuple[Batch, list[Future]]] = deque()
+        try:
+            while True:
+                while len(waiting) <= self.prefetch and (step := next(steps, None)) is not None:
+                    waiting.append(self._begin(pool, self.feed.batch(self.plan.positions(step))))
+                if not waiting:
+                    return
+                batch, parts = waiting.popleft()
+                for part in parts:
+                    part.result()
+                yield Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _begin(self, pool: ThreadPoolExecutor, host: HostBatch) -> tuple[Batch, list[Future]]:
+        """A batch whose pixels are being made, one share of its samples per thread."""
+        size, (height, width) = len(host.labels), self.feed.data.size_px
+        pinned = self.device.type == "cuda"
+        image = torch.empty((size, self.feed.frames, height, width), dtype=self.dtype, pin_memory=pinned)
+        label = torch.empty((size, height, width), dtype=torch.uint8, pin_memory=pinned)
+        pixels, labels = image.numpy(), label.numpy()
+        shares = [range(first, size, self.threads) for first in range(min(self.threads, size))]
+        parts = [pool.submit(self._make, host, share, pixels, labels) for share in shares]
+        identity = torch.from_numpy(host.identity)
+        return Batch(image, label, identity[:, 0], identity[:, 1]), parts
+
+    def _make(self, host: HostBatch, samples: range, pixels: np.ndarray, labels: np.ndarray) -> None:
+        import cv2
+
+        params, norm, levels = host.params, self.feed.norm, self.feed.store.window.levels
+        height, width = self.feed.data.size_px
+        for i in samples:
+            centred = params.matrix[i].astype(np.float64)
+            centred[:, 2] += centred[:, :2] @ (0.5, 0.5) - 0.5
+            nearest, linear = (cv2.WARP_INVERSE_MAP | kind for kind in (cv2.INTER_NEAREST, cv2.INTER_LINEAR))
+            cv2.warpAffine(host.labels[i][..., 0], centred, (width, height), dst=labels[i], flags=nearest)
+            for frame, slab in enumerate(host.slabs[i][..., 0]):
+                # float32 takes OpenCV as long as uint8 and rounds nothing
+                image = cv2.warpAffine(slab.astype(np.float32), centred, (width, height), flags=linear)
+                if params.blur[i] > 0:
+                    side = 2 * int(np.ceil(3 * params.blur[i])) + 1
+                    image = cv2.GaussianBlur(
+                        image, (side, side), float(params.blur[i]), borderType=cv2.BORDER_REFLECT_101
+                    )
+                if params.linear[i]:
+                    image = np.clip(image * params.gain[i] + params.bias[i], 0, levels)
+                if params.gamma[i] != 1:
+                    image = levels * cv2.pow(image / levels, float(params.gamma[i]))
+                if params.noise_sd[i] > 0:
+                    image = np.clip(image + host.normals[i][frame] * params.noise_sd[i], 0, levels)
+                image -= norm.mean
+                np.multiply(image, 1 / norm.sd, out=pixels[i, frame], casting="same_kind")

@@ -1,0 +1,107 @@
+"""Folders that cannot be written, disks that fill up, and a store that changes while a run reads it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from kits_dist import cli, phantom, prepare
+from kits_dist import train as training
+from kits_dist.config import Config
+from tests.test_end_to_end import LAUNCH, ROOT, SMALL
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """mount(options) -> an empty folder on a tmpfs of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options: str):
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a tmpfs needs root and the right to mount")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", str(folder)], capture_output=True)
+
+
+def said(capsys, main, schema, *arguments) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main, schema, [str(argument) for argument in arguments])
+    return caught.value.code, capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_that_cannot_be_written_is_named(mounted, raw, store, capsys):
+    disk = mounted("ro")
+    for main, schema, arguments in (
+        (prepare.main, prepare.Args, (f"source={raw}", f"store={disk / 'store'}")),
+        (phantom.main, phantom.Args, (f"output={disk / 'raw'}", "cases=1", "size=[8,64,64]")),
+        (training.main, Config, (f"data.store={store.path}", f"run={disk / 'run'}", *SMALL)),
+    ):
+        code, message = said(capsys, main, schema, *arguments)
+        assert code == 2
+        assert f"Read-only file system: {disk}" in message and "Name another file or folder" in message
+
+
+def test_prepare_on_a_full_disk_keeps_what_is_finished(mounted, raw, tmp_path, capsys):
+    disk = mounted("size=200k")
+    code, message = said(capsys, prepare.main, prepare.Args, f"source={raw}", f"store={disk / 'store'}", "workers=1")
+    assert code == 1 and "No space left on device" in message and "make room and run again" in message
+    whole = sorted((disk / "store" / "axial").iterdir())
+    assert whole and all((case / "case.json").is_file() for case in whole)  # nothing half-written
+    assert not (disk / "store" / "store.json").exists()  # and no store that lacks cases
+    subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+    code = said(capsys, prepare.main, prepare.Args, f"source={raw}", f"store={disk / 'store'}", "workers=1")[0]
+    assert code == 0
+
+
+@pytest.mark.slow
+def test_training_on_a_full_disk_keeps_its_checkpoints(mounted, store):
+    disk = mounted("size=3m")  # a checkpoint of this network takes 1.4 MB
+    command = [sys.executable, "-m", "kits_dist.train", f"data.store={store.path}", f"run={disk / 'run'}", *SMALL]
+    command += ["optim.epochs=30", "optim.patience=0", "train.keep=9", "log.images=0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "No space left on device" in done.stderr.splitlines()[-1]
+    subprocess.run(["mount", "-o", "remount,size=32m", str(disk)], check=True)
+    again = subprocess.run([*command, "resume=auto"], capture_output=True, text=True, cwd=ROOT, timeout=200)
+    assert again.returncode == 0 and "continuing from step_" in again.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda path: os.truncate(path, 100), "image.npy has 100 bytes instead of"),
+        (os.unlink, "image.npy is missing"),
+    ],
+    ids=["cut", "deleted"],
+)
+def test_all_ranks_end_soon_when_the_store_changes_under_them(store, tmp_path, change, words):
+    copy, log = shutil.copytree(store.path, tmp_path / "store"), tmp_path / "log"
+    arguments = [f"data.store={copy}", f"run={tmp_path / 'run'}", *SMALL, "optim.epochs=100000", "optim.patience=0"]
+    with open(log, "w") as output:
+        run = subprocess.Popen([*LAUNCH, "-m", "kits_dist.train", *arguments], stdout=output, stderr=output, cwd=ROOT)
+    try:
+        while "epoch 2:" not in log.read_text():
+            assert run.poll() is None, log.read_text()
+            time.sleep(0.2)
+        ranks = _children(run.pid)
+        assert len(ranks) == 2
+        for path in sorted(copy.glob("axial/*/image.npy")):
+            change(path)
+        assert run.wait(timeout=60) != 0
+        assert not [pid for pid in ranks if os.path.exists(f"/proc/{pid}")]
+    finally:
+        run.kill()
+    assert log.read_text().count(words) == 1 and "the store changed while it was read" in log.read_text()
+
+
+def _children(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
