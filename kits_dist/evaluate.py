@@ -43,8 +43,6 @@ class Args:
             raise InputError("predictions=DIR also needs truth=DIR and output=DIR.")
         if unknown := set(self.regions) - set(REGIONS):
             raise InputError(f"regions={sorted(unknown)}: choose from {list(REGIONS)}.")
-        if self.batch_size < 1:
-            raise InputError(f"batch_size={self.batch_size} must be at least 1.")
 
 
 def main(args: Args) -> None:

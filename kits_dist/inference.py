@@ -22,7 +22,9 @@ class Predictor:
     """The best model of a run, with what it expects of its input: window, normalisation, framing, context."""
 
     def __init__(self, run: str | Path, batch_size: int = 16):
-        """Raises MissingInput / InputError when `run` holds no model or a damaged one."""
+        """batch_size: slices at once. Raises MissingInput / InputError when `run` holds no model or a damaged one."""
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size} must be at least 1.")
         weights, about = checkpoint.read_export(Path(run) / "model.safetensors")
         try:
             self.config: Config = cli.from_plain(Config, about["config"])

@@ -22,15 +22,11 @@ class Args:
     output: str = MISSING  # folder for the label maps
     batch_size: int = 16  # slices at once
 
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"batch_size={self.batch_size} must be at least 1.")
-
 
 def main(args: Args) -> None:
     scans = _scans(Path(args.input))
     targets = {name: Path(args.output) / f"{name}.nii.gz" for name in scans}
-    inputs = {path.resolve() for path in scans.values()}
+    inputs = {path.resolve() for path in scans.values() if path}
     if over := [str(path) for path in targets.values() if path.resolve() in inputs]:
         raise InputError(f"output={args.output} would overwrite the CT {over[0]}. Name another folder.")
     predictor = Predictor(args.run, args.batch_size)
@@ -41,6 +37,8 @@ def main(args: Args) -> None:
     failed = []
     for name, path in progress_bar("predict", "scan", items=list(scans.items())):
         try:
+            if path is None:
+                raise MissingInput(f"{name}: no CT file in {args.input}.")
             image = read_image(path)
         except InputError as error:
             if len(scans) == 1:
@@ -54,8 +52,8 @@ def main(args: Args) -> None:
         raise JobFailed(f"{len(failed)} of {len(scans)} scans could not be read: {', '.join(failed)}.")
 
 
-def _scans(source: Path) -> dict[str, Path]:
-    """{name of the output: CT file}."""
+def _scans(source: Path) -> dict[str, Path | None]:
+    """{name of the output: CT file, or None where a case has none}."""
     if source.is_file():
         return {_stem(source): source}
     if not source.is_dir():
@@ -68,7 +66,7 @@ def _scans(source: Path) -> dict[str, Path]:
         if len(named) < len(loose):
             raise InputError(f"input={source} holds files that differ only in .nii and .nii.gz. Keep one of each.")
         return named
-    return {case.case_id: case.image for case in find_cases(source).cases if case.image}
+    return {case.case_id: case.image for case in find_cases(source).cases}
 
 
 def _stem(path: Path) -> str:

@@ -1,41 +1,57 @@
+import gzip
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from kits_dist import checkpoint, cli, inference
+from kits_dist import checkpoint, cli, inference, predict
 from kits_dist.config import Config, as_plain
 from kits_dist.data import augment
-from kits_dist.data.volume import Volume, kits_geometry
+from kits_dist.data.volume import Volume, kits_geometry, read_labels, write_nifti
+from kits_dist.errors import InputError, JobFailed
 from kits_dist.inference import Predictor, inverse, warp
+from tests.test_volume import HU, nifti
+from tests.test_volume import SHAPE as SMALL
 
 SHAPE = (3, 71, 90)
+NORM = {"mean": 40.0, "sd": 50.0}
 
 
 class Threshold(nn.Module):
-    """Every network output is (levels - at): what comes out is known from what goes in, through all the geometry."""
+    """One map per threshold, (levels - at) * 10: what comes out is known from what goes in, through all the geometry.
 
-    def __init__(self, at, mean, sd):
+    It looks at one channel, by default the first: with context that is a slice further up.
+    """
+
+    def __init__(self, *at, channel=0):
         super().__init__()
-        self.at, self.mean, self.sd = at, mean, sd
+        self.at, self.channel = torch.tensor(at)[:, None, None], channel
 
     def forward(self, image):
-        return (image[:, :1] * self.sd + self.mean - self.at) * 10
+        levels = image[:, self.channel, None] * NORM["sd"] + NORM["mean"]
+        return (levels - self.at) * 10
 
 
-def predictor(tmp_path, monkeypatch, **data):
-    arguments = [f"data.{key}={value}" for key, value in data.items()]
+def export_run(folder, monkeypatch, model, regions=("kidney_and_mass",), **data):
+    """A run folder with `model` as its best weights, whose data config is `data`."""
+    arguments = [f"data.{key}={value}" for key, value in data.items()] + [f"model.regions=[{','.join(regions)}]"]
     config = cli.load(Config, ["run=r", "data.store=s", "model.arch=simple_unet", "model.width=2", *arguments])
-    monkeypatch.setattr(inference, "build_model", lambda *a, **k: Threshold(100.0, 40.0, 50.0))
+    monkeypatch.setattr(inference, "build_model", lambda *a, **k: model)
     about = {
         "config": as_plain(config),
         "window_hu": [0, 200],
-        "normalization": {"mean": 40.0, "sd": 50.0},
+        "normalization": NORM,
         "data": "phantom",
         "trained_on": ["case_00007"],
     }
-    checkpoint.export(tmp_path / "model.safetensors", nn.Module(), about)
-    return Predictor(tmp_path, batch_size=2)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.export(folder / "model.safetensors", nn.Module(), about)
+    return folder
+
+
+def predictor(tmp_path, monkeypatch, **data):
+    return Predictor(export_run(tmp_path, monkeypatch, Threshold(100.0), **data), batch_size=2)
 
 
 def scan(spacing=(3.0, 0.8, 0.8)):
@@ -87,3 +103,53 @@ def test_inverse():
     m = np.array([[0.9, 0.3, 2.5], [-0.2, 1.1, -3.2]])
     point = inverse(m) @ [*(m @ [5, 7, 1]), 1]
     assert point == pytest.approx([5, 7])
+
+
+def test_no_batch_is_refused(tmp_path):
+    with pytest.raises(InputError, match="batch_size=0 must be at least 1"):
+        Predictor(tmp_path, batch_size=0)
+
+
+def test_predict_says_what_is_wrong_with_each_scan_and_does_the_others(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "scans"
+    write_nifti(folder / "good.nii.gz", np.where(HU > 500, 150, 20).astype(np.int16), kits_geometry(SMALL, (3, 1, 1)))
+    good = gzip.compress(nifti())
+    bad = {
+        "empty": (b"", "the file is empty (0 bytes)"),
+        "four": (gzip.compress(nifti(dim=[4, 3, 5, 1, 7, 1, 1, 1])), "4 axes, 3x5x1x7; a CT or label map has three"),
+        "huge": (
+            gzip.compress(nifti(version=2, dim=[3, *[100_000] * 3, 1, 1, 1, 1])),
+            "the header claims 100000x100000x100000 voxels of int16, 2000000000000544 bytes; the file holds at most",
+        ),
+        "text": (b"hello, this is no scan", "not a NIfTI file, it begins with b'hello, this '"),
+        "cut": (good[: len(good) // 2], "damaged or truncated (Compressed file ended before"),
+        "flipped": (good[:-6] + bytes([good[-6] ^ 4]) + good[-5:], "damaged or truncated (CRC check failed"),
+        "nan": (gzip.compress(nifti(np.full(SMALL, np.nan, np.float32))), "105 voxels are NaN or infinite"),
+        "infinite": (gzip.compress(nifti(np.full(SMALL, 1e300))), "105 voxels are NaN or infinite"),
+        "sideways": (gzip.compress(nifti(sform_code=0, qform_code=0)), "no orientation (qform_code and sform_code are"),
+    }
+    for name, (content, _) in bad.items():
+        (folder / f"{name}.nii.gz").write_bytes(content)
+    (folder / "folder.nii.gz").mkdir()
+    bad["folder"] = (None, "not a file")
+    run = export_run(tmp_path / "run", monkeypatch, Threshold(100.0), size_px="32x32")
+    with pytest.raises(JobFailed, match=r"10 of 11 scans could not be read: cut, empty, flipped, folder, four, huge,"):
+        predict.main(predict.Args(run=str(run), input=str(folder), output=str(tmp_path / "out")))
+    said = capsys.readouterr().out.splitlines()
+    for name, (_, words) in bad.items():
+        (line,) = [line for line in said if f"{name}.nii.gz" in line]  # one message, one line
+        assert line.startswith("error") and words in line
+        with pytest.raises(InputError):  # alone it is the file that was named: exit code 2
+            predict.main(predict.Args(run=str(run), input=str(folder / f"{name}.nii.gz"), output=str(tmp_path / "b")))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.nii.gz"]
+    assert np.array_equal(read_labels(tmp_path / "out" / "good.nii.gz").array, HU > 500)
+
+
+def test_predict_does_not_pass_over_a_case_without_a_ct(raw, tmp_path, monkeypatch, capsys):
+    for name in ("case_00000", "case_00001"):
+        (tmp_path / "cases" / name).mkdir(parents=True)
+    (tmp_path / "cases" / "case_00000" / "imaging.nii.gz").symlink_to(raw / "case_00000" / "imaging.nii.gz")
+    run = export_run(tmp_path / "run", monkeypatch, Threshold(100.0), size_px="64x64")
+    with pytest.raises(JobFailed, match="1 of 2 scans could not be read: case_00001"):
+        predict.main(predict.Args(run=str(run), input=str(tmp_path / "cases"), output=str(tmp_path / "out")))
+    assert "error    case_00001: no CT file in" in capsys.readouterr().out
