@@ -30,9 +30,7 @@ class DataConfig:
     slices: Literal["all", "kidney"] = "all"  # train on all slices, or on those within `margin` of a kidney
     margin: int = 10  # slices kept above and below the kidneys when slices=kidney
     context: int = 0  # neighbouring slices on each side, as further input channels
-    backend: Literal["dali", "opencv", "fixed"] = (
-        "dali"  # opencv: threads on the CPU; fixed repeats one batch (ceiling)
-    )
+    backend: Literal["dali", "opencv", "fixed"] = "dali"  # opencv: CPU threads; fixed: one batch repeated, a ceiling
     sampler: Literal["natural", "foreground", "tumor", "cyst", "case"] = "natural"  # what each epoch is made of
     share: float = 0.33  # of the epoch for slices with any label, tumor or cyst (sampler=foreground, tumor, cyst)
     threads: int = 0  # DALI CPU threads per process; 0 divides the cores among this machine's processes

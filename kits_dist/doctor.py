@@ -30,7 +30,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    store = Store(args.store) if args.store else None
+    store = Store(args.store, key="store") if args.store else None
     run = _existing(args.run) if args.run else None
     facts = gather(store, run)
     checks = judge(facts)

@@ -55,7 +55,7 @@ def main(args: Args) -> None:
 def _evaluate_run(args: Args) -> None:
     predictor = Predictor(args.run, args.batch_size)
     config: Config = predictor.config
-    store = Store(args.store or config.data.store)
+    store = Store(args.store, key="store") if args.store else Store(config.data.store)
     case_ids = store.splits.test if args.split == "test" else store.splits.select(config.data.fold)[1]
     if not case_ids:
         raise InputError(f"split={args.split}: this store has no such cases (it holds {len(store.cases)}).")

@@ -31,7 +31,7 @@ class Predictor:
             self.window = Window(*about["window_hu"])
             self.norm = Normalization(**about["normalization"])
             self.data = about["data"]  # kits, phantom or painted: what it was trained on
-            self.trained_on = set(about["trained_on"])  # sha256 of each CT file
+            self.trained_on = set(about["trained_on_voxels"])  # sha256 of each CT's voxels
         except (KeyError, TypeError) as error:
             raise InputError(
                 f"{run}/model.safetensors was written by another version of kits_dist ({error})."

@@ -51,7 +51,11 @@ def main(args: Args) -> None:
         raise InputError(
             f"skip={sorted(args.skip)}: " + (f"no such case: {sorted(unknown)}" if unknown else "no case is left.")
         )
-    root = Path(args.store)
+    with files.exclusive(Path(args.store), "store"):
+        _write_store(Path(args.store), chosen, args, source)
+
+
+def _write_store(root: Path, chosen: list[CaseFiles], args: Args, source: Source) -> None:
     (root / store.PLANE).mkdir(parents=True, exist_ok=True)
     # Without store.json the folder is no store: nobody trains on a set of cases that is changing.
     (root / "store.json").unlink(missing_ok=True)

@@ -94,7 +94,7 @@ def export_best(config: Config, store: Store, step: int, model: nn.Module) -> No
         "window_hu": list(store.window),
         "normalization": store.normalization(config.data.fold)._asdict(),
         "data": store.meta["data"],
-        "trained_on": [store.cases[store.row[case_id]].voxels_sha256 for case_id in trained_on],
+        "trained_on_voxels": [store.cases[store.row[case_id]].voxels_sha256 for case_id in trained_on],
         "step": step,
     }
     checkpoint.export(Path(config.run) / "model.safetensors", model, about)

@@ -25,4 +25,8 @@ echo "setup: installing into .venv (about 6 GB with CUDA libraries; a minute wit
 .venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r launch/requirements.txt
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
 echo "$wanted" >.venv/.kits_dist
+driver=$(cut -d. -f1 < <(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) || true)
+if [[ "$driver" =~ ^[0-9]+$ ]] && [ "$driver" -lt 580 ]; then
+  echo "setup: NVIDIA driver $driver is too old for CUDA 13 (580 or newer): .venv/bin/python -m kits_dist.doctor says what to do" >&2
+fi
 echo "setup: done"

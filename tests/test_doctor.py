@@ -78,7 +78,7 @@ def test_good_machines_have_nothing_to_mend():
     assert levels(LAPTOP) == {"gpu": "warn"}
 
 
-PYTORCH_12 = "pip install 'torch<2.15' torchvision --index-url https://download.pytorch.org/whl/cu126 &&"
+PYTORCH_12 = "pip install 'torch<2.15' torchvision --index-url ...  # of CUDA 12.6: pytorch.org/get-started"
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,8 @@ PYTORCH_12 = "pip install 'torch<2.15' torchvision --index-url https://download.
             "8 x NVIDIA H100 80GB HBM3 (85 GB); torch sees none, the driver",
             "next line",
         ),
-        ("gpu", replace(OUTSIDE, cuda=None, smi_gpus=(A6000,)), "fail", "a build without CUDA", "whl/cu130"),
-        ("gpu", replace(OLD_DRIVER, cuda=None), "fail", "a build without CUDA", "whl/cu126"),
+        ("gpu", replace(OUTSIDE, cuda=None, smi_gpus=(A6000,)), "fail", "a build without CUDA", "for CUDA 13.0"),
+        ("gpu", replace(OLD_DRIVER, cuda=None), "fail", "a build without CUDA", "for CUDA 12.6"),
         ("gpu", replace(OUTSIDE, smi_gpus=(A6000,), visible=""), "warn", "DEVICES='' hides it", "unset CUDA_VISIBLE"),
         ("gpu", replace(OUTSIDE, smi_gpus=(A6000,), visible="7"), "fail", "DEVICES='7' hides it", "unset CUDA_VISIBLE"),
         ("gpu", replace(OUTSIDE, smi_gpus=(H100,), gpu_error="... Error 802: x"), "fail", "Error 802", "fabricmanager"),
@@ -129,7 +129,7 @@ PYTORCH_12 = "pip install 'torch<2.15' torchvision --index-url https://download.
         ("driver", SERVER, "ok", "580.95.05 runs CUDA up to 13.0, torch is built for 13.2: the major", ""),
         ("driver", OLD_DRIVER, "fail", "550.54.14 runs CUDA up to 12.4; torch 2.15.0+cu132 is", PYTORCH_12),
         ("driver", OLD_DRIVER, "fail", "needs driver 580 or newer. Update", "pip install 'nvidia-dali-cuda120>=2.3'"),
-        ("driver", OLD_DRIVER, "fail", "", "uninstall -y torch torchvision nvidia-dali-cuda130 &&"),
+        ("driver", OLD_DRIVER, "fail", "", "uninstall -y torch torchvision nvidia-dali-cuda130"),
         ("driver", replace(OLD_DRIVER, smi_gpus=(B200,)), "fail", "needs driver 580", "install NVIDIA driver 580"),
         (
             "driver",

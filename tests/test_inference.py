@@ -43,7 +43,7 @@ def export_run(folder, monkeypatch, model, regions=("kidney_and_mass",), **data)
         "window_hu": [0, 200],
         "normalization": NORM,
         "data": "phantom",
-        "trained_on": ["case_00007"],
+        "trained_on_voxels": ["case_00007"],
     }
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.export(folder / "model.safetensors", nn.Module(), about)

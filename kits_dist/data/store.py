@@ -68,17 +68,18 @@ class Store:
     Raises MissingInput / InputError when it is not a store, of another format, or a file is missing or cut short.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, key: str = "data.store"):
+        """key: the argument that named `path`, for messages."""
         self.path = Path(path)
         if not (self.path / "store.json").is_file():
             raise MissingInput(
-                f"data.store={path}: no store.json there. Name the store's folder, or make one: python -m "
+                f"{key}={path}: no store.json there. Name the store's folder, or make one: python -m "
                 f"kits_dist.prepare source=DIR store={path}"
             )
         self.meta = _load(self.path / "store.json")
         if self.meta.get("format") != FORMAT:
             raise InputError(
-                f"data.store={path} has format {self.meta.get('format')}, this version reads {FORMAT}. Prepare it "
+                f"{key}={path} has format {self.meta.get('format')}, this version reads {FORMAT}. Prepare it "
                 f"again into a new folder."
             )
         self.cases = [case_from_json(row) for row in _load(self.path / "cases.json")]

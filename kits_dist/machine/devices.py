@@ -10,7 +10,7 @@ from kits_dist.machine.facts import Check, Facts, Gpu, Level, version
 # https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html. DALI's wheels ask for the same.
 OLDEST_DRIVER = {12: 525, 13: 580}
 # The last builds for CUDA 12, and for GPUs before Turing (7.5): none from PyTorch 2.15 on (pytorch#190385).
-CUDA12_BUILD = "pip install 'torch<2.15' torchvision --index-url https://download.pytorch.org/whl/cu126"
+CUDA12_BUILD = "pip install 'torch<2.15' torchvision --index-url ...  # of CUDA 12.6: pytorch.org/get-started"
 CUDA12_CAPABILITIES = ((5, 0), (9, 0))  # lowest and highest major version in it
 DALI_WHEELS = {12: "nvidia-dali-cuda120", 13: "nvidia-dali-cuda130"}  # by CUDA major version; one folder, so exclusive
 OLDEST_TORCH, OLDEST_DALI = "2.11", "2.3"  # as in pyproject.toml
@@ -69,8 +69,8 @@ def _no_gpu(f: Facts) -> Check:
     if "mismatch" in f.smi_error.lower():  # the driver was updated, the kernel still runs its former module
         return Check("fail", "gpu", f"nvidia-smi: {f.smi_error}", "sudo reboot")
     if f.smi_gpus and f.cuda is None:
-        index = "cu126" if _driver_cuda_major(f) == 12 else "cu130"
-        fix = f"pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/{index}"
+        cuda = "12.6" if _driver_cuda_major(f) == 12 else "13.0"
+        fix = f"pip install --force-reinstall torch torchvision  # for CUDA {cuda}: pytorch.org/get-started"
         return Check("fail", "gpu", f"{seen}, but torch {f.torch} is a build without CUDA", fix)
     if f.smi_gpus and f.visible is not None:
         level: Level = "fail" if f.meant else "warn"  # on purpose, or a slip
@@ -196,7 +196,7 @@ def _to_cuda12(f: Facts) -> str:
     steps = [f"pip uninstall -y {' '.join(old)}", CUDA12_BUILD]
     if f.system == "Linux":
         steps.append(f"pip install '{DALI_WHEELS[12]}>={OLDEST_DALI}'")
-    return " &&\n".join(steps)
+    return "\n".join(steps)
 
 
 def _in_cuda12_build(g: Gpu) -> bool:
