@@ -105,7 +105,8 @@ def as_lines(findings: Iterable[Finding], limit: int = 5) -> list[str]:
     lines = []
     for (severity, _), found in by_kind.items():
         if SEVERITIES[severity] == "note":
-            lines.append(f"note     {len(found)} cases, as {found[0].case_id}: {found[0].message}")
+            which = found[0].case_id if len(found) == 1 else f"{len(found)} cases, as {found[0].case_id}"
+            lines.append(f"note     {which}: {found[0].message}")
             continue
         shown = found if SEVERITIES[severity] == "error" else found[:limit]
         lines += [f"{f.severity:<8} {f.case_id}  {f.message}" for f in shown]
