@@ -20,6 +20,9 @@ def _require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+_PLANES = {"axial", "coronal", "sagittal"}
+
+
 @dataclass(frozen=True)
 class DataConfig:
     store: str = MISSING  # folder written by kits_dist.prepare
@@ -29,6 +32,7 @@ class DataConfig:
     pixel_mm: float | None = None  # resample every case to this pixel size; none keeps each case's own pixels
     slices: Literal["all", "kidney"] = "all"  # train on all slices, or on those within `margin` of a kidney
     margin: int = 10  # slices kept above and below the kidneys when slices=kidney
+    planes: tuple[str, ...] = ("axial",)  # cut along these: axial, coronal, sagittal, as the store was prepared
     context: int = 0  # neighbouring slices on each side, as further input channels
     backend: Literal["dali", "opencv", "fixed"] = "dali"  # opencv: CPU threads; fixed: one batch repeated, a ceiling
     sampler: Literal["natural", "foreground", "tumor", "cyst", "case"] = "natural"  # what each epoch is made of
@@ -47,6 +51,10 @@ class DataConfig:
         _require(self.threads >= 0, f"data.threads={self.threads} must be 0 (automatic) or more.")
         _require(0 < self.share < 1, f"data.share={self.share}: use a share between 0 and 1, both excluded.")
         _require(self.margin >= 0, f"data.margin={self.margin} must be 0 or more slices.")
+        _require(
+            bool(self.planes) and set(self.planes) <= _PLANES and len(set(self.planes)) == len(self.planes),
+            f"data.planes={list(self.planes)}: choose from {sorted(_PLANES)}, each once.",
+        )
         _require(0 <= self.context <= 8, f"data.context={self.context} must lie in 0..8 neighbours on each side.")
         _require(self.pixel_mm is None or 0.1 <= self.pixel_mm <= 20, f"data.pixel_mm={self.pixel_mm} mm: use 0.1..20.")
         _require(

@@ -48,7 +48,9 @@ def gather(store: Store | None, run: Path | None) -> Facts:
     found |= look_host.core_facts() | look_host.memory_facts() | look_host.shm_facts() | look_host.port_facts()
     found |= look_host.launcher_config()
     if store:
-        arrays = [array_path(store.path, case.case_id, kind) for case in store.cases for kind in ("image", "label")]
+        arrays = [
+            array_path(store.path, "axial", case.case_id, kind) for case in store.cases for kind in ("image", "label")
+        ]
         gb = sum(entry["bytes"] for entry in store.meta["files"].values()) / 1e9
         slices = sum(case.shape[0] for case in store.cases)
         found["store"] = StoreFacts(len(store.cases), slices, gb, store.meta["data"])

@@ -65,9 +65,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """numpy.save, but a full disk is an OSError that says so: NumPy's own is `N requested and M written`."""
+    array = np.ascontiguousarray(array)
     with _opened(path) as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        file.write(array.reshape(-1).view(np.uint8).data)
 
 
 @contextmanager

@@ -34,6 +34,7 @@ class Args:
     store: str = MISSING  # folder to write
     labels: LabelChoice = "majority"  # which of KiTS21's aggregated labels: majority, and, or
     window_hu: tuple[float, float] = (0.0, 200.0)  # HU kept; lossless up to 255 HU of width
+    planes: tuple[str, ...] = ("axial",)  # axial, and where wanted coronal, sagittal: each holds all voxels once more
     seed: int = 0  # of the test set and the folds
     skip: tuple[str, ...] = ()  # case ids to leave out
     workers: int = 0  # processes, each holding one case in memory; 0 takes one per core
@@ -41,6 +42,11 @@ class Args:
     def __post_init__(self) -> None:
         if not self.window_hu[0] < self.window_hu[1]:
             raise InputError(f"window_hu={list(self.window_hu)}: low must be below high. Example: window_hu=[0,200]")
+        if self.planes != tuple(p for p in store.PLANES if p in self.planes) or "axial" not in self.planes:
+            known = ",".join(store.PLANES)
+            raise InputError(
+                f"planes={list(self.planes)}: name axial, which evaluation reads, and others in the order [{known}]."
+            )
 
 
 def main(args: Args) -> None:
@@ -56,14 +62,15 @@ def main(args: Args) -> None:
 
 
 def _write_store(root: Path, chosen: list[CaseFiles], args: Args, source: Source) -> None:
-    (root / store.PLANE).mkdir(parents=True, exist_ok=True)
+    for plane in args.planes:
+        (root / plane).mkdir(exist_ok=True)
     # Without store.json the folder is no store: nobody trains on a set of cases that is changing.
     (root / "store.json").unlink(missing_ok=True)
     print(f"{len(chosen)} cases, {source.about} -> {root}")
     for note in source.notes:
         print(f"note     {note}")
 
-    work = functools.partial(_prepare_case, root=root, window=Window(*args.window_hu))
+    work = functools.partial(_prepare_case, root=root, window=Window(*args.window_hu), planes=args.planes)
     results = {case.case_id: result for case, result in run_all(work, chosen, "prepare", args.workers)}
     failed = {case_id: result for case_id, result in results.items() if isinstance(result, InputError)}
     if failed:
@@ -77,24 +84,27 @@ def _write_store(root: Path, chosen: list[CaseFiles], args: Args, source: Source
     _finish(root, [case.case_id for case in chosen], args, source)
 
 
-def _prepare_case(case: CaseFiles, root: Path, window: Window) -> str | InputError:
-    """Write STORE/axial/CASE in one step: image.npy, label.npy, slices.npy and case.json. Returns what was done."""
-    folder = store.array_path(root, case.case_id, "image").parent
+def _prepare_case(case: CaseFiles, root: Path, window: Window, planes: tuple[str, ...]) -> str | InputError:
+    """Write STORE/PLANE/CASE/{image,label,slices}.npy of each plane, each folder in one step, and last case.json beside
+    the axial ones. Returns what was done."""
     try:
         source = _source_files(case)
-        if _is_done(folder, source, window):
+        done = root / "axial" / case.case_id / "case.json"
+        if _is_done(done, root, source, window, planes):
             return "kept"
         image, label, facts, findings = examine(case)
         levels = window.to_levels(image.array)
-        counts = np.stack([(label.array == value).sum(axis=(1, 2)) for value in LABELS.values()])
         histogram = sum(np.bincount(one.ravel(), minlength=256) for one in levels)  # a slice at a time: it counts int64
         values = np.arange(256)
-        done = store.Case(
+        written: dict[str, dict] = {}
+        for plane in planes:
+            written |= _write_plane(root, plane, case.case_id, levels, label.array)
+        about = store.Case(
             case_id=case.case_id,
             shape=levels.shape,
             spacing_mm=image.spacing_mm,
-            body=body_box(levels),
-            voxels={name: int(n) for name, n in zip(LABELS, counts.sum(axis=1), strict=True)},
+            body={plane: body_box(levels.transpose(store.PLANES[plane])) for plane in planes},
+            voxels={name: int((label.array == value).sum()) for name, value in LABELS.items()},
             levels={
                 "count": levels.size,
                 "sum": int((histogram * values).sum()),
@@ -104,22 +114,31 @@ def _prepare_case(case: CaseFiles, root: Path, window: Window) -> str | InputErr
             source=source,
             voxels_sha256=facts.voxels_sha256,
         )
-        with files.new_folder(folder) as fresh:
-            files.write_array(fresh / "image.npy", levels)
-            files.write_array(fresh / "label.npy", label.array)
-            files.write_array(fresh / "slices.npy", counts.astype(np.int32))
-            record = {
-                "format": store.FORMAT,
-                "window_hu": list(window),
-                "rounded": bool(image.array.dtype.kind == "f"),
-                "case": store.case_to_json(done),
-                "findings": findings,
-                "files": {name: store.file_entry(fresh / name) for name in ("image.npy", "label.npy")},
-            }
-            files.write_json(fresh / "case.json", record)
+        record = {
+            "format": store.FORMAT,
+            "window_hu": list(window),
+            "planes": list(planes),
+            "rounded": bool(image.array.dtype.kind == "f"),
+            "case": store.case_to_json(about),
+            "findings": findings,
+            "files": written,
+        }
+        files.write_json(done, record)
         return "written"
     except InputError as error:
         return error
+
+
+def _write_plane(root: Path, plane: str, case_id: str, levels: np.ndarray, label: np.ndarray) -> dict[str, dict]:
+    """Both volumes (D, H, W), cut along `plane`, and the voxels of each label per slice. Returns the files' entries."""
+    stack, labels = (volume.transpose(store.PLANES[plane]) for volume in (levels, label))
+    counts = np.stack([(labels == value).sum(axis=(1, 2)) for value in LABELS.values()])
+    folder = root / plane / case_id
+    with files.new_folder(folder) as fresh:
+        files.write_array(fresh / "image.npy", stack)
+        files.write_array(fresh / "label.npy", labels)
+        files.write_array(fresh / "slices.npy", counts.astype(np.int32))
+        return {f"{plane}/{case_id}/{name}": store.file_entry(fresh / name) for name in ("image.npy", "label.npy")}
 
 
 def _source_files(case: CaseFiles) -> dict[str, str]:
@@ -131,20 +150,20 @@ def _source_files(case: CaseFiles) -> dict[str, str]:
     return {kind: f"{path.parent.name}/{path.name}" for kind, path in paths.items()} | sums
 
 
-def _is_done(folder: Path, source: dict[str, str], window: Window) -> bool:
-    """Whether this very source was prepared with this window, and its files still have their sizes."""
+def _is_done(done: Path, root: Path, source: dict[str, str], window: Window, planes: tuple[str, ...]) -> bool:
+    """Whether this very source was prepared with this window and planes, and its files still have their sizes."""
     try:
-        record = json.loads((folder / "case.json").read_text())
-        sizes = all((folder / name).stat().st_size == entry["bytes"] for name, entry in record["files"].items())
-        same = (record["format"], record["window_hu"], record["case"]["source"])
-        return sizes and same == (store.FORMAT, list(window), source)
+        record = json.loads(done.read_text())
+        sizes = all((root / name).stat().st_size == entry["bytes"] for name, entry in record["files"].items())
+        same = (record["format"], record["window_hu"], record["planes"], record["case"]["source"])
+        return sizes and same == (store.FORMAT, list(window), list(planes), source)
     except (OSError, ValueError, KeyError):
         return False
 
 
 def _finish(root: Path, case_ids: list[str], args: Args, source: Source) -> None:
     """Everything that needs all cases; store.json last, because it is what makes the folder a store."""
-    records = [json.loads((root / store.PLANE / case_id / "case.json").read_text()) for case_id in case_ids]
+    records = [json.loads((root / "axial" / case_id / "case.json").read_text()) for case_id in case_ids]
     cases = [store.case_from_json(record["case"]) for record in records]
     warnings = [f for record in records for one in record["findings"] if (f := Finding(*one)).severity == "warning"]
     warnings += find_twins({case.case_id: case.voxels_sha256 for case in cases})
@@ -153,11 +172,14 @@ def _finish(root: Path, case_ids: list[str], args: Args, source: Source) -> None
     traits = [Traits(c.case_id, c.tumor_ml, c.spacing_mm[0], c.voxels["cyst"] > 0, c.voxels_sha256) for c in cases]
     splits = make_splits(traits, args.seed)
     by_id = {case.case_id: case for case in cases}
-    counts = [np.load(root / store.PLANE / case_id / "slices.npy") for case_id in case_ids]
+    stacks = [(plane, row) for plane in args.planes for row in range(len(cases))]
+    counts = [np.load(root / plane / case_ids[row] / "slices.npy") for plane, row in stacks]
+    lengths = [c.shape[1] for c in counts]
     columns = {
-        "case": np.concatenate([np.full(c.shape[1], i, np.int32) for i, c in enumerate(counts)]),
-        "index": np.concatenate([np.arange(c.shape[1], dtype=np.int32) for c in counts]),
-    } | {name: np.concatenate([c[row] for c in counts]) for row, name in enumerate(LABELS)}
+        "plane": np.repeat(np.array([list(store.PLANES).index(plane) for plane, _ in stacks], np.int8), lengths),
+        "case": np.repeat(np.array([row for _, row in stacks], np.int32), lengths),
+        "index": np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+    } | dict(zip(LABELS, np.concatenate(counts, axis=1), strict=True))
     np.savez(buffer := io.BytesIO(), **columns)
     files.write_bytes(root / "slices.npz", buffer.getvalue())
     files.write_json(root / "cases.json", [record["case"] for record in records])
@@ -170,7 +192,7 @@ def _finish(root: Path, case_ids: list[str], args: Args, source: Source) -> None
             "data": source.data,
             "window_hu": list(args.window_hu),
             "step_hu": Window(*args.window_hu).step_hu,
-            "planes": [store.PLANE],
+            "planes": list(args.planes),
             "source_layout": source.layout,
             "labels": source.labels,
             "rounded_cases": [r["case"]["case_id"] for r in records if r["rounded"]],
@@ -178,15 +200,11 @@ def _finish(root: Path, case_ids: list[str], args: Args, source: Source) -> None
                 str(fold): store.normalization_of([by_id[case] for case in splits.select(fold)[0]])._asdict()
                 for fold in folds
             },
-            "files": {
-                f"{store.PLANE}/{r['case']['case_id']}/{name}": entry
-                for r in records
-                for name, entry in r["files"].items()
-            },
+            "files": {name: entry for record in records for name, entry in record["files"].items()},
             "versions": {"kits_dist": __version__, "numpy": np.__version__},
         },
     )
-    total = sum(case.shape[0] for case in cases)
+    total = sum(lengths)
     size = sum(entry["bytes"] for record in records for entry in record["files"].values())
     print(
         f"{len(cases)} cases, {total} slices, {size / 1e9:.2f} GB; test {len(splits.test)} cases, "

@@ -21,7 +21,7 @@ from kits_dist.batch import Batch
 from kits_dist.config import Config, OptimConfig
 from kits_dist.data import augment, build_train_loader, build_val_loader
 from kits_dist.data.feed import Feed
-from kits_dist.data.store import Store
+from kits_dist.data.store import PLANES, Store
 from kits_dist.drawing import Tile, panel
 from kits_dist.errors import JobFailed
 from kits_dist.inference import denormalized, region_probabilities
@@ -238,7 +238,7 @@ class Stops:
         chosen = np.sort(rank[: max(count, len(rank) // 10)][:: max(1, len(rank) // 10 // count)])
         host = feed.batch(chosen[:count])
         tiles = []
-        for i, (case, index) in enumerate(host.identity):
+        for i, (case, index, plane) in enumerate(host.identity):
             slab, truth = host.slabs[i][..., 0], host.labels[i][..., 0]
             image, label = augment.apply(slab, truth, host.params, i, self.config.data.size_px, levels, feed.norm)
             with self.accelerator.autocast():
@@ -246,7 +246,9 @@ class Stops:
                 inside = region_probabilities(self.model, seen)[0] >= 0.5
             grey = denormalized(image[feed.data.context], feed.norm, levels)
             predicted = regions_to_labels(inside.cpu().numpy(), self.config.model.regions)
-            tiles.append(Tile(grey, label, predicted, f"{self.store.cases[case].case_id} slice {index}"))
+            tiles.append(
+                Tile(grey, label, predicted, f"{self.store.cases[case].case_id} {list(PLANES)[plane]} {index}")
+            )
         return panel(tiles, f"data: {self.store.meta['data']}")
 
 

@@ -5,8 +5,7 @@ from kits_dist.config import AugmentConfig
 from kits_dist.data import augment
 from kits_dist.data.augment import Framing
 from kits_dist.data.intensity import Box, Window
-from kits_dist.data.store import Case, Normalization
-from kits_dist.data.volume import kits_geometry
+from kits_dist.data.store import Normalization, View
 
 RAW = Normalization(0.0, 1.0)
 NOTHING = {
@@ -14,10 +13,8 @@ NOTHING = {
 }
 
 
-def case(shape=(1, 64, 80), spacing=(3.0, 0.8, 0.8), body=None):
-    return Case(
-        "", shape, spacing, Box(*(body or (0, shape[1], 0, shape[2]))), {}, {}, kits_geometry(shape, spacing), {}
-    )
+def case(shape=(1, 64, 80), spacing=(3.0, 0.8, 0.8), body=None, plane="axial"):
+    return View(plane, shape, spacing, Box(*(body or (0, shape[1], 0, shape[2]))))
 
 
 def drawn(n=4000, one=None, framing=None, **changes):

@@ -34,9 +34,10 @@ def test_a_folder_appears_only_when_its_block_ends_well(tmp_path):
 @pytest.mark.parametrize(
     "array", [np.arange(24, dtype=np.uint8).reshape(2, 3, 4)[:, ::2], np.arange(3, dtype=np.int32)]
 )
-def test_arrays_are_written_as_numpy_reads_them(tmp_path, array):
+def test_arrays_are_written_as_numpy_reads_them_rows_contiguous(tmp_path, array):
     files.write_array(tmp_path / "a.npy", array)
-    assert np.array_equal(np.load(tmp_path / "a.npy", mmap_mode="r"), array)
+    read = np.load(tmp_path / "a.npy", mmap_mode="r")
+    assert np.array_equal(read, array) and read.flags.c_contiguous
 
 
 def test_a_folder_is_held_by_one_process_and_free_after_a_kill(tmp_path):

@@ -20,7 +20,7 @@ from kits_dist.data.feed import select_rows
 from kits_dist.data.store import SliceTable, Store
 from kits_dist.data.volume import Volume, kits_geometry, read_image, read_labels, write_nifti
 from kits_dist.errors import JobFailed
-from kits_dist.inference import Predictor, framed_case
+from kits_dist.inference import Predictor
 from kits_dist.labels import REGIONS
 from kits_dist.metrics import dice, volume_counts
 from tests.test_inference import Threshold, export_run
@@ -276,12 +276,12 @@ def test_kidney_slices_by_hand(margin, expected):
     counts = np.zeros((3, 17), np.int32)
     counts[0, 2] = counts[1, 3] = counts[2, 7] = counts[0, 13] = 1  # kidney, tumor or cyst alone
     index = np.array([*range(10), *range(4), *range(3)], np.int32)
-    table = SliceTable(np.repeat(np.arange(3, dtype=np.int32), (10, 4, 3)), index, *counts)
-    store = SimpleNamespace(slices=table, row={"a": 0, "b": 1, "c": 2})
-    assert select_rows(store, ["a", "b", "c"], "kidney", margin).tolist() == expected
-    assert select_rows(store, ["b"], "kidney", margin).tolist() == [n for n in expected if n >= 10]
-    assert select_rows(store, ["c"], "kidney", margin).tolist() == []
-    assert select_rows(store, ["c", "a"], "all", margin).tolist() == [*range(10), 14, 15, 16]
+    table = SliceTable(np.zeros(17, np.int8), np.repeat(np.arange(3, dtype=np.int32), (10, 4, 3)), index, *counts)
+    store = SimpleNamespace(slices=table, row={"a": 0, "b": 1, "c": 2}, planes=["axial"])
+    assert select_rows(store, ["a", "b", "c"], "kidney", margin, ["axial"]).tolist() == expected
+    assert select_rows(store, ["b"], "kidney", margin, ["axial"]).tolist() == [n for n in expected if n >= 10]
+    assert select_rows(store, ["c"], "kidney", margin, ["axial"]).tolist() == []
+    assert select_rows(store, ["c", "a"], "all", margin, ["axial"]).tolist() == [*range(10), 14, 15, 16]
 
 
 def test_evaluation_covers_every_slice_whatever_was_trained_on(tmp_path, monkeypatch):
@@ -331,7 +331,7 @@ def test_a_ct_painted_onto_a_real_512x796_annotation(tmp_path, monkeypatch, data
     run = export_run(tmp_path / "run", monkeypatch, Threshold(100.0), regions=ALL, **data)
     seer = Predictor(run, batch_size=8)
     framing = augment.Framing(seer.config.data.size_px, seer.config.data.pixel_mm)
-    matrix = augment.centred(framing, [framed_case(seer.window.to_levels(ct.array), ct)]).matrix[0]
+    matrix = augment.centred(framing, [seer.case_of(seer.window.to_levels(ct.array), ct).view("axial")]).matrix[0]
     seer.model = Seer(truth.array, matrix, framing.size_px)
     found = seer.predict(ct)
     write_nifti(tmp_path / "out" / "case_00160.nii.gz", found, ct.geometry)

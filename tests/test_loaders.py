@@ -56,7 +56,7 @@ def test_every_backend_does_what_augment_means(store, backend, more):
     differing = pixels = 0
     for step, batch in enumerate(take(loader, 8)):
         host = feed.batch(train_positions(step, 4, 0, 1))
-        assert torch.equal(torch.stack([batch.case, batch.index], 1), torch.from_numpy(host.identity))
+        assert torch.equal(torch.stack([batch.case, batch.index, batch.plane], 1), torch.from_numpy(host.identity))
         for i in range(4):
             image, label = augment.apply(
                 host.slabs[i][..., 0], host.labels[i][..., 0], host.params, i, config.size_px, 200, feed.norm
@@ -154,10 +154,10 @@ def test_fixed_repeats_one_real_batch(store):
 def test_kidney_slices_with_margin(store):
     for case in store.cases:
         row = store.row[case.case_id]
-        rows = select_rows(store, [case.case_id], "kidney", 0)
+        rows = select_rows(store, [case.case_id], "kidney", 0, ["axial"])
         assert store.slices.index[rows].tolist() == list(range(1, case.shape[0]))  # the fixture leaves slice 0 empty
         assert set(store.slices.case[rows]) == {row}
-        assert len(select_rows(store, [case.case_id], "kidney", 1)) == case.shape[0]
+        assert len(select_rows(store, [case.case_id], "kidney", 1, ["axial"])) == case.shape[0]
 
 
 def test_a_case_without_foreground_gives_no_kidney_slice(store, monkeypatch):
@@ -165,7 +165,7 @@ def test_a_case_without_foreground_gives_no_kidney_slice(store, monkeypatch):
         kidney=store.slices.kidney * 0, tumor=store.slices.tumor * 0, cyst=store.slices.cyst * 0
     )
     monkeypatch.setattr(store, "slices", empty)
-    assert len(select_rows(store, [store.cases[0].case_id], "kidney", 10)) == 0
+    assert len(select_rows(store, [store.cases[0].case_id], "kidney", 10, ["axial"])) == 0
 
 
 @pytest.mark.parametrize(("sampler", "label"), [("tumor", 2), ("cyst", 3), ("foreground", None)])

@@ -73,7 +73,7 @@ def test_a_finished_case_is_kept_and_a_changed_or_cut_one_is_done_again(raw, tmp
     run(source, tmp_path / "store")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "store" / "axial").rglob("*.npy")}
     write_case(source, 1, (4, 63, 65), seed=9)
-    cut = array_path(tmp_path / "store", "case_00002", "image")
+    cut = array_path(tmp_path / "store", "axial", "case_00002", "image")
     cut.write_bytes(cut.read_bytes()[:-10])
     capsys.readouterr()
     run(source, tmp_path / "store")
@@ -132,13 +132,13 @@ def test_a_store_that_is_not_whole_is_refused(raw, tmp_path):
     meta = tmp_path / "s" / "store.json"
     content = json.loads(meta.read_text())
     meta.write_text(json.dumps(content | {"format": 99}))
-    with pytest.raises(InputError, match="has format 99, this version reads 2"):
+    with pytest.raises(InputError, match="has format 99, this version reads 3"):
         Store(tmp_path / "s")
     meta.write_text("{")
     with pytest.raises(InputError, match="is damaged"):
         Store(tmp_path / "s")
     meta.write_text(json.dumps(content))
-    path = array_path(tmp_path / "s", "case_00002", "label")
+    path = array_path(tmp_path / "s", "axial", "case_00002", "label")
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     with pytest.raises(InputError, match=f"label.npy has {len(whole) - 1} bytes instead of {len(whole)}"):

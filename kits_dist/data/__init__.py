@@ -23,7 +23,7 @@ def build_train_loader(
     from kits_dist.data.sampler import train_positions
     from kits_dist.errors import InputError
 
-    rows = select_rows(store, store.splits.select(data.fold)[0], data.slices, data.margin)
+    rows = select_rows(store, store.splits.select(data.fold)[0], data.slices, data.margin, data.planes)
     most = len(rows) // shard.world
     if data.batch_size > most:
         raise InputError(
@@ -43,7 +43,7 @@ def build_val_loader(store: Store, data: DataConfig, case_ids: list[str], shard:
     from kits_dist.data.feed import Feed, Plan, select_rows
     from kits_dist.data.sampler import val_positions
 
-    rows = select_rows(store, case_ids, "all", 0)
+    rows = select_rows(store, case_ids, "all", 0, data.planes)
     batches = val_positions(len(rows), data.batch_size, shard.rank, shard.world)
     feed = Feed(store, rows, data, None, 0, store.normalization(data.fold))
     backend = "dali" if data.backend == "fixed" else data.backend

@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from kits_dist.config import AugmentConfig
 from kits_dist.data.intensity import Window
-from kits_dist.data.store import Case, Normalization
+from kits_dist.data.store import Normalization, View
 
 _STREAMS = (
     *("rotate", "angle", "flip", "scale", "zoom", "crop", "row", "column", "noise", "noise_sd", "noise_offset"),
@@ -47,14 +47,16 @@ class Params(NamedTuple):
 
 
 class Framing(NamedTuple):
-    """What the network sees of a case: a window of size_px pixels of `pixel_mm`."""
+    """What the network sees of a slice: a window of size_px pixels of `pixel_mm`."""
 
     size_px: tuple[int, int]  # (H, W)
-    pixel_mm: float | None  # None: the case's own pixels
+    pixel_mm: float | None  # None: the slice's own pixels if axial, else square ones as wide as its columns
 
-    def ratio(self, case: Case) -> np.ndarray:
+    def ratio(self, view: View) -> np.ndarray:
         """(row, column) source pixels per output pixel."""
-        return np.ones(2) if self.pixel_mm is None else self.pixel_mm / np.array(case.spacing_mm[1:])
+        if self.pixel_mm is not None:
+            return self.pixel_mm / np.array(view.spacing_mm[1:])
+        return np.ones(2) if view.plane == "axial" else view.spacing_mm[2] / np.array(view.spacing_mm[1:])
 
 
 def uniforms(seed: int, rounds: np.ndarray, sample: np.ndarray) -> dict[str, np.ndarray]:
@@ -70,28 +72,32 @@ def uniforms(seed: int, rounds: np.ndarray, sample: np.ndarray) -> dict[str, np.
 
 
 def draw(
-    config: AugmentConfig, framing: Framing, cases: list[Case], window: Window, u: dict[str, np.ndarray], bank_size: int
+    config: AugmentConfig, framing: Framing, views: list[View], window: Window, u: dict[str, np.ndarray], bank_size: int
 ) -> Params:
-    """Parameters for B samples from their uniforms; `cases` holds each sample's case."""
+    """Parameters for B samples from their uniforms; `views` holds what each sample was cut from.
+
+    A sagittal slice is never mirrored: that would turn front to back, which no patient shows.
+    """
     degrees = np.where(u["rotate"] < config.rotate_p, (2 * u["angle"] - 1) * config.rotate_deg, 0.0)
-    mirror = np.where(u["flip"] < config.flip, -1.0, 1.0)
+    symmetric = np.array([view.plane != "sagittal" for view in views])
+    mirror = np.where((u["flip"] < config.flip) & symmetric, -1.0, 1.0)
     zoom = np.where(u["scale"] < config.scale_p, _between(config.scale, u["zoom"]), 1.0)
     random_window = u["crop"] < config.crop
     where = np.stack([u["row"], u["column"]], axis=1)
     corners = np.stack(
         [
-            _corner(case, framing, at if moved else None)
-            for case, at, moved in zip(cases, where, random_window, strict=True)
+            _corner(view, framing, at if moved else None)
+            for view, at, moved in zip(views, where, random_window, strict=True)
         ]
     )
     way_mm = (2 * np.stack([u["shift_y"], u["shift_x"]], axis=1) - 1) * config.shift_mm
-    spacing = np.array([case.spacing_mm[1:] for case in cases])
+    spacing = np.array([view.spacing_mm[1:] for view in views])
     corners += np.where((u["shift"] < config.shift_p)[:, None], way_mm / spacing, 0)
 
     gain = np.where(u["contrast"] < config.contrast_p, _between(config.contrast, u["gain"]), 1.0)
     brighter = np.where(u["brightness"] < config.brightness_p, (2 * u["bias"] - 1) * config.brightness_hu, 0.0)
     return Params(
-        matrices(framing, cases, corners, degrees, mirror, zoom),
+        matrices(framing, views, corners, degrees, mirror, zoom),
         blur=_drawn(u["blur"] < config.blur_p, _between(config.blur_px, u["blur_px"]), 0),
         gain=gain.astype(np.float32),
         bias=((1 - gain) * window.levels / 2 + brighter / window.step_hu).astype(np.float32),
@@ -111,24 +117,24 @@ def _drawn(chosen: np.ndarray, values: np.ndarray, neutral: float) -> np.ndarray
     return np.where(chosen, values, neutral).astype(np.float32)
 
 
-def centred(framing: Framing, cases: list[Case]) -> Params:
+def centred(framing: Framing, views: list[View]) -> Params:
     """No augmentation: the window centred on the body. What validation and prediction see."""
-    corners = np.stack([_corner(case, framing, None) for case in cases])
-    still = np.zeros(len(cases))
-    matrix = matrices(framing, cases, corners, still, still + 1, still + 1)
-    none, one = np.zeros(len(cases), np.float32), np.ones(len(cases), np.float32)
-    return Params(matrix, none, one, none, one, none, np.zeros(len(cases), np.int32))
+    corners = np.stack([_corner(view, framing, None) for view in views])
+    still = np.zeros(len(views))
+    matrix = matrices(framing, views, corners, still, still + 1, still + 1)
+    none, one = np.zeros(len(views), np.float32), np.ones(len(views), np.float32)
+    return Params(matrix, none, one, none, one, none, np.zeros(len(views), np.int32))
 
 
 def matrices(
-    framing: Framing, cases: list[Case], corners: np.ndarray, degrees: np.ndarray, mirror: np.ndarray, zoom: np.ndarray
+    framing: Framing, views: list[View], corners: np.ndarray, degrees: np.ndarray, mirror: np.ndarray, zoom: np.ndarray
 ) -> np.ndarray:
     """(B, 2, 3) float32. Rotation, mirror (-1: left-right) and magnification act in mm about the window's centre.
 
     corners   (B, 2) source (row, column) of the window's upper left corner
     """
-    ratio = np.stack([framing.ratio(case) for case in cases])[:, ::-1]  # (B, 2) as (x, y)
-    spacing = np.array([case.spacing_mm[:0:-1] for case in cases])  # (B, 2) mm, (x, y)
+    ratio = np.stack([framing.ratio(view) for view in views])[:, ::-1]  # (B, 2) as (x, y)
+    spacing = np.array([view.spacing_mm[:0:-1] for view in views])  # (B, 2) mm, (x, y)
     half = np.array(framing.size_px[::-1]) / 2
     angle = np.deg2rad(degrees)
     cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
@@ -139,21 +145,21 @@ def matrices(
     return np.concatenate([linear, offset[:, :, None]], axis=2).astype(np.float32)
 
 
-def _corner(case: Case, framing: Framing, where: np.ndarray | None) -> np.ndarray:
+def _corner(view: View, framing: Framing, where: np.ndarray | None) -> np.ndarray:
     """(row, column) of the window's corner in source pixels; `where` in [0, 1)^2 places it, None centres it on the
     body.
 
-    A window larger than the slice holds it whole. On the case's own pixels the corner is a whole number: an odd
-    difference of sizes would otherwise put an identity crop on half pixels and blur it.
+    A window larger than the slice holds it whole. Along an axis that keeps its pixels the corner is a whole number: an
+    odd difference of sizes would otherwise put an identity crop on half pixels and blur it.
     """
-    ratio = framing.ratio(case)
-    room = np.array(case.shape[1:]) - np.array(framing.size_px) * ratio
+    ratio = framing.ratio(view)
+    whole = ratio == 1
+    room = np.array(view.shape[1:]) - np.array(framing.size_px) * ratio
     low, high = np.minimum(room, 0), np.maximum(room, 0)
     if where is not None:
-        whole = (ratio == 1).all()
-        return low + (np.floor(where * (high - low + 1)) if whole else where * (high - low))
-    corner = np.clip(np.array(case.body.center) - np.array(framing.size_px) * ratio / 2, low, high)
-    return np.floor(corner) if (ratio == 1).all() else corner
+        return low + np.where(whole, np.floor(where * (high - low + 1)), where * (high - low))
+    corner = np.clip(np.array(view.body.center) - np.array(framing.size_px) * ratio / 2, low, high)
+    return np.where(whole, np.floor(corner), corner)
 
 
 @lru_cache(maxsize=2)

@@ -42,7 +42,7 @@ class DaliLoader:
             step += 1
             outputs = self._pipeline.run(torch.cuda.current_stream() if self._on_gpu else None)
             image, label, identity = (torch.from_dlpack(output.as_tensor()) for output in outputs)
-            yield Batch(image, label, identity[:, 0], identity[:, 1])
+            yield Batch(image, label, *identity.unbind(1))
             if (
                 self._on_gpu
             ):  # by now the consumer has queued its work; DALI must not reuse the memory before it is done

@@ -1,6 +1,6 @@
 """Positions in the stream -> what a backend needs on the host: mapped views of slices and drawn parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment
 from kits_dist.data.sampler import Group, TrainOrder
-from kits_dist.data.store import Normalization, Store
+from kits_dist.data.store import PLANES, Normalization, Store
 from kits_dist.errors import InputError, JobFailed
 
 
@@ -19,7 +19,7 @@ class HostBatch(NamedTuple):
     labels: list[np.ndarray]  # B times (H, W, 1) uint8
     params: augment.Params
     normals: list[np.ndarray]  # B times (F, h, w) float32 of the noise bank; empty where no noise was drawn
-    identity: np.ndarray  # (B, 2) int32: case, slice index
+    identity: np.ndarray  # (B, 3) int32: case, slice index, plane
 
 
 class Feed:
@@ -41,29 +41,34 @@ class Feed:
         self.store, self.rows, self.data, self.changes, self.seed, self.norm = store, rows, data, changes, seed, norm
         self.order = TrainOrder(_groups(store, rows, data), seed) if changes else None
         self.framing = augment.Framing(data.size_px, data.pixel_mm)
+        self._views = {(i, p): case.view(p) for i, case in enumerate(store.cases) for p in store.planes}
         self.frames = 1 + 2 * data.context
         self.noise_need = self.frames * data.size_px[0] * data.size_px[1]
 
     def batch(self, positions: np.ndarray) -> HostBatch:
         rounds, samples = self.order.at(positions) if self.order else (np.zeros_like(positions), positions)
         rows = self.rows[samples]
-        case, index = self.store.slices.case[rows], self.store.slices.index[rows]
+        table = self.store.slices
+        case, index, plane = table.case[rows], table.index[rows], table.plane[rows]
+        stacks = [(c, _PLANE_NAMES[p]) for c, p in zip(case.tolist(), plane.tolist(), strict=True)]
         try:
-            self.store.check_files(set(case.tolist()))
+            self.store.check_files(set(stacks))
         except InputError as error:
             raise JobFailed(f"the store changed while it was read: {error} Then go on with resume=auto") from error
-        cases = [self.store.cases[c] for c in case]
+        views = [self._views[stack] for stack in stacks]
         if self.changes:
             u = augment.uniforms(self.seed, rounds, rows)
             offsets = augment.bank_offsets(self.noise_need)
-            params = augment.draw(self.changes, self.framing, cases, self.store.window, u, offsets)
+            params = augment.draw(self.changes, self.framing, views, self.store.window, u, offsets)
         else:
-            params = augment.centred(self.framing, cases)
+            params = augment.centred(self.framing, views)
         slabs = [
-            slab_of(self.store.image(c), i, self.data.context)[..., None] for c, i in zip(case, index, strict=True)
+            slab_of(self.store.image(*stack), i, self.data.context)[..., None]
+            for stack, i in zip(stacks, index, strict=True)
         ]
-        labels = [self.store.label(c)[i][..., None] for c, i in zip(case, index, strict=True)]
-        return HostBatch(slabs, labels, params, self._normals(params), np.stack([case, index], axis=1).astype(np.int32))
+        labels = [self.store.label(*stack)[i][..., None] for stack, i in zip(stacks, index, strict=True)]
+        identity = np.stack([case, index, plane], axis=1).astype(np.int32)
+        return HostBatch(slabs, labels, params, self._normals(params), identity)
 
     def _normals(self, params: augment.Params) -> list[np.ndarray]:
         """Views of the bank: contiguous because the bank is 1-D. Only noisy samples carry any to the device."""
@@ -76,6 +81,7 @@ class Feed:
         ]
 
 
+_PLANE_NAMES = list(PLANES)
 _NO_NORMALS = np.empty((0, 0, 0), np.float32)
 
 
@@ -115,14 +121,24 @@ def _groups(store: Store, rows: np.ndarray, data: DataConfig) -> list[Group]:
     ]
 
 
-def select_rows(store: Store, case_ids: list[str], slices: str, margin: int) -> np.ndarray:
-    """Rows of store.slices of these cases: all, or those within `margin` slices of any foreground."""
+def select_rows(store: Store, case_ids: list[str], slices: str, margin: int, planes: Sequence[str]) -> np.ndarray:
+    """Rows of store.slices of these cases and planes: all, or those within `margin` slices of any foreground.
+
+    Raises InputError for a plane that was not prepared.
+    """
+    if absent := [plane for plane in planes if plane not in store.planes]:
+        raise InputError(
+            f"data.planes={list(planes)}: the store {store.path} holds {store.planes}. Prepare it again with planes="
+            f"[{','.join(p for p in PLANES if p in (*store.planes, *absent))}]"
+        )
     table = store.slices
     chosen = np.zeros(len(table.case), bool)
-    for row in {store.row[case] for case in case_ids}:
-        mine = np.flatnonzero(table.case == row)  # a case's slices, cranial first
-        if slices == "kidney":
-            filled = np.flatnonzero(table.foreground[mine])
-            mine = mine[np.abs(np.arange(len(mine))[:, None] - filled).min(axis=1, initial=margin + 1) <= margin]
-        chosen[mine] = True
+    for plane in planes:
+        of_plane = table.plane == _PLANE_NAMES.index(plane)
+        for row in {store.row[case] for case in case_ids}:
+            mine = np.flatnonzero(of_plane & (table.case == row))  # a stack's slices, in order
+            if slices == "kidney":
+                filled = np.flatnonzero(table.foreground[mine])
+                mine = mine[np.abs(np.arange(len(mine))[:, None] - filled).min(axis=1, initial=margin + 1) <= margin]
+            chosen[mine] = True
     return np.flatnonzero(chosen)

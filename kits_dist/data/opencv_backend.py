@@ -59,7 +59,7 @@ class OpenCVLoader:
         shares = [range(first, size, self.threads) for first in range(min(self.threads, size))]
         parts = [pool.submit(self._make, host, share, pixels, labels) for share in shares]
         identity = torch.from_numpy(host.identity)
-        return Batch(image, label, identity[:, 0], identity[:, 1]), parts
+        return Batch(image, label, *identity.unbind(1)), parts
 
     def _make(self, host: HostBatch, samples: range, pixels: np.ndarray, labels: np.ndarray) -> None:
         import cv2

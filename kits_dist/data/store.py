@@ -3,8 +3,9 @@
 STORE/store.json      format, window, data kind, which labels, sha256 of every array file, normalisation per fold
 STORE/cases.json      per case: geometry, body box, voxels per label, sha256 of source files and of the scan's voxels
 STORE/splits.json     test set and folds
-STORE/slices.npz      columns over all slices of all cases: case, index, kidney, tumor, cyst (voxels)
-STORE/axial/CASE/     image.npy, label.npy  uint8 (N, H, W), slices contiguous
+STORE/slices.npz      columns over all slices of all cases and planes: plane, case, index, kidney, tumor, cyst (voxels)
+STORE/axial/CASE/     image.npy, label.npy  uint8 (N, H, W), slices contiguous; always there, evaluation reads it
+STORE/coronal/CASE/   the same voxels as coronal slices, where `prepare planes=` asked for them; also sagittal/
 """
 
 import hashlib
@@ -23,20 +24,36 @@ from kits_dist.data.splits import Splits
 from kits_dist.data.volume import Geometry
 from kits_dist.errors import InputError, MissingInput
 
-FORMAT = 2
-PLANE = "axial"
+FORMAT = 3
+# Axes of a volume (D, H, W) that become (slice, row, column). Slices run cranial to caudal, anterior to posterior,
+# right to left; the upper edge is anterior (axial) or cranial.
+PLANES = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}
+
+
+class View(NamedTuple):
+    """A case cut along one plane: what framing needs to know of it."""
+
+    plane: str
+    shape: tuple[int, int, int]  # (slices, rows, columns)
+    spacing_mm: tuple[float, float, float]  # between slices, rows, columns
+    body: Box  # in rows and columns
 
 
 class Case(NamedTuple):
     case_id: str
-    shape: tuple[int, int, int]  # (N, H, W) in the store
+    shape: tuple[int, int, int]  # (D, H, W)
     spacing_mm: tuple[float, float, float]  # (d, h, w)
-    body: Box
+    body: dict[str, Box]  # per plane
     voxels: dict[str, int]  # per label: kidney, tumor, cyst
     levels: dict[str, float]  # count, sum, sum_sq of the image's levels: what fold means and sds are made of
     geometry: Geometry  # of the source file
     source: dict[str, str]  # image and label as `case_id/file`, and their sha256
     voxels_sha256: str = ""  # of the HU, however compressed or ordered in the file; "" for a scan that is in no store
+
+    def view(self, plane: str) -> View:
+        axes = PLANES[plane]
+        shape, spacing_mm = (tuple(of[axis] for axis in axes) for of in (self.shape, self.spacing_mm))
+        return View(plane, shape, spacing_mm, self.body[plane])
 
     @property
     def tumor_ml(self) -> float:
@@ -44,6 +61,7 @@ class Case(NamedTuple):
 
 
 class SliceTable(NamedTuple):
+    plane: np.ndarray  # (S,) int8: number in PLANES
     case: np.ndarray  # (S,) int32: row in cases.json
     index: np.ndarray  # (S,) int32: slice of that case
     kidney: np.ndarray  # (S,) int32 voxels
@@ -85,7 +103,7 @@ class Store:
         self.cases = [case_from_json(row) for row in _load(self.path / "cases.json")]
         self.splits = Splits(**_load(self.path / "splits.json"))
         self.row = {case.case_id: i for i, case in enumerate(self.cases)}
-        self._maps: dict[tuple[int, str], np.ndarray] = {}
+        self._maps: dict[tuple[int, str, str], np.ndarray] = {}
         self.check_files()
 
     @property
@@ -105,19 +123,23 @@ class Store:
     def normalization(self, fold: int | str) -> Normalization:
         return Normalization(**self.meta["normalization"][str(fold)])
 
-    def image(self, case: int) -> np.ndarray:
-        """(N, H, W) uint8 levels, mapped read-only."""
-        return self._map(case, "image")
+    @property
+    def planes(self) -> list[str]:
+        return self.meta["planes"]
 
-    def label(self, case: int) -> np.ndarray:
-        """(N, H, W) uint8 labels, mapped read-only."""
-        return self._map(case, "label")
+    def image(self, case: int, plane: str = "axial") -> np.ndarray:
+        """(slices, rows, columns) uint8 levels, mapped read-only."""
+        return self._map(case, plane, "image")
 
-    def check_files(self, rows: Iterable[int] | None = None) -> None:
+    def label(self, case: int, plane: str = "axial") -> np.ndarray:
+        """(slices, rows, columns) uint8 labels, mapped read-only."""
+        return self._map(case, plane, "label")
+
+    def check_files(self, stacks: Iterable[tuple[int, str]] | None = None) -> None:
         """Compare array files' sizes with what was written: reading past the end of a cut map kills a process by
-        SIGBUS, with no exception. rows: cases to look at (a microsecond a file); default: all."""
-        for row in range(len(self.cases)) if rows is None else rows:
-            for path, expected in self._sizes[row]:
+        SIGBUS, with no exception. stacks: (case, plane) to look at, a microsecond a file; default: all."""
+        for stack in self._sizes if stacks is None else stacks:
+            for path, expected in self._sizes[stack]:
                 try:
                     size = os.stat(path).st_size
                 except FileNotFoundError:
@@ -129,24 +151,30 @@ class Store:
                     )
 
     @cached_property
-    def _sizes(self) -> list[list[tuple[str, int]]]:
-        """Per case: (path, bytes) of its array files. Text and integers, because every batch asks."""
-        paths = [[array_path(self.path, case.case_id, kind) for kind in ("image", "label")] for case in self.cases]
-        sizes = {name: entry["bytes"] for name, entry in self.meta["files"].items()}
-        return [[(str(p), sizes[p.relative_to(self.path).as_posix()]) for p in pair] for pair in paths]
+    def _sizes(self) -> dict[tuple[int, str], list[tuple[str, int]]]:
+        """{(case, plane): (path, bytes) of its array files}. Text and integers, because every batch asks."""
+        sizes: dict[tuple[int, str], list[tuple[str, int]]] = {}
+        for row, case in enumerate(self.cases):
+            for plane in self.planes:
+                paths = [array_path(self.path, plane, case.case_id, kind) for kind in ("image", "label")]
+                entries = [self.meta["files"][path.relative_to(self.path).as_posix()] for path in paths]
+                sizes[row, plane] = [(str(p), entry["bytes"]) for p, entry in zip(paths, entries, strict=True)]
+        return sizes
 
-    def _map(self, case: int, kind: str) -> np.ndarray:
-        if (case, kind) not in self._maps:
-            self._maps[case, kind] = np.load(array_path(self.path, self.cases[case].case_id, kind), mmap_mode="r")
-        return self._maps[case, kind]
+    def _map(self, case: int, plane: str, kind: str) -> np.ndarray:
+        if (case, plane, kind) not in self._maps:
+            path = array_path(self.path, plane, self.cases[case].case_id, kind)
+            self._maps[case, plane, kind] = np.load(path, mmap_mode="r")
+        return self._maps[case, plane, kind]
 
 
-def array_path(store: Path, case_id: str, kind: str) -> Path:
-    return store / PLANE / case_id / f"{kind}.npy"
+def array_path(store: Path, plane: str, case_id: str, kind: str) -> Path:
+    return store / plane / case_id / f"{kind}.npy"
 
 
 def case_to_json(case: Case) -> dict:
-    row = case._asdict() | {"body": list(case.body), "shape": list(case.shape), "spacing_mm": list(case.spacing_mm)}
+    row = case._asdict() | {"shape": list(case.shape), "spacing_mm": list(case.spacing_mm)}
+    row["body"] = {plane: list(box) for plane, box in case.body.items()}
     row["geometry"] = {
         "shape": list(case.geometry.shape),
         "affine": np.asarray(case.geometry.affine).tolist(),
@@ -161,7 +189,7 @@ def case_from_json(row: dict) -> Case:
         **{key: row[key] for key in ("case_id", "voxels", "levels", "source", "voxels_sha256")},
         shape=tuple(row["shape"]),
         spacing_mm=tuple(row["spacing_mm"]),
-        body=Box(*row["body"]),
+        body={plane: Box(*box) for plane, box in row["body"].items()},
         geometry=geometry,
     )
 
