@@ -1,0 +1,88 @@
+"""What a sample looks like depends on (store, configuration, seed, position): really launched, killed and resumed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.test_end_to_end import LAUNCH, ROOT
+
+EPOCHS = 3
+pytestmark = pytest.mark.slow
+
+
+def launch(store, output, backend, world, batch, first, stop, die=-1) -> int:
+    output.mkdir(exist_ok=True)
+    command = [*LAUNCH, "--num_processes", str(world)] if world > 1 else [sys.executable]
+    numbers = (batch, first, stop, die)
+    command += ["-m", "tests.launched.hashes", str(store.path), str(output), backend, *map(str, numbers)]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, cwd=ROOT, env=environment, timeout=200).returncode
+
+
+def seen(output) -> dict[int, tuple]:
+    """{position: (case, index, plane, sha256)}; a position seen twice must have been the same."""
+    found: dict[int, tuple] = {}
+    for path in output.glob("rank_*.txt"):
+        for line in path.read_text().splitlines():
+            position, *what = line.split()
+            assert len(what) == 4 and found.setdefault(int(position), tuple(what)) == tuple(what)
+    return found
+
+
+@pytest.mark.parametrize("backend", ["dali", "opencv"])
+def test_samples_are_the_same_on_1_2_and_3_processes_killed_and_resumed(store, tmp_path, backend):
+    stop = EPOCHS * sum(case.shape[0] for case in store.cases if case.case_id in store.splits.select("all")[0])
+    assert launch(store, tmp_path / "1", backend, 1, 4, 0, stop) == 0
+    whole = seen(tmp_path / "1")
+    assert set(range(stop)) <= set(whole) and len({what[3] for what in whole.values()}) == len(whole)
+    for world, batch, die in ((2, 5, 3), (3, 6, 2)):
+        output = tmp_path / f"{world}"
+        assert launch(store, output, backend, world, batch, 0, stop, die) != 0
+        before = seen(output)
+        resumed = next(p for p in range(stop) if p not in before)  # all before it was consumed by every rank
+        assert 0 < resumed < stop
+        other = 5 - world  # goes on on another number of processes
+        assert launch(store, output, backend, other, batch, resumed, stop) == 0
+        assert {p: what for p, what in seen(output).items() if p < stop} == {p: whole[p] for p in range(stop)}
+
+
+ENDINGS = {
+    "end": ("", 0),
+    "exception": ("raise RuntimeError('in the loop')", 1),
+    "interrupt": ("print('ready', flush=True); import time; time.sleep(60)", -signal.SIGINT),
+}
+
+
+@pytest.mark.parametrize("backend", ["dali", "opencv"])
+@pytest.mark.parametrize("ending", list(ENDINGS))
+def test_a_loader_ends_with_its_process(store, backend, ending):
+    """Cleanly and at once, whatever ends the process: no hang at exit, no process left."""
+    words, code = ENDINGS[ending]
+    script = f"""
+import itertools
+from kits_dist.batch import ALONE
+from kits_dist.config import AugmentConfig, DataConfig
+from kits_dist.data import build_train_loader
+from kits_dist.data.store import Store
+store = Store({str(store.path)!r})
+data = DataConfig(store="s", batch_size=8, size_px=(64, 64), threads=2, backend={backend!r})
+loader, _ = build_train_loader(store, data, AugmentConfig(), 0, ALONE)
+for batch in itertools.islice(loader, 5):
+    assert batch.image.isfinite().all()
+{words}
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    if ending == "interrupt":
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert ending == "end" or time.monotonic() - begin < 30
+    assert ("in the loop" in stderr) == (ending == "exception") and "terminate called" not in stderr
