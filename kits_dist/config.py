@@ -35,6 +35,7 @@ class DataConfig:
     planes: tuple[str, ...] = ("axial",)  # cut along these: axial, coronal, sagittal, as the store was prepared
     context: int = 0  # neighbouring slices on each side, as further input channels
     backend: Literal["dali", "opencv", "fixed"] = "dali"  # opencv: CPU threads; fixed: one batch repeated, a ceiling
+    residency: Literal["mmap", "gpu", "auto"] = "mmap"  # gpu: training slices stay in GPU memory; auto: where they fit
     sampler: Literal["natural", "foreground", "tumor", "cyst", "case"] = "natural"  # what each epoch is made of
     share: float = 0.33  # of the epoch for slices with any label, tumor or cyst (sampler=foreground, tumor, cyst)
     threads: int = 0  # DALI CPU threads per process; 0 divides the cores among this machine's processes

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from kits_dist import checkpoint, cli
 from kits_dist.config import Config
 from kits_dist.data import augment
-from kits_dist.data.feed import slab_of
 from kits_dist.data.intensity import Window, body_box
+from kits_dist.data.pixels import slab_of
 from kits_dist.data.store import PLANES, Case, Normalization
 from kits_dist.data.volume import Volume
 from kits_dist.errors import InputError

@@ -30,7 +30,7 @@ class Opened(NamedTuple):
 
 # What may differ when a run goes on: where things lie, how fast they go, how long it trains.
 _FREE = {
-    "data": {"store", "threads", "prefetch", "batch_size"},
+    "data": {"store", "threads", "prefetch", "batch_size", "residency"},
     "model": {"encoder_weights"},
     "optim": {
         "lr",

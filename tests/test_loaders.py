@@ -9,7 +9,8 @@ import torch
 from kits_dist.batch import ALONE
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment, build_train_loader, build_val_loader
-from kits_dist.data.feed import select_rows, slab_of
+from kits_dist.data.feed import select_rows
+from kits_dist.data.pixels import slab_of
 from kits_dist.data.sampler import train_positions
 from kits_dist.errors import InputError
 

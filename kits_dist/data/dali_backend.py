@@ -32,7 +32,8 @@ class DaliLoader:
         self.feed, self.plan = feed, plan
         # no_copy: DALI reads our arrays until a batch is done, so the small ones must outlive the queue.
         self._alive: deque[HostBatch] = deque(maxlen=2 * prefetch + 4)
-        self._pipeline = _build(feed, self._host_batch, batch_size, device, threads, prefetch, dtype)
+        self._step = -1
+        self._pipeline = _build(feed, (self._pixels, self._drawn), batch_size, device, threads, prefetch, dtype)
         self._on_gpu = device.type == "cuda"
 
     def __iter__(self) -> Iterator[Batch]:
@@ -54,16 +55,26 @@ class DaliLoader:
         for _, done in in_use:  # a validation pass ends here
             done.synchronize()
 
-    def _host_batch(self, info) -> tuple:
+    def _host_batch(self, info) -> HostBatch:
+        """Of one step; asked for twice, as the pixels may lie elsewhere than the rest."""
         step = info.iteration if self.plan.num_batches is None else info.iteration % self.plan.num_batches
-        host = self.feed.batch(self.plan.positions(step))
-        self._alive.append(host)
+        if self._step != info.iteration:
+            self._step = info.iteration
+            self._alive.append(self.feed.batch(self.plan.positions(step)))
+        return self._alive[-1]
+
+    def _pixels(self, info) -> tuple:
+        host = self._host_batch(info)
+        return host.slabs, host.labels
+
+    def _drawn(self, info) -> tuple:
+        host = self._host_batch(info)
         p = host.params
-        drawn = (p.blur, p.linear.astype(np.uint8), p.gain, p.bias, p.gamma, p.noise_sd)
-        return host.slabs, host.labels, list(p.matrix), *drawn, host.normals, host.identity
+        steps = (p.blur, p.linear.astype(np.uint8), p.gain, p.bias, p.gamma, p.noise_sd)
+        return list(p.matrix), *steps, host.normals, host.identity
 
 
-def _build(feed: Feed, source, batch_size: int, device: torch.device, threads: int, prefetch: int, dtype: torch.dtype):
+def _build(feed: Feed, sources, batch_size: int, device: torch.device, threads: int, prefetch: int, dtype: torch.dtype):
     try:
         from nvidia.dali import fn, math, pipeline_def, types
     except ImportError as error:
@@ -86,15 +97,24 @@ def _build(feed: Feed, source, batch_size: int, device: torch.device, threads: i
         enable_conditionals=True,
     )
     def graph():
-        slab, label, matrix, blur, linear, gain, bias, gamma, noise_sd, normals, identity = fn.external_source(
-            source=source,
-            num_outputs=11,
-            batch=True,
-            batch_info=True,
-            no_copy=True,  # copying mapped views blocked the training thread for 48 ms a batch of 128, this 2-7 ms
-            dtype=[*[types.UINT8] * 2, *[types.FLOAT] * 2, types.UINT8, *[types.FLOAT] * 5, types.INT32],
-            ndim=[4, 3, 2, *[0] * 6, 3, 1],
-            layout=["FHWC", "HWC", *[""] * 7, "CHW", ""],
+        # no_copy: copying mapped views blocked the training thread for 48 ms a batch of 128, this 2-7 ms
+        common = {"batch": True, "batch_info": True, "no_copy": True}
+        slab, label = fn.external_source(
+            source=sources[0],
+            num_outputs=2,
+            device="cpu" if feed.pixels.device.type == "cpu" else "gpu",
+            dtype=types.UINT8,
+            ndim=[4, 3],
+            layout=["FHWC", "HWC"],
+            **common,
+        )
+        matrix, blur, linear, gain, bias, gamma, noise_sd, normals, identity = fn.external_source(
+            source=sources[1],
+            num_outputs=9,
+            dtype=[*[types.FLOAT] * 2, types.UINT8, *[types.FLOAT] * 5, types.INT32],
+            ndim=[2, *[0] * 6, 3, 1],
+            layout=[*[""] * 7, "CHW", ""],
+            **common,
         )
         if on == "gpu":
             slab, label, normals, identity = slab.gpu(), label.gpu(), normals.gpu(), identity.gpu()

@@ -7,16 +7,17 @@ import numpy as np
 
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment
+from kits_dist.data.pixels import Mapped, Resident
 from kits_dist.data.sampler import Group, TrainOrder
 from kits_dist.data.store import PLANES, Normalization, Store
-from kits_dist.errors import InputError, JobFailed
+from kits_dist.errors import InputError
 
 
 class HostBatch(NamedTuple):
     """B samples before any pixel is touched. Slices differ in size from case to case."""
 
-    slabs: list[np.ndarray]  # B times (F, H, W, 1) uint8, F = 1 + 2 * context
-    labels: list[np.ndarray]  # B times (H, W, 1) uint8
+    slabs: list  # B times (F, H, W, 1) uint8, F = 1 + 2 * context; arrays, or tensors in a GPU's memory
+    labels: list  # B times (H, W, 1) uint8
     params: augment.Params
     normals: list[np.ndarray]  # B times (F, h, w) float32 of the noise bank; empty where no noise was drawn
     identity: np.ndarray  # (B, 3) int32: case, slice index, plane
@@ -36,9 +37,12 @@ class Feed:
         changes: AugmentConfig | None,
         seed: int,
         norm: Normalization,
+        pixels: Mapped | Resident | None = None,
     ):
-        """rows: (n,) rows of store.slices. changes: None takes rows in order, unaugmented (validation)."""
+        """rows: (n,) rows of store.slices. changes: None takes rows in order, unaugmented (validation). pixels: where
+        the slices lie; None: in the store's mapped files."""
         self.store, self.rows, self.data, self.changes, self.seed, self.norm = store, rows, data, changes, seed, norm
+        self.pixels = pixels or Mapped(store, data.context)
         self.order = TrainOrder(_groups(store, rows, data), seed) if changes else None
         self.framing = augment.Framing(data.size_px, data.pixel_mm)
         self._views = {(i, p): case.view(p) for i, case in enumerate(store.cases) for p in store.planes}
@@ -51,10 +55,7 @@ class Feed:
         table = self.store.slices
         case, index, plane = table.case[rows], table.index[rows], table.plane[rows]
         stacks = [(c, _PLANE_NAMES[p]) for c, p in zip(case.tolist(), plane.tolist(), strict=True)]
-        try:
-            self.store.check_files(set(stacks))
-        except InputError as error:
-            raise JobFailed(f"the store changed while it was read: {error} Then go on with resume=auto") from error
+        self.pixels.check(set(stacks))
         views = [self._views[stack] for stack in stacks]
         if self.changes:
             u = augment.uniforms(self.seed, rounds, rows)
@@ -62,11 +63,8 @@ class Feed:
             params = augment.draw(self.changes, self.framing, views, self.store.window, u, offsets)
         else:
             params = augment.centred(self.framing, views)
-        slabs = [
-            slab_of(self.store.image(*stack), i, self.data.context)[..., None]
-            for stack, i in zip(stacks, index, strict=True)
-        ]
-        labels = [self.store.label(*stack)[i][..., None] for stack, i in zip(stacks, index, strict=True)]
+        slabs = [self.pixels.slab(stack, i) for stack, i in zip(stacks, index.tolist(), strict=True)]
+        labels = [self.pixels.label(stack, i) for stack, i in zip(stacks, index.tolist(), strict=True)]
         identity = np.stack([case, index, plane], axis=1).astype(np.int32)
         return HostBatch(slabs, labels, params, self._normals(params), identity)
 
@@ -90,14 +88,6 @@ class Plan(NamedTuple):
 
     positions: Callable[[int], np.ndarray]
     num_batches: int | None  # None: endless
-
-
-def slab_of(volume: np.ndarray, index: int, context: int) -> np.ndarray:
-    """(N, H, W) -> (1 + 2 * context, H, W) around `index`; a view, except where end slices repeat beyond the volume."""
-    low, high = index - context, index + context + 1
-    if low >= 0 and high <= len(volume):
-        return volume[low:high]
-    return volume[np.clip(np.arange(low, high), 0, len(volume) - 1)]
 
 
 def _groups(store: Store, rows: np.ndarray, data: DataConfig) -> list[Group]:

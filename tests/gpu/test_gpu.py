@@ -1,5 +1,7 @@
 """What only a GPU can show: DALI's kernels against the NumPy meaning, its buffers under load, steps that never wait."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,15 @@ def test_dali_on_the_gpu_makes_the_pixels_that_augment_defines(phantoms, device,
         assert hu.max() < 2, pair
         # labels differ only where the source point lies within float32 of the border between two pixels
         assert np.mean([difference.label_share for difference in found[pair]]) < 1e-3, pair
+
+
+@pytest.mark.parametrize("context", [0, 1])
+def test_slices_held_in_gpu_memory_give_the_same_batches(phantoms, device, context):
+    shard = Shard(0, 1, 1, device, torch.float32)
+    mapped, held = (replace(_data(phantoms), residency=where, context=context) for where in ("mmap", "gpu"))
+    a, b = (build_train_loader(phantoms, data, agreement.DRAWN, 0, shard)[0] for data in (mapped, held))
+    for _, one, other in zip(range(20), a, b, strict=False):
+        assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
 
 
 def test_half_precision_images_are_the_rounded_ones(phantoms, device):

@@ -1,0 +1,110 @@
+"""Where the slices of a loader's samples lie: in mapped files, or in a GPU's memory for the whole training."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kits_dist.config import DataConfig
+from kits_dist.data.store import PLANES, Store
+from kits_dist.errors import InputError, JobFailed
+
+Stack = tuple[int, str]  # case, plane
+AUTO_SHARE = 0.5  # of the free GPU memory, which data.residency=auto may take: the network needs the rest
+
+
+class Mapped:
+    """Views of the store's mapped files: nothing is read before it is used."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, store: Store, context: int):
+        self.store, self.context = store, context
+
+    def check(self, stacks: set[Stack]) -> None:
+        """Raises JobFailed when one of their files was cut or removed meanwhile."""
+        try:
+            self.store.check_files(stacks)
+        except InputError as error:
+            raise JobFailed(f"the store changed while it was read: {error} Then go on with resume=auto") from error
+
+    def slab(self, stack: Stack, index: int) -> np.ndarray:
+        """(F, H, W, 1) uint8 around slice `index`, F = 1 + 2 * context."""
+        return slab_of(self.store.image(*stack), index, self.context)[..., None]
+
+    def label(self, stack: Stack, index: int) -> np.ndarray:
+        """(H, W, 1) uint8."""
+        return self.store.label(*stack)[index][..., None]
+
+
+class Resident:
+    """uint8 images and labels of the chosen slices in device memory, one tensor a stack; samples are views of them.
+
+    End slices are repeated `context` times when a stack is stored, so that every slab is a view: nothing is computed
+    here while DALI reads on a stream of its own.
+    """
+
+    def __init__(self, store: Store, rows: np.ndarray, context: int, device: torch.device):
+        self.device, self.context = device, context
+        self._stacks: dict[Stack, tuple[Tensor, Tensor, int]] = {}  # image with its neighbours, label, first slice
+        for stack, (first, last) in _ranges(store, rows).items():
+            image, label = store.image(*stack), store.label(*stack)
+            frames = np.clip(np.arange(first - context, last + context + 1), 0, len(image) - 1)
+            held = (image[frames], np.array(label[first : last + 1]))
+            self._stacks[stack] = (*(torch.from_numpy(array).to(device) for array in held), first)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # sync: DALI reads on another stream
+
+    @staticmethod
+    def bytes_needed(store: Store, rows: np.ndarray, context: int) -> int:
+        total = 0
+        for (case, plane), (first, last) in _ranges(store, rows).items():
+            _, height, width = store.cases[case].view(plane).shape
+            total += (2 * (last - first + 1) + 2 * context) * height * width
+        return total
+
+    def check(self, stacks: set[Stack]) -> None:
+        """No file is read any more."""
+
+    def slab(self, stack: Stack, index: int) -> Tensor:
+        """(F, H, W, 1) uint8 on the device, a view."""
+        image, _, first = self._stacks[stack]
+        return image[index - first : index - first + 1 + 2 * self.context].unsqueeze(-1)
+
+    def label(self, stack: Stack, index: int) -> Tensor:
+        """(H, W, 1) uint8 on the device, a view."""
+        _, label, first = self._stacks[stack]
+        return label[index - first].unsqueeze(-1)
+
+
+def choose(store: Store, rows: np.ndarray, data: DataConfig, device: torch.device) -> tuple[Mapped | Resident, str]:
+    """By data.residency, and a sentence on why. Raises InputError where it asks for what this machine has not."""
+    if data.residency == "mmap" or data.residency == "auto" and device.type != "cuda":
+        return Mapped(store, data.context), "mapped files"
+    if device.type != "cuda" or data.backend != "dali":
+        raise InputError("data.residency=gpu needs an NVIDIA GPU and data.backend=dali. Use data.residency=mmap")
+    needed, free = Resident.bytes_needed(store, rows, data.context), torch.cuda.mem_get_info(device)[0]
+    sizes = f"{needed / 1e9:.2f} GB for {len(rows)} slices, {free / 1e9:.2f} GB of GPU memory free"
+    if data.residency == "auto" and needed > AUTO_SHARE * free:
+        return Mapped(store, data.context), f"mapped files: {sizes}, the network needs the rest"
+    if needed > free:
+        raise InputError(f"data.residency=gpu: {sizes}. Use data.residency=mmap, or data.slices=kidney")
+    return Resident(store, rows, data.context, device), f"GPU memory: {sizes}"
+
+
+def slab_of(volume: np.ndarray, index: int, context: int) -> np.ndarray:
+    """(N, H, W) -> (1 + 2 * context, H, W) around `index`; a view, except where end slices repeat beyond the volume."""
+    low, high = index - context, index + context + 1
+    if low >= 0 and high <= len(volume):
+        return volume[low:high]
+    return volume[np.clip(np.arange(low, high), 0, len(volume) - 1)]
+
+
+def _ranges(store: Store, rows: np.ndarray) -> dict[Stack, tuple[int, int]]:
+    """{stack: (first, last) slice} that holds all of `rows`; what lies between two kidneys is held too."""
+    table = store.slices
+    found: dict[Stack, tuple[int, int]] = {}
+    for number, plane in enumerate(PLANES):
+        for case in np.unique(table.case[rows][table.plane[rows] == number]).tolist():
+            mine = table.index[rows][(table.plane[rows] == number) & (table.case[rows] == case)]
+            found[case, plane] = int(mine.min()), int(mine.max())
+    return found
