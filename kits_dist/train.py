@@ -258,7 +258,8 @@ def _introduction(env: dict, runtime: Runtime, config: Config, feed: Feed, train
     where = f"{env['gpus']} x {env['gpu']}" if env["gpu"] else f"CPU ({env['cpu_cores']} cores)"
     yield f"commit {env['commit']}{' (dirty)' if env['dirty'] else ''}, torch {env['torch']}, {where}"
     yield f"{world} processes x batch {batch} x accumulate {accumulate} = {world * batch * accumulate} a step"
-    yield f"precision {runtime.precision.mode}: {runtime.precision.reason}; data backend {config.data.backend}"
+    yield f"precision {runtime.precision.mode}: {runtime.precision.reason}"
+    yield f"data backend {config.data.backend}, slices from {feed.pixels.about}"
     yield (
         f"data: {feed.store.meta['data']}; {len(feed.rows)} training slices of {len(train_cases)} cases, "
         f"{len(val_cases)} validation cases; {config.optim.epochs} epochs = {steps} steps"

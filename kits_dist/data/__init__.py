@@ -31,7 +31,7 @@ def build_train_loader(
             f"data.batch_size={data.batch_size} on {shard.world} processes is larger than the {len(rows)} training "
             f"slices. " + (f"Use {most} or less, or fewer processes." if most else "Use fewer processes.")
         )
-    pixels, _ = choose(store, rows, data, shard.device)
+    pixels = choose(store, rows, data, shard.device)
     feed = Feed(store, rows, data, augment, seed, store.normalization(data.fold), pixels)
     plan = Plan(lambda step: train_positions(step, data.batch_size, shard.rank, shard.world, start), None)
     return _build(feed, plan, data, shard, data.backend), feed

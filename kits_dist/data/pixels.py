@@ -17,8 +17,9 @@ class Mapped:
 
     device = torch.device("cpu")
 
-    def __init__(self, store: Store, context: int):
-        self.store, self.context = store, context
+    def __init__(self, store: Store, context: int, about: str = "mapped files"):
+        """about: for the log."""
+        self.store, self.context, self.about = store, context, about
 
     def check(self, stacks: set[Stack]) -> None:
         """Raises JobFailed when one of their files was cut or removed meanwhile."""
@@ -43,8 +44,8 @@ class Resident:
     here while DALI reads on a stream of its own.
     """
 
-    def __init__(self, store: Store, rows: np.ndarray, context: int, device: torch.device):
-        self.device, self.context = device, context
+    def __init__(self, store: Store, rows: np.ndarray, context: int, device: torch.device, about: str = ""):
+        self.device, self.context, self.about = device, context, about
         self._stacks: dict[Stack, tuple[Tensor, Tensor, int]] = {}  # image with its neighbours, label, first slice
         for stack, (first, last) in _ranges(store, rows).items():
             image, label = store.image(*stack), store.label(*stack)
@@ -76,19 +77,19 @@ class Resident:
         return label[index - first].unsqueeze(-1)
 
 
-def choose(store: Store, rows: np.ndarray, data: DataConfig, device: torch.device) -> tuple[Mapped | Resident, str]:
-    """By data.residency, and a sentence on why. Raises InputError where it asks for what this machine has not."""
+def choose(store: Store, rows: np.ndarray, data: DataConfig, device: torch.device) -> Mapped | Resident:
+    """By data.residency. Raises InputError where it asks for what this machine has not."""
     if data.residency == "mmap" or data.residency == "auto" and device.type != "cuda":
-        return Mapped(store, data.context), "mapped files"
+        return Mapped(store, data.context)
     if device.type != "cuda" or data.backend != "dali":
         raise InputError("data.residency=gpu needs an NVIDIA GPU and data.backend=dali. Use data.residency=mmap")
     needed, free = Resident.bytes_needed(store, rows, data.context), torch.cuda.mem_get_info(device)[0]
     sizes = f"{needed / 1e9:.2f} GB for {len(rows)} slices, {free / 1e9:.2f} GB of GPU memory free"
     if data.residency == "auto" and needed > AUTO_SHARE * free:
-        return Mapped(store, data.context), f"mapped files: {sizes}, the network needs the rest"
+        return Mapped(store, data.context, f"mapped files ({sizes}, and the network needs the rest)")
     if needed > free:
         raise InputError(f"data.residency=gpu: {sizes}. Use data.residency=mmap, or data.slices=kidney")
-    return Resident(store, rows, data.context, device), f"GPU memory: {sizes}"
+    return Resident(store, rows, data.context, device, f"GPU memory ({sizes})")
 
 
 def slab_of(volume: np.ndarray, index: int, context: int) -> np.ndarray:
