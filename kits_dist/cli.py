@@ -11,7 +11,7 @@ Every program is a dataclass of its arguments and a function:
     if __name__ == "__main__":
         cli.run(main, Args)
 
-Exit codes: 0 done; 1 the job ran and failed; 2 a wrong argument, key, folder or file.
+Exit codes: 0 done; 1 the job ran and failed; 2 a wrong argument, key, folder or file; 75 stopped and saved, to go on.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from kits_dist.errors import InputError, JobFailed, MissingInput
+from kits_dist.errors import InputError, JobFailed, MissingInput, Preempted
 
 T = TypeVar("T")
 
@@ -53,6 +53,8 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
         _leave(f"{program}: {error}", 2)
     except JobFailed as error:
         _leave(f"{program}: {error}", 1)
+    except Preempted as error:
+        _leave(f"{program}: {error}", 75)
     except OSError as error:
         if error.errno in _NAME_ANOTHER:
             where = f"{error.strerror}: {error.filename}"

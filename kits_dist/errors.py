@@ -17,3 +17,7 @@ class MissingPackage(InputError, ImportError):
 
 class JobFailed(RuntimeError):
     """The job ran and something in it failed, e.g. one bad case among good ones. Exit code 1."""
+
+
+class Preempted(RuntimeError):
+    """Asked to stop, everything is saved; the same command with resume=auto goes on. Exit code 75 (EX_TEMPFAIL)."""

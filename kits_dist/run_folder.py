@@ -11,6 +11,8 @@ from kits_dist.config import Config, as_plain, save_config
 from kits_dist.data.store import Store
 from kits_dist.errors import InputError
 
+REQUEUE = "requeue"  # left by a run that was asked to stop
+
 
 class Progress(NamedTuple):
     """All that a run must remember beside weights and optimiser: batches are a pure function of `position`."""
@@ -79,6 +81,7 @@ def open_run(config: Config, store: Store) -> Opened:
 def write_about(config: Config, store: Store, environment: dict) -> None:
     """config.yaml and environment.json of a run that begins or goes on."""
     run = Path(config.run)
+    (run / REQUEUE).unlink(missing_ok=True)
     save_config(config, run / "config.yaml")
     files.write_json(
         run / "environment.json",

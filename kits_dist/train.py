@@ -23,16 +23,17 @@ from kits_dist.data import augment, build_train_loader, build_val_loader
 from kits_dist.data.feed import Feed
 from kits_dist.data.store import PLANES, Store
 from kits_dist.drawing import Tile, panel
-from kits_dist.errors import JobFailed
+from kits_dist.errors import JobFailed, Preempted
 from kits_dist.inference import denormalized, region_probabilities
 from kits_dist.labels import regions_to_labels
 from kits_dist.losses import RegionLoss
 from kits_dist.models import build_model
 from kits_dist.parallel import progress_bar
-from kits_dist.run_folder import Progress, export_best, open_run, write_about
+from kits_dist.run_folder import REQUEUE, Progress, export_best, open_run, write_about
 from kits_dist.runtime import Runtime, environment, start
 from kits_dist.schedule import lr_at
 from kits_dist.scoring import Validation, broadcast_buffers, score
+from kits_dist.signals import StopRequest
 from kits_dist.tracking import Pace, Tracker
 
 
@@ -93,6 +94,7 @@ def train(config: Config) -> None:
     stops = Stops(config, store, val_cases, val_loader, val_feed, plain_model, plain_optimizer, loss_fn, runtime)
 
     # loop
+    request = StopRequest(shard.world)
     pace = Pace(accelerator.device)
     loss_sum, loss_steps = torch.zeros((), device=accelerator.device), 0
     stream = iter(batches)
@@ -127,7 +129,8 @@ def train(config: Config) -> None:
             step = progress.step
             bar.update(global_batch)
             epoch_done = progress.position // num_samples > epoch
-            saving = config.train.save_every_steps and step % config.train.save_every_steps == 0
+            stopping = request.agreed()
+            saving = stopping or config.train.save_every_steps and step % config.train.save_every_steps == 0
 
             if logging or epoch_done or saving:  # before anything is saved: a checkpoint never holds a spoilt network
                 mean_loss = accelerator.reduce(loss_sum / loss_steps, "mean").item()  # sync
@@ -162,9 +165,15 @@ def train(config: Config) -> None:
                     bar.write(f"epoch {epoch + 1}: val loss {validation.loss:.4f}  dice_grid {dice}{best}")
             elif saving:
                 stops.save(progress, False)
+            if stopping:
+                break
             if epoch_done or saving:
                 pace.resume()
+    request.close()
     tracker.close()
+    if not finished(progress, num_samples, config.optim):
+        stops.ask_for_more()
+        raise Preempted(f"stopped as asked, saved at step {progress.step}. The same command with resume=auto goes on.")
     accelerator.print(
         f"finished: {finished(progress, num_samples, config.optim)}; best epoch {progress.best_epoch + 1}; "
         f"run: {config.run}"
@@ -228,6 +237,12 @@ class Stops:
             )
             if best:
                 export_best(self.config, self.store, progress.step, self.model)
+        self.accelerator.wait_for_everyone()
+
+    def ask_for_more(self) -> None:
+        """RUN/requeue: no exit code survives a launcher, so a scheduler looks for this file."""
+        if self.accelerator.is_main_process:
+            files.write_bytes(Path(self.config.run) / REQUEUE, b"start the same command again with resume=auto\n")
         self.accelerator.wait_for_everyone()
 
     def panel(self) -> np.ndarray:

@@ -1,0 +1,112 @@
+"""Asked to stop, every rank stops at the same step, saved; with resume=auto the run goes on as if nothing had been."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from tests.test_end_to_end import LAUNCH, ROOT, SMALL
+
+ARGUMENTS = [
+    *SMALL,
+    "optim.epochs=40",
+    "optim.patience=0",
+    "train.deterministic=true",
+    "log.images=0",
+    "log.every_steps=1",
+]
+
+
+def begin(store, run, log, launcher, *more) -> subprocess.Popen:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    command = [*launcher, "-m", "kits_dist.train", f"data.store={store.path}", f"run={run}", *ARGUMENTS, *more]
+    with open(log, "w") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, env=environment)
+
+
+def until(condition, process, log, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
+def lines(run) -> int:
+    path = run / "log.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def ranks(process) -> list[int]:
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+        return [int(child) for child in file.read().split()]
+
+
+def alive(pids) -> list[int]:
+    return [
+        pid for pid in pids if os.path.exists(f"/proc/{pid}") and "Z" not in open(f"/proc/{pid}/stat").read().split()[2]
+    ]
+
+
+def weights(run):
+    return load_file(run / "checkpoint" / "last" / "model.safetensors")
+
+
+def test_one_process_saves_within_an_epoch_and_leaves_with_75(store, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    process = begin(store, run, log, [sys.executable])
+    until(lambda: lines(run) > 12, process, log)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert (run / "requeue").is_file() and "stopped as asked, saved at step" in log.read_text()
+    again = begin(store, run, log, [sys.executable], "resume=auto", "optim.epochs=9")
+    assert again.wait(200) == 0 and "continuing from step_" in log.read_text()
+    assert not (run / "requeue").exists()
+    whole = begin(store, tmp_path / "whole", log, [sys.executable], "optim.epochs=9")
+    assert whole.wait(200) == 0
+    a, b = weights(run), weights(tmp_path / "whole")
+    assert all(np.array_equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGKILL], ids=lambda n: n.name
+)
+def test_a_signal_to_the_launcher_of_two(store, tmp_path, number):
+    """USR1 and KILL end the launcher at once; its ranks notice, save and go."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    process = begin(store, run, log, LAUNCH)
+    until(lambda: lines(run) > 12, process, log)
+    both = ranks(process)
+    assert len(both) == 2
+    process.send_signal(number)
+    assert process.wait(60) != 0
+    deadline = time.monotonic() + 60
+    while alive(both) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(both), "a rank was left behind"
+    assert (run / "requeue").is_file(), log.read_text()
+    again = begin(store, run, log, LAUNCH, "resume=auto", "optim.epochs=9")
+    assert again.wait(200) == 0 and "continuing from step_" in log.read_text()
+    whole = begin(store, tmp_path / "whole", log, LAUNCH, "optim.epochs=9")
+    assert whole.wait(200) == 0
+    a, b = weights(run), weights(tmp_path / "whole")
+    assert all(np.array_equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_others_and_relaunching_goes_on(store, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    process = begin(store, run, log, LAUNCH, "train.save_every_steps=5")
+    until(lambda: lines(run) > 12, process, log)
+    both = ranks(process)
+    os.kill(both[1], signal.SIGKILL)
+    assert process.wait(90) != 0
+    assert not alive(both)
+    again = begin(store, run, log, LAUNCH, "resume=auto", "optim.epochs=9", "train.save_every_steps=5")
+    assert again.wait(200) == 0 and "continuing from step_" in log.read_text()
