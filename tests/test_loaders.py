@@ -231,7 +231,7 @@ def dots(tmp_path_factory):
 
 @pytest.mark.parametrize("pixel_mm", [None, 0.9])
 def test_image_and_label_stay_together(dots, backend, pixel_mm):
-    """Centroids of what is bright and what is labelled, under drawn geometry: within 0.1 px where the slice is turned by
+    """Centroids of what is bright and what is labelled under drawn geometry: within 0.1 px where the slice is turned by
     5 degrees or more. Below, a whole label moves with its nearest pixels, by up to half a pixel, but without bias.
     """
     config = data(dots, backend, size_px=(352, 352), pixel_mm=pixel_mm, batch_size=6)
