@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.test_end_to_end import LAUNCH, ROOT, SMALL
 
+pytestmark = pytest.mark.slow  # several launches each
 ARGUMENTS = [
     *SMALL,
     "optim.epochs=40",
@@ -73,7 +74,6 @@ def test_one_process_saves_within_an_epoch_and_leaves_with_75(store, tmp_path):
     assert all(np.array_equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGKILL], ids=lambda n: n.name
 )
@@ -99,7 +99,6 @@ def test_a_signal_to_the_launcher_of_two(store, tmp_path, number):
     assert all(np.array_equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_others_and_relaunching_goes_on(store, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     process = begin(store, run, log, LAUNCH, "train.save_every_steps=5")
