@@ -56,9 +56,23 @@ def find(root: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, damaged
 
 
+def at(folder: Path) -> Checkpoint | None:
+    """The checkpoint of one folder or link; None when it is not there or not whole."""
+    try:
+        return Checkpoint(folder, _verified(folder)["state"])
+    except InputError:
+        return None
+
+
+def restore_weights(found: Checkpoint, model: nn.Module) -> None:
+    """Into the unwrapped model, in place. Raises InputError when they are of another model."""
+    path = found.folder / "model.safetensors"
+    load_weights(model, _read_tensors(path), path)
+
+
 def restore(found: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Load into the unwrapped model and its optimiser, in place. Raises InputError when they are of another model."""
-    load_weights(model, _read_tensors(found.folder / "model.safetensors"), found.folder / "model.safetensors")
+    restore_weights(found, model)
     groups = json.loads((found.folder / "state.json").read_text())["optimizer"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     tensors = _read_tensors(found.folder / "optimizer.safetensors")

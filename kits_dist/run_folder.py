@@ -1,5 +1,6 @@
 """One run's folder: what it holds, where it stands, and that no other run is ever mixed into it."""
 
+import copy
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -61,8 +62,7 @@ def open_run(config: Config, store: Store) -> Opened:
         raise InputError(f"run={run} already holds a run. Continue it with resume=auto, or name another folder.")
     if changed := _changes(as_plain(cli.load(Config, [f"config={written}"])), as_plain(config)):
         raise InputError(f"run={run} was made with another configuration ({'; '.join(changed)}). Name another folder.")
-    environment_file = run / "environment.json"
-    if environment_file.is_file() and json.loads(environment_file.read_text())["store_sha256"] != store.fingerprint():
+    if _trained_on(run / "environment.json") not in (None, store.fingerprint()):
         raise InputError(
             f"data.store={config.data.store} is not the store that run={run} was trained on: its cases, window or "
             f"splits differ, and test cases could be trained on. Use that store, or name another run folder."
@@ -73,8 +73,8 @@ def open_run(config: Config, store: Store) -> Opened:
         f"continuing from {found.folder.name}" if found else "no whole checkpoint found, starting from the beginning"
     )
     try:
-        return Opened(Progress(**found.state) if found else Progress(), found, notes)
-    except TypeError as error:
+        return Opened(Progress(**found.state["progress"]) if found else Progress(), found, notes)
+    except (TypeError, KeyError) as error:
         raise InputError(f"{found.folder} was written by another version of kits_dist ({error}).") from error
 
 
@@ -101,6 +101,34 @@ def export_best(config: Config, store: Store, step: int, model: nn.Module) -> No
         "step": step,
     }
     checkpoint.export(Path(config.run) / "model.safetensors", model, about)
+
+
+def mend_export(config: Config, store: Store, model: nn.Module) -> None:
+    """Write model.safetensors again where a kill came between the best checkpoint and it, or it was lost."""
+    run = Path(config.run)
+    best = checkpoint.at(run / "checkpoint" / "best")
+    if best is None:
+        return
+    try:
+        exported = checkpoint.read_export(run / "model.safetensors")[1]["step"]
+    except (InputError, KeyError):
+        exported = None
+    if exported != best.state["progress"]["step"]:
+        weights = copy.deepcopy(model)
+        checkpoint.restore_weights(best, weights)
+        export_best(config, store, best.state["progress"]["step"], weights)
+
+
+def _trained_on(path: Path) -> str | None:
+    """Fingerprint of the store that a run was trained on; None before it was written. Raises InputError if damaged."""
+    try:
+        return json.loads(path.read_text())["store_sha256"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}), so the store that the run was trained on is not known. Name another folder."
+        ) from error
 
 
 def _changes(before: dict, now: dict) -> list[str]:

@@ -29,7 +29,7 @@ from kits_dist.labels import regions_to_labels
 from kits_dist.losses import RegionLoss
 from kits_dist.models import build_model
 from kits_dist.parallel import progress_bar
-from kits_dist.run_folder import REQUEUE, Progress, export_best, open_run, write_about
+from kits_dist.run_folder import REQUEUE, Progress, export_best, mend_export, open_run, write_about
 from kits_dist.runtime import Runtime, environment, start
 from kits_dist.schedule import lr_at
 from kits_dist.scoring import Validation, broadcast_buffers, score
@@ -79,10 +79,13 @@ def train(config: Config) -> None:
     if config.train.compile:
         model = torch.compile(model)
     model, optimizer = accelerator.prepare(model, optimizer)
+    if found and accelerator.scaler and found.state["scaler"]:  # fp16
+        accelerator.scaler.load_state_dict(found.state["scaler"])
     accelerator.wait_for_everyone()  # no rank may write before every rank has read
     if accelerator.is_main_process:
         about = environment()
         write_about(config, store, about)
+        mend_export(config, store, plain_model)
         for line in _introduction(about, runtime, config, feed, train_cases, val_cases, total_steps):
             print(line)
         print(*notes, sep="\n", end="\n" if notes else "")
@@ -225,13 +228,14 @@ class Stops:
 
     def save(self, progress: Progress, best: bool) -> None:
         broadcast_buffers(self.model, self.accelerator)
+        scaler = self.accelerator.scaler
         if self.accelerator.is_main_process:
             checkpoint.save(
                 Path(self.config.run) / "checkpoint",
                 progress.step,
                 self.model,
                 self.optimizer,
-                progress._asdict(),
+                {"progress": progress._asdict(), "scaler": scaler.state_dict() if scaler else None},
                 best=best,
                 keep=self.config.train.keep,
             )

@@ -185,8 +185,12 @@ def test_resumed_training_is_bit_equal_to_uninterrupted(store, tmp_path):
     assert f"continuing from {last.name}" in done.stdout
     a, b = (load_file(folder / "checkpoint" / "last" / "model.safetensors") for folder in (whole, parts))
     assert a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+    exported = parts / "model.safetensors"
+    kept = exported.read_bytes()
+    exported.write_bytes(kept[:-9])  # as a kill between checkpoint and export would leave another, or none
     again = train(store, parts, "optim.epochs=4", "train.deterministic=true", "log.images=0", "resume=auto")
     assert "already finished (4 epochs done)" in again.stdout
+    assert exported.read_bytes() == kept
 
 
 def test_saved_and_killed_within_an_epoch_it_goes_on_where_it_was(store, tmp_path):
@@ -238,6 +242,12 @@ def test_two_runs_are_never_mixed_in_one_folder(store, trained, tmp_path):
         training.main(cli.load(Config, [f"data.store={other}", f"run={folder}", *SMALL, "resume=auto"]))
     with pytest.raises(InputError, match=r"optim.name: adam there, sgd asked"):
         training.main(cli.load(Config, [*arguments, "resume=auto", "optim.name=sgd"]))
+    about = folder / "environment.json"
+    kept = about.read_text()
+    about.write_text(kept[:20])
+    with pytest.raises(InputError, match="environment.json cannot be read .*Name another folder"):
+        training.main(cli.load(Config, [*arguments, "resume=auto"]))
+    about.write_text(kept)
     with pytest.raises(InputError, match="is a file"):
         training.main(cli.load(Config, [f"data.store={store.path}", f"run={folder / 'log.jsonl'}"]))
 
