@@ -127,7 +127,7 @@ def _trained_on(path: Path) -> str | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} cannot be read ({error}), so the store that the run was trained on is not known. Name another folder."
+            f"{path} cannot be read ({error}): the store that the run was trained on is not known. Name another folder."
         ) from error
 
 
