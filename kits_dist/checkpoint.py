@@ -4,6 +4,7 @@ RUN/checkpoint/step_00001234/{model.safetensors, optimizer.safetensors, state.js
 folders, swapped in one step. state.json holds the sha256 of the other two, so a damaged checkpoint is seen, not loaded.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -84,7 +85,8 @@ def restore(found: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimize
 
 def export(path: Path, model: nn.Module, about: dict) -> None:
     """Weights for prediction, in one file that says what they expect (`about`: configuration, window, mean and sd)."""
-    _write_tensors(path, model.state_dict(), {"kits_dist": json.dumps(about)})
+    weights = model.state_dict()
+    _write_tensors(path, weights, {"kits_dist": json.dumps(about | {"weights_sha256": _digest(weights)})})
 
 
 def read_export(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -96,9 +98,22 @@ def read_export(path: Path) -> tuple[dict[str, Tensor], dict]:
     weights = _read_tensors(path)
     try:
         with safe_open(path, "pt") as opened:
-            return weights, json.loads((opened.metadata() or {})["kits_dist"])
-    except (KeyError, ValueError) as error:
+            about = json.loads((opened.metadata() or {})["kits_dist"])
+        expected = about.pop("weights_sha256")
+    except (KeyError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: not weights exported by kits_dist (no {error}).") from error
+    if _digest(weights) != expected:
+        raise InputError(f"{path} is damaged (its weights' sha256 differs from what was written). Copy it again.")
+    return weights, about
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """sha256 over names and values, whatever their order in memory."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(name.encode())
+        total.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], origin: Path) -> None:
@@ -111,8 +126,8 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], origin: Path) -> No
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a safetensors file ({error}).") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a safetensors file, or not readable ({error}).") from error
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -124,11 +139,13 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, s
 def _verified(folder: Path) -> dict:
     try:
         content = json.loads((folder / "state.json").read_text())
+        if not {"state", "optimizer"} <= content.keys():
+            raise InputError(f"{folder} is no whole checkpoint (state.json lacks its state).")
         for name, expected in content["sha256"].items():
             if files.sha256(folder / name) != expected:
                 raise InputError(f"{folder / name} is damaged (its sha256 differs from state.json's).")
         return content
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{folder} is no whole checkpoint ({error}).") from error

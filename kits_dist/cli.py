@@ -84,6 +84,9 @@ def load(schema: type[T], argv: list[str]) -> T:
         if key != "config" or has_config_key:
             meaning = _flat(schema).get(key, ("", "", ""))[2]
             config = _merge(config, _nested(key, _value(schema, key, value)), f"{key}={value}", meaning)
+    for key, (_, default, meaning) in _flat(schema).items():
+        if default == MISSING and OmegaConf.select(config, key, throw_on_missing=False) == "":
+            raise InputError(f"{key}= is empty: {meaning}.")
     try:
         return OmegaConf.to_object(config)
     except MissingMandatoryValue as error:
@@ -174,8 +177,9 @@ def _value(schema: type, key: str, text: str) -> Any:
     if re.fullmatch(r"\d+(x\d+)+", text):
         return [int(n) for n in text.split("x")]
     members = get_args(kind) if get_origin(kind) is tuple else ()
-    if members == (str, ...) and not text.startswith("["):
-        return [text]
+    if members == (str, ...):  # as text: a case may be called 001
+        inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        return [part.strip().strip("'\"") for part in inner.split(",")] if inner.strip() else []
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

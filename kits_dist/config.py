@@ -189,7 +189,6 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        _require(bool(self.run), "run= is empty. Name the folder that this run is to make.")
         weights = self.optim.pos_weight
         _require(
             weights is None or len(weights) == len(self.model.regions),

@@ -55,7 +55,7 @@ def main(args: Args) -> None:
 def _evaluate_run(args: Args) -> None:
     predictor = Predictor(args.run, args.batch_size)
     config: Config = predictor.config
-    store = Store(args.store, key="store") if args.store else Store(config.data.store)
+    store = Store(args.store, key="store") if args.store else Store(config.data.store, key="store")
     case_ids = store.splits.test if args.split == "test" else store.splits.select(config.data.fold)[1]
     if not case_ids:
         raise InputError(f"split={args.split}: this store has no such cases (it holds {len(store.cases)}).")
@@ -147,11 +147,10 @@ def _on_grid(predicted: Volume, truth: Volume, predicted_path: Path, truth_path:
 def _label_files(folder: Path, key: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise MissingInput(f"{key}={folder}: no such folder.")
-    loose = {
-        p.name.removesuffix(".gz").removesuffix(".nii"): p
-        for p in sorted(folder.iterdir())
-        if p.name.endswith((".nii", ".nii.gz"))
-    }
+    found = [p for p in sorted(folder.iterdir()) if p.name.endswith((".nii", ".nii.gz")) and not p.name.startswith(".")]
+    loose = {p.name.removesuffix(".gz").removesuffix(".nii"): p for p in found}
+    if len(loose) < len(found):
+        raise InputError(f"{key}={folder} holds files that differ only in .nii and .nii.gz. Keep one of each.")
     if loose:
         return loose
     found = {case.case_id: case.label for case in find_cases(folder).cases if case.label}

@@ -34,12 +34,13 @@ class Asked(NamedTuple):
 def asked(environ: Mapping[str, str] = os.environ, command: list[str] | None = None) -> Asked:
     """command: the launcher's own words; default: those of the parent process, if it is a launcher."""
     words = _parent_command() if command is None else command
-    flags = _flags(words) if any("accelerate" in word for word in words[:3]) else {}
-    accumulate = flags.get("gradient_accumulation_steps") or environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+    program = next((i for i, word in enumerate(words[:3]) if "accelerate" in word), None)
+    flags = {} if program is None else _flags(words[program + 1 :])
+    accumulate = flags.get("gradient_accumulation_steps") or environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "")
     dynamo = environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     return Asked(
         processes=int(flags["num_processes"]) if "num_processes" in flags else None,
-        accumulate=int(accumulate) if accumulate else None,
+        accumulate=int(accumulate) if accumulate.isdigit() else None,
         dynamo=dynamo if dynamo != "no" else None,
         engine=next((name for key, name in _OTHER_ENGINES.items() if environ.get(key, "").lower() == "true"), None),
     )

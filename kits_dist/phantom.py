@@ -55,7 +55,10 @@ def main(args: Args) -> None:
 def _claim(output: Path, mark: dict) -> None:
     """Make the folder ours. Raises InputError rather than writing over cases that are not these very ones."""
     written = output / MARKER
-    there = json.loads(written.read_text()) if written.is_file() else None
+    try:
+        there = json.loads(written.read_text()) if written.is_file() else None
+    except ValueError as error:
+        raise InputError(f"{written} is damaged ({error}). Name another folder.") from error
     if there != mark and any(output.glob("case_*")):
         what = f"phantoms made with {there}" if there else "cases that kits_dist.phantom did not make"
         raise InputError(f"output={output} holds {what}. Name another folder, or delete that one first.")

@@ -60,7 +60,7 @@ def _scans(source: Path) -> dict[str, Path | None]:
         raise MissingInput(f"input={source}: no such file or folder.")
     if (image := image_of(source)) is not None:
         return {source.name: image}
-    loose = sorted(p for p in source.iterdir() if p.name.endswith((".nii", ".nii.gz")))
+    loose = sorted(p for p in source.iterdir() if p.name.endswith((".nii", ".nii.gz")) and not p.name.startswith("."))
     if loose:
         named = {_stem(path): path for path in loose}
         if len(named) < len(loose):

@@ -42,6 +42,10 @@ class Args:
     def __post_init__(self) -> None:
         if not self.window_hu[0] < self.window_hu[1]:
             raise InputError(f"window_hu={list(self.window_hu)}: low must be below high. Example: window_hu=[0,200]")
+        if self.window_hu[1] - self.window_hu[0] > 1e5:
+            raise InputError(f"window_hu={list(self.window_hu)}: wider than any CT. Example: window_hu=[0,200]")
+        if self.seed < 0 or self.workers < 0:
+            raise InputError(f"seed={self.seed} and workers={self.workers} must be 0 or more.")
         if self.planes != tuple(p for p in store.PLANES if p in self.planes) or "axial" not in self.planes:
             known = ",".join(store.PLANES)
             raise InputError(
@@ -138,11 +142,12 @@ def _write_plane(root: Path, plane: str, case_id: str, levels: np.ndarray, label
         files.write_array(fresh / "image.npy", stack)
         files.write_array(fresh / "label.npy", labels)
         files.write_array(fresh / "slices.npy", counts.astype(np.int32))
-        return {f"{plane}/{case_id}/{name}": store.file_entry(fresh / name) for name in ("image.npy", "label.npy")}
+        names = ("image.npy", "label.npy", "slices.npy")
+        return {f"{plane}/{case_id}/{name}": store.file_entry(fresh / name) for name in names}
 
 
 def _source_files(case: CaseFiles) -> dict[str, str]:
-    paths = {kind: path for kind, path in (("image", case.image), ("label", case.label)) if path is not None}
+    paths = {kind: path for kind, path in (("image", case.image), ("label", case.label)) if path and path.is_file()}
     try:
         sums = {f"{kind}_sha256": files.sha256(path) for kind, path in paths.items()}
     except OSError as error:
@@ -151,13 +156,13 @@ def _source_files(case: CaseFiles) -> dict[str, str]:
 
 
 def _is_done(done: Path, root: Path, source: dict[str, str], window: Window, planes: tuple[str, ...]) -> bool:
-    """Whether this very source was prepared with this window and planes, and its files still have their sizes."""
+    """Whether this very source was prepared with this window and planes, and its files are still the ones written."""
     try:
         record = json.loads(done.read_text())
-        sizes = all((root / name).stat().st_size == entry["bytes"] for name, entry in record["files"].items())
+        whole = all(store.file_entry(root / name) == entry for name, entry in record["files"].items())
         same = (record["format"], record["window_hu"], record["planes"], record["case"]["source"])
-        return sizes and same == (store.FORMAT, list(window), list(planes), source)
-    except (OSError, ValueError, KeyError):
+        return whole and "findings" in record and same == (store.FORMAT, list(window), list(planes), source)
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -200,7 +205,8 @@ def _finish(root: Path, case_ids: list[str], args: Args, source: Source) -> None
                 str(fold): store.normalization_of([by_id[case] for case in splits.select(fold)[0]])._asdict()
                 for fold in folds
             },
-            "files": {name: entry for record in records for name, entry in record["files"].items()},
+            "files": {name: entry for record in records for name, entry in record["files"].items()}
+            | {name: store.file_entry(root / name) for name in store.TABLES},
             "versions": {"kits_dist": __version__, "numpy": np.__version__},
         },
     )

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from kits_dist import cli, files
 from kits_dist.cli import MISSING
 from kits_dist.errors import InputError, MissingInput
+from kits_dist.tracking import log_lines
 
 WORST = 5
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe-Ito
@@ -39,7 +40,12 @@ def main(args: Args) -> None:
     for path in sorted(run.glob("evaluation/*/summary.json")):
         split = path.parent.name
         evaluations[split] = _json(path)
-        worst[split] = _worst(path.parent / "cases.csv", list(evaluations[split]["regions"]))
+        try:
+            worst[split] = _worst(path.parent / "cases.csv", list(evaluations[split]["regions"]))
+        except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
+            raise InputError(
+                f"{path.parent}: damaged tables ({type(error).__name__}: {error}). Run evaluate again."
+            ) from error
         panel = path.parent / "panel.png"
         panels[split] = base64.b64encode(panel.read_bytes()).decode() if args.images and panel.is_file() else ""
     environment = _json(run / "environment.json")
@@ -54,7 +60,7 @@ def main(args: Args) -> None:
         panels=panels,
         charts=_charts(run / "log.jsonl"),
         environment=environment,
-        config=(run / "config.yaml").read_text(encoding="utf-8"),
+        config=(run / "config.yaml").read_text(encoding="utf-8", errors="replace"),
     )
     files.write_bytes(run / "report.html", text.encode())
     print(f"report: {run / 'report.html'}")
@@ -73,7 +79,7 @@ def _worst(path: Path, regions: list[str]) -> dict:
 
 def _charts(path: Path) -> list[Chart]:
     """Curves by optimiser step from log.jsonl."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    lines = log_lines(path)
 
     def series(key: str) -> list[tuple[float, float]]:
         return [(line["step"], line[key]) for line in lines if key in line]
@@ -119,7 +125,10 @@ def line_chart(curves: dict[str, list[tuple[float, float]]], width: int = 440, h
 
 def _json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+        return content
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}).") from error
 

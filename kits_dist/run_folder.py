@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,13 +57,20 @@ def open_run(config: Config, store: Store) -> Opened:
     """
     run = Path(config.run)
     written = run / "config.yaml"
+    if (run / "store.json").exists():
+        raise InputError(f"run={run} is a slice store. Name another folder.")
     if not written.exists():
+        if found := [name for name in ("checkpoint", "log.jsonl", "model.safetensors") if (run / name).exists()]:
+            raise InputError(
+                f"run={run} holds {found[0]} but no config.yaml, so its run is not known. Name another folder."
+            )
         return Opened(Progress(), None, ["nothing to resume, a new run"] if config.resume == "auto" else [])
     if config.resume == "none":
         raise InputError(f"run={run} already holds a run. Continue it with resume=auto, or name another folder.")
     if changed := _changes(as_plain(cli.load(Config, [f"config={written}"])), as_plain(config)):
         raise InputError(f"run={run} was made with another configuration ({'; '.join(changed)}). Name another folder.")
-    if _trained_on(run / "environment.json") not in (None, store.fingerprint()):
+    trained_on = _trained_on(run / "environment.json")
+    if trained_on is None and (run / "checkpoint").exists() or trained_on not in (None, store.fingerprint()):
         raise InputError(
             f"data.store={config.data.store} is not the store that run={run} was trained on: its cases, window or "
             f"splits differ, and test cases could be trained on. Use that store, or name another run folder."
@@ -82,7 +90,8 @@ def write_about(config: Config, store: Store, environment: dict) -> None:
     """config.yaml and environment.json of a run that begins or goes on."""
     run = Path(config.run)
     (run / REQUEUE).unlink(missing_ok=True)
-    save_config(config, run / "config.yaml")
+    found = replace(config, data=replace(config.data, store=str(Path(config.data.store).absolute())))
+    save_config(found, run / "config.yaml")
     files.write_json(
         run / "environment.json",
         environment | {"data": store.meta["data"], "store_sha256": store.fingerprint()},
@@ -93,7 +102,7 @@ def export_best(config: Config, store: Store, step: int, model: nn.Module) -> No
     """model.safetensors: the weights and all that prediction needs to know beside them."""
     trained_on = store.splits.select(config.data.fold)[0]
     about = {
-        "config": as_plain(config),
+        "config": as_plain(replace(config, data=replace(config.data, store=str(Path(config.data.store).absolute())))),
         "window_hu": list(store.window),
         "normalization": store.normalization(config.data.fold)._asdict(),
         "data": store.meta["data"],

@@ -97,6 +97,8 @@ def choose_precision(asked: str, launched: str) -> Precision:
             raise InputError(
                 f"train.precision={asked} but the launcher's mixed_precision={launched}. Change one of them."
             )
+        if asked == "fp16" and not torch.cuda.is_available():
+            raise InputError("train.precision=fp16 needs an NVIDIA GPU. Use fp32, or leave it to train.precision=auto")
         return Precision(asked, "train.precision")
     if launched != "no":
         return Precision(launched, "the launcher's mixed_precision")

@@ -50,14 +50,21 @@ def _drop_after(path: Path, step: int) -> None:
     """Keep the whole lines up to `step`: a killed run may have logged more than it saved, and half a line."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            continue
+    kept = [json.dumps(line) + "\n" for line in log_lines(path) if line["step"] <= step]
     files.write_bytes(path, "".join(kept).encode())
+
+
+def log_lines(path: Path) -> list[dict]:
+    """The whole lines of a log.jsonl; what a killed run left half-written is passed over, none when it is not there."""
+    found = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            found.append(line)
+    return found
 
 
 class Pace:

@@ -19,6 +19,8 @@ def test_arguments_beat_yaml_beats_defaults(tmp_path):
 
 def test_a_list_of_one_needs_no_brackets():
     assert cli.load(Config, [*NEEDED, "model.regions=tumor"]).model.regions == ("tumor",)
+    config = cli.load(Config, [*NEEDED, "model.regions=[kidney_and_mass, tumor]"])
+    assert config.model.regions == ("kidney_and_mass", "tumor")
 
 
 def test_none_is_none_where_a_key_may_be_without_value():
@@ -49,7 +51,7 @@ def test_sizes_may_be_written_with_x_and_names_may_look_like_numbers():
         ("resume=/nowhere", "expected one of ['none', 'auto'] (key resume). It means: auto continues from the last"),
         ("data.size_px=512", "data.size_px=512: takes 2 values, written data.size_px=[512,512]"),
         ("augment.scale=[1,2,3]", "takes 2 values"),
-        ("run=", "run= is empty"),
+        ("run=", "run= is empty: folder of this run"),
     ],
 )
 def test_a_wrong_argument_is_answered_with_its_key_and_a_way_out(argument, words):

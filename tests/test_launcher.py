@@ -17,6 +17,9 @@ def test_wishes_are_read_from_the_environment_and_from_the_command_line(tmp_path
     assert asked({}, [*start, "--config_file", str(yaml), *PROGRAM]).processes == 4
     assert asked({}, [*start, "--config_file", str(yaml), "--num_processes", "2", *PROGRAM]).processes == 2
     assert asked({}, [*start, *PROGRAM]).processes is None
+    module = ["python", "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", *PROGRAM]
+    assert asked({}, module).processes == 2
+    assert asked({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto"}, []).accumulate is None
     assert asked({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, []).dynamo == "inductor"
     assert asked({"ACCELERATE_DYNAMO_BACKEND": "NO"}, []).dynamo is None
     assert asked({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, []).accumulate == 4

@@ -64,7 +64,7 @@ def find_all(source: str, labels: LabelChoice = "majority") -> Source:
         if again:
             notes.append(
                 f"{folder}: {len(again)} of {len(one.cases)} cases left out, because an earlier folder has the same "
-                f"patients: {some(again)}"
+                f"ids: {some(again)}. Other patients under these ids? Rename their folders."
             )
     return Source(
         found[folders[0]].root,

@@ -25,6 +25,7 @@ from kits_dist.data.volume import Geometry
 from kits_dist.errors import InputError, MissingInput
 
 FORMAT = 3
+TABLES = ("cases.json", "slices.npz")  # hashed in store.json; splits.json is not, a person may write another
 # Axes of a volume (D, H, W) that become (slice, row, column). Slices run cranial to caudal, anterior to posterior,
 # right to left; the upper edge is anterior (axial) or cranial.
 PLANES = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}
@@ -95,16 +96,35 @@ class Store:
                 f"kits_dist.prepare source=DIR store={path}"
             )
         self.meta = _load(self.path / "store.json")
-        if self.meta.get("format") != FORMAT:
+        found = self.meta.get("format") if isinstance(self.meta, dict) else None
+        if found != FORMAT:
             raise InputError(
-                f"{key}={path} has format {self.meta.get('format')}, this version reads {FORMAT}. Prepare it "
-                f"again into a new folder."
+                f"{key}={path} has format {found}, this version reads {FORMAT}. Prepare it again into a new folder."
             )
-        self.cases = [case_from_json(row) for row in _load(self.path / "cases.json")]
-        self.splits = Splits(**_load(self.path / "splits.json"))
-        self.row = {case.case_id: i for i, case in enumerate(self.cases)}
         self._maps: dict[tuple[int, str, str], np.ndarray] = {}
-        self.check_files()
+        try:
+            self._check_tables()
+            self.cases = [case_from_json(row) for row in _load(self.path / "cases.json")]
+            self.row = {case.case_id: i for i, case in enumerate(self.cases)}
+            self.splits = Splits(**_load(self.path / "splits.json"))
+            unknown = {case for part in (self.splits.test, *self.splits.folds) for case in part} - set(self.row)
+            if unknown:
+                raise InputError(
+                    f"{self.path / 'splits.json'} names {sorted(unknown)[0]}, which is no case of this store."
+                )
+            self.check_files()
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise InputError(
+                f"{key}={path} is damaged ({type(error).__name__}: {error}). Run prepare again; finished cases are kept"
+            ) from error
+
+    def _check_tables(self) -> None:
+        for name in TABLES:
+            table, expected = self.path / name, self.meta["files"][name]
+            if not table.is_file() or file_entry(table) != expected:
+                raise InputError(
+                    f"{table} is missing or not the one that prepare wrote. Run prepare again; finished cases are kept."
+                )
 
     @property
     def window(self) -> Window:

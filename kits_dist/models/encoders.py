@@ -38,8 +38,14 @@ def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
             f"model.encoder_weights={weights}: not the weights of {name}. First missing key: "
             f"{missing[0] if missing else 'none'}; first unexpected key: {surplus[0] if surplus else 'none'}."
         )
+    first = next((key for key, value in expected.items() if value.ndim == 4), None)
     for key, value in state.items():
         if value.shape != expected[key].shape:
+            if key != first:
+                raise InputError(
+                    f"model.encoder_weights={weights}: {key} has shape {tuple(value.shape)}, this model's is "
+                    f"{tuple(expected[key].shape)}."
+                )
             state[key] = fit_input_channels(value, expected[key].shape, key, weights)
     encoder.load_state_dict(state, strict=False)
 
@@ -93,10 +99,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise InputError(f"model.encoder_weights={path}: not a safetensors file: {error}") from error
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise InputError(
-            f"model.encoder_weights={path}: not a readable state dict: {str(error).splitlines()[0]}"
-        ) from error
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+        what = f"{type(error).__name__}, or it holds more than tensors"  # torch's own advice is to load it unsafely
+        raise InputError(f"model.encoder_weights={path}: not a readable state dict ({what}).") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"model.encoder_weights={path}: holds no plain state dict of tensors.")
     return state
