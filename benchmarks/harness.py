@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 
 from kits_dist import phantom, prepare
@@ -27,6 +28,7 @@ from kits_dist.data.store import Store
 from kits_dist.runtime import environment
 
 RESULTS = Path(__file__).parent / "results"
+_PLACES = {"store": "DIR", "sheet": "FILE.png"}  # arguments whose value is this machine's own
 MIN_WINDOWS = 5  # a median of fewer says little
 
 
@@ -88,6 +90,29 @@ def drain(device: torch.device) -> None:
     """Wait until the device has done all it was given; called at the two ends of a window and nowhere inside."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # sync
+
+
+def settle(limit_s: float = 120) -> None:
+    """Wait until this process and its children rest: what one variant prepares ahead is not made under the clock of the
+    next. Raises RuntimeError when something goes on computing."""
+    deadline, used = time.perf_counter() + limit_s, _cpu_seconds()
+    while True:
+        time.sleep(0.05)
+        before, used = used, _cpu_seconds()
+        if used - before < 0.015:  # a third of a core; children's clocks tick every 10 ms
+            return
+        if time.perf_counter() > deadline:
+            raise RuntimeError(f"after {limit_s:g} s this process or one of its workers still computes")
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process' threads and of its children so far."""
+    total = time.process_time()
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = child.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def time_window(variant: Variant, steps: int, device: torch.device, lead_in: int = 0) -> float:
@@ -220,14 +245,14 @@ def machine() -> dict[str, Any]:
 
 
 def command(args: Any) -> str:
-    """`python -m benchmarks.x key=value ...` with what differs from the defaults; folders become DIR."""
+    """`python -m benchmarks.x key=value ...` with what differs from the defaults, no place of this machine among it."""
     words = []
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
         if value == field.default or field.name == "out":
             continue
-        if field.name == "store":
-            value = "DIR"
+        if field.name in _PLACES:
+            value = _PLACES[field.name]
         elif isinstance(value, tuple):
             joint = "x" if all(isinstance(part, int) for part in value) else ","
             value = joint.join(map(str, value)) if joint == "x" else f"[{joint.join(map(str, value))}]"

@@ -1,8 +1,10 @@
 """How many images per second does the data path deliver, with nobody training? `python -m benchmarks.loader`.
 
 A real store (phantoms are made where none is named), read through the operating system's page cache. Variants,
-interleaved: DALI on the CPU with one and with all threads, DALI on the GPU where there is one, each without
+interleaved: DALI on the CPU and OpenCV with one and with all threads, DALI on the GPU where there is one, each without
 augmentation and with the poster's; and their ceiling, the bare feed (`Feed.batch`: draws, takes views, reads no pixel).
+`peers=true` adds albumentations, MONAI and batchgeneratorsv2 with as many workers as there are cores, and how many
+times faster ours are; `sheet=FILE.png` shows that all of them make the same pictures.
 """
 
 import itertools
@@ -11,8 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.harness import Ceiling, Variant, Windows, interleave, line, median, pick_device, plain, record
+from benchmarks import peers
+from benchmarks.harness import Ceiling, Variant, Windows, interleave, line, median, pick_device, plain, record, settle
 from benchmarks.harness import store_or_phantoms as open_store
+from benchmarks.peers.sheet import draw_sheet
 from kits_dist import cli
 from kits_dist.batch import ALONE, Shard
 from kits_dist.config import AugmentConfig, DataConfig
@@ -20,22 +24,26 @@ from kits_dist.data import build_train_loader
 from kits_dist.data.feed import Feed
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.store import Store
+from kits_dist.errors import MissingPackage
 from kits_dist.parallel import cores
 
 POSTER = AugmentConfig()
 STILL = AugmentConfig(rotate_p=0, flip=0, scale_p=0, crop=0, noise_p=0)
-CPU_BATCH = 16  # a batch of 128 at 512x512 takes one thread over a second
+CPU_BATCH = 16  # for all ways on the CPU: a batch of 128 at 512x512 takes DALI's one thread over a second
+A_RATIO = Ceiling("none", None, "a ratio of two figures of this run: more is better")
 FEED_BATCH = 128  # what the blocked time of the calling thread is stated for
 
 
 @dataclass(frozen=True)
 class Args:
     store: str = (
-        ""  # folder written by kits_dist.prepare; empty: phantoms, 24 of 32x512x512 on a GPU, else 10 of 24x256x256
+        ""  # folder written by kits_dist.prepare; empty: phantoms, of 256x256 where that holds size_px, else 512x512
     )
     size_px: tuple[int, int] = (0, 0)  # (height, width) of the images; 0x0: 512x512 on a GPU, 256x256 without
-    batch_size: int = 0  # images a batch; 0: 128 on a GPU. DALI on the CPU takes 16 at most, its pace is the same
+    batch_size: int = 0  # images a batch; 0: 128 on a GPU. CPU ways take 16 at most, their pace is the same
     devices: tuple[str, ...] = ()  # cpu, cuda or both; empty: all that this machine has
+    peers: tuple[str, ...] = ()  # other libraries, of albumentations, monai, batchgenerators; true: all
+    sheet: str = ""  # PNG to write: the same slices through every way
     windows: int = 5  # timed windows a variant, at least 5
     window_s: float = 1.5  # seconds a window, roughly
     out: str = ""  # folder for the line; empty: benchmarks/results
@@ -45,6 +53,7 @@ class Args:
 class Way(NamedTuple):
     """One way from the store to a batch."""
 
+    backend: str
     shard: Shard
     threads: int
     batch_size: int
@@ -56,16 +65,21 @@ def main(args: Args) -> None:
     on_gpu = device.type == "cuda"
     size = args.size_px if all(args.size_px) else (64, 64) if args.quick else (512, 512) if on_gpu else (256, 256)
     batch_size = args.batch_size or (4 if args.quick else 128 if on_gpu else CPU_BATCH)
-    cases, shape = (6, (8, 64, 64)) if args.quick else (24, (32, 512, 512)) if on_gpu else (10, (24, 256, 256))
+    side = 512 if max(size) > 256 else 256
+    cases, shape = (6, (8, 64, 64)) if args.quick else (24, (32, 512, 512)) if on_gpu else (10, (24, side, side))
     warmup_steps, window_s = (1, 0.0) if args.quick else (8, args.window_s)
+    names = peers.chosen(args.peers)
     with open_store(args.store, cases, shape) as store:
         data = DataConfig(store=str(store.path), size_px=size, batch_size=batch_size)
         paths = _paths(device, data.batch_size)
         if args.devices:
             paths = {name: path for name, path in paths.items() if path.shard.device.type in args.devices}
         feed_step, feed = _feed_step(store, data)
+        cpu_batch = min(batch_size, CPU_BATCH)
+        others, missing = _peers(names, feed, cpu_batch)  # before DALI starts threads: their workers are forked
+        ours = {name: _batches(store, data, path) for name, path in paths.items()}
         timed = interleave(
-            {"feed": Variant(feed_step)} | {name: Variant(_batches(store, data, path)) for name, path in paths.items()},
+            {name: Variant(step, after=settle) for name, step in ({"feed": feed_step} | others | ours).items()},
             device,
             windows=args.windows,
             window_s=window_s,
@@ -74,21 +88,39 @@ def main(args: Args) -> None:
         )
         common = plain(data) | {"data": store.meta["data"], "slices": len(feed.rows), "cache": "warm"}
         common["slice_px"] = list(store.cases[0].shape[1:])
+        if args.sheet:
+            draw_sheet(args.sheet, store, DataConfig(**vars(data) | {"batch_size": cpu_batch}), names)
+
+    def record_line(name: str, values: list[float], unit: str, ceiling: Ceiling, config: dict[str, Any]) -> None:
+        config = {"variant": name, **common, **config}
+        record(line("loader", values, unit, ceiling, config, args, warmup_steps=warmup_steps), args.out)
+
     ceiling = _record_feed(args, timed["feed"], common, warmup_steps)
+    our_rates = {name: timed[name].rates(path.batch_size) for name, path in paths.items()}
     for name, path in paths.items():
-        config = {
-            "variant": name,
-            "device": path.shard.device.type,
-            **common,
-            "threads": path.threads,
-            "batch_size": path.batch_size,
-            "dtype": str(path.shard.dtype).removeprefix("torch."),
-            "augment": plain(path.changes),
-        }
-        done = line(
-            "loader", timed[name].rates(path.batch_size), "images/s", ceiling, config, args, warmup_steps=warmup_steps
-        )
-        record(done, args.out)
+        record_line(name, our_rates[name], "images/s", ceiling, _described(path))
+    at_work = _described(Way("", ALONE, cores(), cpu_batch, POSTER))
+    for name, reason in missing.items():
+        record_line(name, [], "images/s", ceiling, at_work | {"backend": name, "failed": reason})
+    for name in others:
+        rates = timed[name].rates(cpu_batch * cores())
+        peer = at_work | {"backend": name, "version": peers.version_of(name), "choices": peers.PEERS[name].choices}
+        record_line(name, rates, "images/s", ceiling, peer)
+        for our in (one for one in our_rates if one.endswith(f"{cores()}_poster") or one == "dali_gpu_poster"):
+            times = [a / b for a, b in zip(our_rates[our], rates, strict=True)]  # of the same round
+            record_line(f"{our} against {name}", times, "times", A_RATIO, peer)
+
+
+def _described(path: Way) -> dict[str, Any]:
+    """A way's part of a line's config."""
+    return {
+        "device": path.shard.device.type,
+        "backend": path.backend,
+        "threads": path.threads,
+        "batch_size": path.batch_size,
+        "dtype": str(path.shard.dtype).removeprefix("torch."),
+        "augment": plain(path.changes),
+    }
 
 
 def _paths(device: torch.device, batch_size: int) -> dict[str, Way]:
@@ -96,24 +128,41 @@ def _paths(device: torch.device, batch_size: int) -> dict[str, Way]:
     paths = {}
     for word, changes in (("still", STILL), ("poster", POSTER)):
         for threads in sorted({1, every}):
-            paths[f"dali_cpu_{threads}_{word}"] = Way(ALONE, threads, min(batch_size, CPU_BATCH), changes)
+            small = min(batch_size, CPU_BATCH)
+            paths[f"dali_cpu_{threads}_{word}"] = Way("dali", ALONE, threads, small, changes)
+            paths[f"opencv_{threads}_{word}"] = Way("opencv", ALONE, threads, small, changes)
         if device.type == "cuda":
-            paths[f"dali_gpu_{word}"] = Way(Shard(0, 1, 1, device, torch.float16), every, batch_size, changes)
+            paths[f"dali_gpu_{word}"] = Way("dali", Shard(0, 1, 1, device, torch.float16), every, batch_size, changes)
     return paths
 
 
 def _batches(store: Store, data: DataConfig, path: Way):
     """Takes the next batch and does nothing with it; on a GPU the kernels that make it end before the window does."""
-    changed = DataConfig(**vars(data) | {"threads": path.threads, "batch_size": path.batch_size})
+    settings = {"backend": path.backend, "threads": path.threads, "batch_size": path.batch_size}
+    changed = DataConfig(**vars(data) | settings)
     loader, _ = build_train_loader(store, changed, path.changes, 0, path.shard)
     stream = iter(loader)
     return lambda: next(stream)
 
 
 def _feed_step(store: Store, data: DataConfig) -> tuple[Any, Feed]:
-    _, feed = build_train_loader(store, data, POSTER, 0, ALONE)
+    _, feed = build_train_loader(store, DataConfig(**vars(data) | {"backend": "opencv"}), POSTER, 0, ALONE)
     count = itertools.count()
     return (lambda: feed.batch(train_positions(next(count), FEED_BATCH, 0, 1))), feed
+
+
+def _peers(names: list[str], feed: Feed, batch_size: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """{name: step} and {name: why not}. A step is a batch of each worker: they start together and deliver together."""
+    steps, missing = {}, {}
+    for name in names:
+        try:
+            peer = peers.build(name, feed, POSTER)
+        except MissingPackage as error:
+            missing[name] = str(error)
+            continue
+        batches = peers.stream(peer, feed, POSTER, batch_size, workers=cores())
+        steps[name] = lambda batches=batches: [next(batches) for _ in range(cores())]
+    return steps, missing
 
 
 def _record_feed(args: Args, timed: Windows, common: dict[str, Any], warmup_steps: int) -> Ceiling:

@@ -2,8 +2,11 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +49,42 @@ def test_a_window_has_its_steps_its_lead_in_and_one_before_and_after():
     seconds = harness.time_window(variant, 3, CPU, lead_in=2)
     assert "".join(calls) == "ss<sss>"  # the lead-in lies outside
     assert seconds >= 0
+
+
+def test_settle_waits_for_threads_and_gives_up_on_what_never_rests():
+    stop, until = threading.Event(), time.perf_counter() + 0.5
+
+    def busy():
+        while not stop.is_set() and time.perf_counter() < until:
+            pass
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    harness.settle()
+    assert not thread.is_alive()
+    until = float("inf")
+    thread = threading.Thread(target=busy)
+    thread.start()
+    try:
+        with pytest.raises(RuntimeError, match="after 0.2 s this process or one of its workers still computes"):
+            harness.settle(limit_s=0.2)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_settle_waits_for_child_processes():
+    spin = (
+        "import time\nend = time.perf_counter() + 1\nwhile time.perf_counter() < end: pass\nprint(flush=True)\ninput()"
+    )
+    child = subprocess.Popen([sys.executable, "-c", spin], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        time.sleep(0.3)  # it has started
+        harness.settle()
+        assert select.select([child.stdout], [], [], 0)[0]  # it has finished its work, and rests
+    finally:
+        child.kill()
+        child.communicate()
 
 
 def test_variants_take_turns_with_the_same_number_of_steps_in_each_window():
@@ -131,7 +170,7 @@ def test_loader_runs(store, tmp_path):
     loader.main(loader.Args(store=str(store.path), out=str(tmp_path), quick=True))
     lines = {line.config["variant"]: line for line in valid(tmp_path, "loader")}
     assert lines["feed"].config["blocked_ms_per_batch"] > 0
-    assert lines["dali_cpu_1_poster"].ratio > 0
+    assert lines["dali_cpu_1_poster"].ratio > 0 and lines["opencv_1_poster"].ratio > 0
 
 
 def test_agreement_runs_and_agrees(store, tmp_path):

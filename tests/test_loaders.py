@@ -9,7 +9,7 @@ import torch
 from kits_dist import prepare
 from kits_dist.batch import ALONE
 from kits_dist.config import AugmentConfig, DataConfig
-from kits_dist.data import augment, build_train_loader, build_val_loader
+from kits_dist.data import augment, build_train_loader, build_val_loader, opencv_backend
 from kits_dist.data.feed import select_rows
 from kits_dist.data.pixels import slab_of
 from kits_dist.data.sampler import train_positions
@@ -69,6 +69,24 @@ def test_every_backend_does_what_augment_means(store, backend, more):
             differing += (batch.label[i].numpy() != label).sum()
             pixels += label.size
     assert differing / pixels < 2e-4  # nearest-neighbour ties within float32's 0.007 px
+
+
+def test_moves_by_whole_pixels_are_exact(store, backend):
+    """Neither rotation nor scale: OpenCV cuts what lies inside the slice and warps what does not."""
+    only_moved = AugmentConfig(rotate_p=0, scale_p=0, noise_p=0.3, shift_p=0)
+    config = data(store, backend, size_px=(64, 64))
+    loader, feed = build_train_loader(store, config, only_moved, 5, ALONE)
+    cut = set()
+    for step, batch in enumerate(take(loader, 6)):
+        host = feed.batch(train_positions(step, 4, 0, 1))
+        for i in range(4):
+            slab, label = host.slabs[i][..., 0], host.labels[i][..., 0]
+            image, label = augment.apply(slab, label, host.params, i, config.size_px, 200, feed.norm)
+            assert np.array_equal(batch.label[i].numpy(), label)
+            assert np.abs(batch.image[i].numpy() - image).max() < 1e-5
+            window = opencv_backend._whole_pixels(host.params.matrix[i], host.labels[i].shape[:2], config.size_px)
+            cut.add(window and window.mirrored)
+    assert cut == {None, True, False}  # slices of 63 rows are too small to be cut
 
 
 def test_without_augmentation_every_backend_is_exact(store, backend):

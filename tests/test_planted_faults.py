@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kits_dist.data import augment, sampler
+from kits_dist.data import augment, opencv_backend, sampler
 from tests import test_augment, test_loaders, test_sampler
 
 
@@ -18,7 +18,9 @@ def warped_otherwise(monkeypatch, change):
 
     real = cv2.warpAffine
     monkeypatch.setattr(
-        cv2, "warpAffine", lambda image, matrix, *a, **k: real(image, change(matrix, "dst" in k), *a, **k)
+        cv2,
+        "warpAffine",
+        lambda image, matrix, *a, **k: real(image, change(matrix, image.dtype == np.uint8), *a, **k),
     )
 
 
@@ -38,6 +40,12 @@ def test_half_a_pixel_of_shift(store, monkeypatch):
         with monkeypatch.context() as patch:
             warped_otherwise(patch, lambda m, is_label, which=of_label: m + 0.5 * np.eye(3)[[2]] * (is_label == which))
             found_by(agreement, store)
+
+
+def test_a_cut_that_is_a_pixel_off(store, monkeypatch):
+    real = opencv_backend._cut
+    monkeypatch.setattr(opencv_backend, "_cut", lambda levels, window: np.roll(real(levels, window), 1, axis=1))
+    found_by(test_loaders.test_moves_by_whole_pixels_are_exact, store, "opencv")
 
 
 def test_image_and_label_half_a_pixel_apart_in_the_meaning_itself(monkeypatch):

@@ -26,7 +26,7 @@ _STREAMS = (
     *("shift", "shift_y", "shift_x", "blur", "blur_px", "brightness", "bias", "contrast", "gain", "gamma", "exponent"),
 )
 # each stream's own key: multiples of the golden ratio, as splitmix64 steps
-_KEYS = {name: np.uint64(k * 0x9E3779B97F4A7C15 % 2**64) for k, name in enumerate(_STREAMS, start=1)}
+_KEYS = np.array([[k * 0x9E3779B97F4A7C15 % 2**64] for k in range(1, len(_STREAMS) + 1)], np.uint64)
 
 
 class Params(NamedTuple):
@@ -68,7 +68,7 @@ def uniforms(seed: int, rounds: np.ndarray, sample: np.ndarray) -> dict[str, np.
     state = _mix(np.full(len(sample), seed, np.uint64))
     state = _mix(state ^ rounds.astype(np.uint64))
     state = _mix(state ^ sample.astype(np.uint64))
-    return {name: (_mix(state + key) >> np.uint64(11)) * 2.0**-53 for name, key in _KEYS.items()}
+    return dict(zip(_STREAMS, (_mix(state + _KEYS) >> np.uint64(11)) * 2.0**-53, strict=True))
 
 
 def draw(

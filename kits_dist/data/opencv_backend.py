@@ -8,6 +8,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -53,8 +54,8 @@ class OpenCVLoader:
         """A batch whose pixels are being made, one share of its samples per thread."""
         size, (height, width) = len(host.labels), self.feed.data.size_px
         pinned = self.device.type == "cuda"
-        image = torch.empty((size, self.feed.frames, height, width), dtype=self.dtype, pin_memory=pinned)
-        label = torch.empty((size, height, width), dtype=torch.uint8, pin_memory=pinned)
+        image = _blank((size, self.feed.frames, height, width), self.dtype, pinned)
+        label = _blank((size, height, width), torch.uint8, pinned)
         pixels, labels = image.numpy(), label.numpy()
         shares = [range(first, size, self.threads) for first in range(min(self.threads, size))]
         parts = [pool.submit(self._make, host, share, pixels, labels) for share in shares]
@@ -66,14 +67,22 @@ class OpenCVLoader:
 
         params, norm, levels = host.params, self.feed.norm, self.feed.store.window.levels
         height, width = self.feed.data.size_px
+        centred = params.matrix.astype(np.float64)
+        centred[:, :, 2] += centred[:, :, :2].sum(axis=2) / 2 - 0.5
+        nearest, linear = (cv2.WARP_INVERSE_MAP | kind for kind in (cv2.INTER_NEAREST, cv2.INTER_LINEAR))
         for i in samples:
-            centred = params.matrix[i].astype(np.float64)
-            centred[:, 2] += centred[:, :2] @ (0.5, 0.5) - 0.5
-            nearest, linear = (cv2.WARP_INVERSE_MAP | kind for kind in (cv2.INTER_NEAREST, cv2.INTER_LINEAR))
-            cv2.warpAffine(host.labels[i][..., 0], centred, (width, height), dst=labels[i], flags=nearest)
+            label = host.labels[i][..., 0]
+            window = _whole_pixels(params.matrix[i], label.shape, (height, width))
+            if window:
+                labels[i] = _cut(label, window)
+            else:
+                cv2.warpAffine(label, centred[i], (width, height), dst=labels[i], flags=nearest)
             for frame, slab in enumerate(host.slabs[i][..., 0]):
-                # float32 takes OpenCV as long as uint8 and rounds nothing
-                image = cv2.warpAffine(slab.astype(np.float32), centred, (width, height), flags=linear)
+                if window:
+                    image = _cut(slab, window).astype(np.float32)
+                else:  # float32 takes OpenCV as long as uint8 and rounds nothing
+                    into = pixels[i, frame] if pixels.dtype == np.float32 else None
+                    image = cv2.warpAffine(slab.astype(np.float32), centred[i], (width, height), dst=into, flags=linear)
                 if params.blur[i] > 0:
                     side = 2 * int(np.ceil(3 * params.blur[i])) + 1
                     image = cv2.GaussianBlur(
@@ -87,3 +96,42 @@ class OpenCVLoader:
                     image = np.clip(image + host.normals[i][frame] * params.noise_sd[i], 0, levels)
                 image -= norm.mean
                 np.multiply(image, 1 / norm.sd, out=pixels[i, frame], casting="same_kind")
+
+
+class _Window(NamedTuple):
+    """Pixels of a slice that are an output as they stand."""
+
+    rows: slice
+    columns: slice
+    mirrored: bool
+
+
+def _whole_pixels(matrix: np.ndarray, shape: tuple[int, int], size_px: tuple[int, int]) -> _Window | None:
+    """What a matrix cuts out that moves by whole pixels, mirrors or not, and stays inside; None: it takes a warp.
+
+    A third of the poster's samples draw neither rotation nor scale; without a warp they take less than half the time.
+    """
+    (a, b, left), (c, d, top) = matrix.tolist()
+    height, width = size_px
+    if a < 0:
+        left -= width
+    if b or c or abs(a) != 1 or d != 1 or left % 1 or top % 1:
+        return None
+    if not (0 <= left <= shape[1] - width and 0 <= top <= shape[0] - height):
+        return None
+    return _Window(slice(int(top), int(top) + height), slice(int(left), int(left) + width), a < 0)
+
+
+def _cut(levels: np.ndarray, window: _Window) -> np.ndarray:
+    import cv2
+
+    part = levels[window.rows, window.columns]
+    return cv2.flip(part, 1) if window.mirrored else part
+
+
+def _blank(shape: tuple[int, ...], dtype: torch.dtype, pinned: bool) -> torch.Tensor:
+    """Uninitialised. NumPy asks Linux for huge pages and torch does not: without them a batch of 128 at 352x448 means
+    20,000 page faults, three tenths of its CPU time."""
+    if pinned:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+    return torch.from_numpy(np.empty(shape, torch.empty(0, dtype=dtype).numpy().dtype))

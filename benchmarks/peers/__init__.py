@@ -1,0 +1,44 @@
+"""Other libraries on the same slices: the same work as the poster's augmentation, each as fast as it can be asked to do
+it. One file a library; what was chosen, and what was slower, stands in its first lines and in ../NOTES.md.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from benchmarks.peers import albumentations_loader, batchgenerators_loader, monai_loader
+from benchmarks.peers.slices import Peer, Slices, stream
+from kits_dist.config import AugmentConfig
+from kits_dist.data.feed import Feed
+from kits_dist.errors import InputError, MissingPackage
+
+PEERS: dict[str, type[Peer]] = {
+    "albumentations": albumentations_loader.Albumentations,
+    "monai": monai_loader.Monai,
+    "batchgenerators": batchgenerators_loader.BatchGenerators,
+}
+
+__all__ = ["PEERS", "Peer", "Slices", "build", "chosen", "stream", "version_of"]
+
+
+def chosen(words: tuple[str, ...]) -> list[str]:
+    """The names that `peers=` asks for: `true` is all of them. Raises InputError."""
+    words = tuple(word.lower() for word in words if word.lower() != "false")
+    if words == ("true",):
+        return list(PEERS)
+    if wrong := [word for word in words if word not in PEERS]:
+        raise InputError(f"peers={wrong}: choose from {list(PEERS)}, or true for all.")
+    return list(words)
+
+
+def version_of(name: str) -> str:
+    """Raises MissingPackage."""
+    package = PEERS[name].package
+    try:
+        return version(package)
+    except PackageNotFoundError as error:
+        raise MissingPackage(f"{package} is not installed: pip install kits-dist[peers]") from error
+
+
+def build(name: str, feed: Feed, changes: AugmentConfig) -> Peer:
+    """Raises MissingPackage."""
+    version_of(name)
+    return PEERS[name](feed, changes)
