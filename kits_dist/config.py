@@ -3,6 +3,7 @@
 Values that cannot work are refused here, before a GPU is touched. The comment beside a field is its help text.
 """
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -38,20 +39,20 @@ class DataConfig:
     residency: Literal["mmap", "gpu", "auto"] = "mmap"  # gpu: training slices stay in GPU memory; auto: where they fit
     sampler: Literal["natural", "foreground", "tumor", "cyst", "case"] = "natural"  # what each epoch is made of
     share: float = 0.33  # of the epoch for slices with any label, tumor or cyst (sampler=foreground, tumor, cyst)
-    threads: int = 0  # DALI CPU threads per process; 0 divides the cores among this machine's processes
+    threads: int = 0  # CPU threads of the backend per process; 0 divides the cores among this machine's processes
     prefetch: int = 2  # batches prepared ahead
 
     def __post_init__(self) -> None:
         _require(
-            all(n > 0 and n % 32 == 0 for n in self.size_px),
-            f"data.size_px={self.size_px}: each must be a positive multiple of 32 (five levels). "
+            all(0 < n <= 8192 and n % 32 == 0 for n in self.size_px),
+            f"data.size_px={self.size_px}: each must be a positive multiple of 32 (five levels), at most 8192. "
             "Example: data.size_px=352x448",
         )
         _require(self.batch_size > 0, f"data.batch_size={self.batch_size} must be at least 1.")
-        _require(self.prefetch > 0, f"data.prefetch={self.prefetch} must be at least 1.")
+        _require(1 <= self.prefetch <= 64, f"data.prefetch={self.prefetch} batches: use 1..64.")
         _require(self.threads >= 0, f"data.threads={self.threads} must be 0 (automatic) or more.")
         _require(0 < self.share < 1, f"data.share={self.share}: use a share between 0 and 1, both excluded.")
-        _require(self.margin >= 0, f"data.margin={self.margin} must be 0 or more slices.")
+        _require(0 <= self.margin <= 10**6, f"data.margin={self.margin} slices: use 0..1000000.")
         _require(
             bool(self.planes) and set(self.planes) <= _PLANES and len(set(self.planes)) == len(self.planes),
             f"data.planes={list(self.planes)}: choose from {sorted(_PLANES)}, each once.",
@@ -139,16 +140,18 @@ class OptimConfig:
     pos_weight: tuple[float, ...] | None = None  # weight of inside pixels in BCE, one per region
 
     def __post_init__(self) -> None:
-        _require(self.lr >= 0, f"optim.lr={self.lr} must be 0 or more.")
-        _require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay} must be 0 or more.")
+        _require(0 <= self.lr < math.inf, f"optim.lr={self.lr} must be 0 or more, and finite.")
+        _require(
+            0 <= self.weight_decay < math.inf, f"optim.weight_decay={self.weight_decay} must be 0 or more, finite."
+        )
         _require(self.epochs > 0, f"optim.epochs={self.epochs} must be at least 1.")
         _require(self.patience >= 0, f"optim.patience={self.patience} must be 0 (never) or more.")
         _require(self.accumulate > 0, f"optim.accumulate={self.accumulate} must be at least 1.")
         _require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must be 0 or more.")
         _require(self.clip_norm is None or self.clip_norm > 0, f"optim.clip_norm={self.clip_norm} must be above 0.")
         _require(
-            self.pos_weight is None or all(w > 0 for w in self.pos_weight),
-            f"optim.pos_weight={self.pos_weight}: each must be above 0.",
+            self.pos_weight is None or all(0 < w < math.inf for w in self.pos_weight),
+            f"optim.pos_weight={self.pos_weight}: each must be above 0, and finite.",
         )
 
 

@@ -112,15 +112,15 @@ def _evaluate_folder(args: Args) -> None:
     scores: list[CaseScore] = []
     bad: list[str] = []
     for case_id, path in progress_bar("evaluate", "case", items=sorted(truths.items())):
-        truth = read_labels(path)
-        if case_id in missing:
-            predicted = np.zeros_like(truth.array)
-        else:
-            try:
+        try:
+            truth = read_labels(path)
+            if case_id in missing:
+                predicted = np.zeros_like(truth.array)
+            else:
                 predicted = _on_grid(read_labels(predictions[case_id]), truth, predictions[case_id], path)
-            except InputError as error:
-                bad.append(str(error))
-                continue
+        except InputError as error:
+            bad.append(str(error))
+            continue
         scores.append(score_case(case_id, predicted, truth.array, truth.spacing_mm, regions))
     if bad:
         raise JobFailed(f"no mean over fewer cases: {len(bad)} of {len(truths)} could not be scored: {'; '.join(bad)}")

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from kits_dist import checkpoint, cli, phantom, prepare, report
+from kits_dist import checkpoint, cli, evaluate, phantom, prepare, report
 from kits_dist import train as training
 from kits_dist.config import Config
+from kits_dist.data.sources import find_cases
 from kits_dist.data.store import Store, array_path
-from kits_dist.errors import InputError
+from kits_dist.errors import InputError, JobFailed
 from kits_dist.runtime import choose_precision
 from kits_dist.tracking import log_lines
 
@@ -135,3 +136,26 @@ def test_report_on_damaged_files(tmp_path, name, content, words):
 def test_fp16_without_a_gpu_is_refused():
     with pytest.raises(InputError, match="train.precision=fp16 needs an NVIDIA GPU"):
         choose_precision("fp16", "no")
+
+
+def test_a_store_is_no_source(store):
+    with pytest.raises(InputError, match="It is a slice store, made by kits_dist.prepare"):
+        find_cases(store.path)
+
+
+@pytest.mark.parametrize(
+    "argument", ["data.prefetch=1000000", "data.margin=99999999999", "data.size_px=99200x99200", "optim.lr=.inf"]
+)
+def test_numbers_beyond_sense_are_refused_before_anything_starts(argument):
+    with pytest.raises(InputError, match=argument.split("=")[0]):
+        cli.load(Config, ["run=r", "data.store=s", argument])
+
+
+def test_a_damaged_truth_is_named_like_a_damaged_prediction(raw, tmp_path):
+    truth, predictions = shutil.copytree(raw, tmp_path / "truth"), tmp_path / "predictions"
+    predictions.mkdir()
+    for case in truth.iterdir():
+        shutil.copy(case / "aggregated_MAJ_seg.nii.gz", predictions / f"{case.name}.nii.gz")
+    (truth / "case_00001" / "aggregated_MAJ_seg.nii.gz").write_bytes(b"")
+    with pytest.raises(JobFailed, match="1 of 6 could not be scored: .*truth/case_00001.*is empty"):
+        evaluate.main(evaluate.Args(predictions=str(predictions), truth=str(truth), output=str(tmp_path / "out")))

@@ -207,6 +207,8 @@ def _check_dataset_json(path: Path) -> None:
     Raises InputError. Regions ("kidney": [1, 2, 3]) and nnU-Net 1's order ("1": "kidney") are understood.
     """
     labels = _json(path).get("labels", {}) if path.is_file() else {}
+    if not isinstance(labels, dict):
+        raise InputError(f"{path} is damaged: its labels must be names and ids, found {labels!r}.")
     for key, value in labels.items():
         if str(key).isdigit():
             name, ids = str(value), [int(key)]
@@ -233,6 +235,8 @@ def _json(path: Path) -> dict:
 
 
 def _nothing_in(folder: Path) -> str:
+    if (folder / "store.json").is_file():
+        return "It is a slice store, made by kits_dist.prepare: name the folder that it was made from."
     inside = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     below = [str(p) for p in inside if p.is_dir() and _root_of(p)]
     if below:
