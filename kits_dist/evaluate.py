@@ -83,6 +83,7 @@ def _evaluate_run(args: Args) -> None:
         scores.append(score_case(case_id, predicted, truth, case.spacing_mm, regions))
         tiles.append(_largest_slice(np.asarray(store.image(row)), truth, predicted, case_id, store.window.levels))
     summary = summarize(scores, store.meta["data"], args.split)
+    summary |= {"step": predictor.step, "store_sha256": store.fingerprint()}
     write_tables(output, scores, summary)
     save_png(output / "panel.png", panel(tiles[: args.panel], f"data: {summary['data']}   split: {args.split}"))
     _print(summary, output)

@@ -32,6 +32,7 @@ class Predictor:
             self.window = Window(*about["window_hu"])
             self.norm = Normalization(**about["normalization"])
             self.data = about["data"]  # kits, phantom or painted: what it was trained on
+            self.step = about.get("step")  # optimiser step of these weights
             self.trained_on = set(about["trained_on_voxels"])  # sha256 of each CT's voxels
         except (KeyError, TypeError) as error:
             raise InputError(

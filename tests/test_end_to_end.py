@@ -89,6 +89,10 @@ def test_evaluate_and_predict_agree_on_the_native_grid(trained, raw, tmp_path):
     output = folder / "evaluation" / "test"
     summary = json.loads((output / "summary.json").read_text())
     assert list(summary["regions"]) == ["kidney_and_mass", "tumor"]  # what it cannot predict is absent
+    assert (
+        summary["step"] > 0
+        and summary["store_sha256"] == json.loads((folder / "environment.json").read_text())["store_sha256"]
+    )
     assert summary["regions"]["kidney_and_mass"]["dice"] > 0.8
     assert (output / "panel.png").stat().st_size > 1000
     with open(output / "cases.csv") as file:

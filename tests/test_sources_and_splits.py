@@ -72,12 +72,18 @@ def test_files_that_are_not_there_are_named_as_expected(tmp_path):
     assert c.missing == "image file (expected imagesTr/c_0000.nii.gz)"
 
 
+def test_a_case_with_two_cts_is_that_cases_fault(tmp_path):
+    touch(tmp_path, "case_1/imaging.nii", "case_1/imaging.nii.gz", "case_2/imaging.nii", "case_2/segmentation.nii")
+    one, two = find_cases(tmp_path).cases
+    assert one.missing.endswith("case_1 holds both imaging.nii.gz and imaging.nii. Keep one of them") and not one.image
+    assert not two.missing
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [
         (["imagesTr/a_0000.nii", "imagesTr/a_0000.nii.gz"], "imagesTr holds both a_0000.nii.gz and a_0000.nii"),
         (["imagesTr/a_0000.nii", "labelsTr/a.nii", "labelsTr/a.nii.gz"], "labelsTr holds both a.nii.gz and a.nii"),
-        (["case_1/imaging.nii", "case_1/imaging.nii.gz"], "case_1 holds both imaging.nii.gz and imaging.nii"),
     ],
 )
 def test_a_file_that_is_there_twice_is_refused(tmp_path, files, words):

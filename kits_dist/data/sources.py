@@ -159,10 +159,15 @@ def _layout_of(root: Path) -> str:
 
 
 def _kits_cases(root: Path, label_name: str) -> list[CaseFiles]:
-    return [
-        _case(p.name, _one(p, "imaging"), _one(p, label_name), p / "imaging", p / label_name)
-        for p in _case_folders(root)
-    ]
+    return [_kits_case(folder, label_name) for folder in _case_folders(root)]
+
+
+def _kits_case(folder: Path, label_name: str) -> CaseFiles:
+    try:
+        files = _one(folder, "imaging"), _one(folder, label_name)
+    except InputError as error:  # this case's own fault: it is named with the others
+        return CaseFiles(folder.name, None, None, f"single file of each kind: {str(error).rstrip('.')}")
+    return _case(folder.name, *files, folder / "imaging", folder / label_name)
 
 
 def _nnunet_cases(root: Path) -> list[CaseFiles]:
