@@ -19,15 +19,25 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class StopRequest:
-    """Installs the handlers; `close` puts the former ones back."""
+    """While entered, a signal is a request. Left by an error, signals end the process at once, as they always do."""
 
     def __init__(self, world: int):
         self._asked = False
-        self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._former: dict = {}
         self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if world > 1 else None
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
         if world > 1:
             follow_parent()
+
+    def __enter__(self) -> "StopRequest":
+        self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, error: type | None, *_: object) -> None:
+        if error is None:
+            self._last()
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
     def agreed(self) -> bool:
         """Once per step on every rank: whether any rank had been asked to stop at the step before."""
@@ -37,11 +47,6 @@ class StopRequest:
         flag = torch.tensor([int(self._asked)])
         self._pending = (dist.all_reduce(flag, group=self._group, async_op=True), flag)
         return known
-
-    def close(self) -> None:
-        self._last()
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
 
     def _last(self) -> bool:
         if self._pending is None:

@@ -97,11 +97,11 @@ def train(config: Config) -> None:
     stops = Stops(config, store, val_cases, val_loader, val_feed, plain_model, plain_optimizer, loss_fn, runtime)
 
     # loop
-    request = StopRequest(shard.world)
     pace = Pace(accelerator.device)
     loss_sum, loss_steps = torch.zeros((), device=accelerator.device), 0
     stream = iter(batches)
-    with progress_bar("train", "slice", total, progress.position, disable=not accelerator.is_main_process) as bar:
+    bar = progress_bar("train", "slice", total, progress.position, disable=not accelerator.is_main_process)
+    with bar, StopRequest(shard.world) as request:
         model.train()
         pace.resume()
         while not finished(progress, num_samples, config.optim):
@@ -168,14 +168,13 @@ def train(config: Config) -> None:
                     bar.write(f"epoch {epoch + 1}: val loss {validation.loss:.4f}  dice_grid {dice}{best}")
             elif saving:
                 stops.save(progress, False)
-            if stopping:
+            if stopping and not finished(progress, num_samples, config.optim):
+                stops.ask_for_more()
                 break
             if epoch_done or saving:
                 pace.resume()
-    request.close()
     tracker.close()
     if not finished(progress, num_samples, config.optim):
-        stops.ask_for_more()
         raise Preempted(f"stopped as asked, saved at step {progress.step}. The same command with resume=auto goes on.")
     accelerator.print(
         f"finished: {finished(progress, num_samples, config.optim)}; best epoch {progress.best_epoch + 1}; "
