@@ -12,7 +12,7 @@ import numpy as np
 
 from kits_dist import cli
 from kits_dist.config import Config
-from kits_dist.data.sources import MARKER, data_kind, find_cases
+from kits_dist.data.sources import MARKER, data_kind, find_cases, some, stem
 from kits_dist.data.store import Store
 from kits_dist.data.volume import Volume, read_labels, same_grid, write_nifti
 from kits_dist.drawing import Tile, panel, save_png
@@ -68,7 +68,7 @@ def _evaluate_run(args: Args) -> None:
     seen = [case for case in case_ids if store.cases[store.row[case]].voxels_sha256 in predictor.trained_on]
     if seen:
         raise InputError(
-            f"split={args.split}: the run was trained on {_some(seen)}; such a score says nothing about new patients. "
+            f"split={args.split}: the run was trained on {some(seen)}; such a score says nothing about new patients. "
             "Use split=test with the store that the run was trained on."
         )
     output = Path(args.run) / "evaluation" / args.split
@@ -103,11 +103,11 @@ def _evaluate_folder(args: Args) -> None:
     missing = sorted(set(truths) - set(predictions))
     if extra:
         raise InputError(
-            f"predictions={args.predictions}: no truth for {_some(extra)}. Add the truth or remove the files."
+            f"predictions={args.predictions}: no truth for {some(extra)}. Add the truth or remove the files."
         )
     if missing and args.missing == "error":
         raise InputError(
-            f"predictions={args.predictions}: nothing for {_some(missing)}. Predict them, or pass missing=zero."
+            f"predictions={args.predictions}: nothing for {some(missing)}. Predict them, or pass missing=zero."
         )
     regions = scored_regions(args.regions) if args.regions else REGIONS | PLAIN
     scores: list[CaseScore] = []
@@ -149,7 +149,7 @@ def _label_files(folder: Path, key: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise MissingInput(f"{key}={folder}: no such folder.")
     found = [p for p in sorted(folder.iterdir()) if p.name.endswith((".nii", ".nii.gz")) and not p.name.startswith(".")]
-    loose = {p.name.removesuffix(".gz").removesuffix(".nii"): p for p in found}
+    loose = {stem(p): p for p in found}
     if len(loose) < len(found):
         raise InputError(f"{key}={folder} holds files that differ only in .nii and .nii.gz. Keep one of each.")
     if loose:
@@ -158,10 +158,6 @@ def _label_files(folder: Path, key: str) -> dict[str, Path]:
     if not found:
         raise InputError(f"{key}={folder}: no label maps. Expected CASE.nii.gz files or folders of cases.")
     return found
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _print(summary: dict, output: Path) -> None:

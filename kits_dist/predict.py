@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kits_dist import cli
 from kits_dist.cli import MISSING
-from kits_dist.data.sources import find_cases, image_of
+from kits_dist.data.sources import find_cases, image_of, stem
 from kits_dist.data.volume import read_image, write_nifti
 from kits_dist.errors import InputError, JobFailed, MissingInput
 from kits_dist.inference import Predictor
@@ -55,22 +55,18 @@ def main(args: Args) -> None:
 def _scans(source: Path) -> dict[str, Path | None]:
     """{name of the output: CT file, or None where a case has none}."""
     if source.is_file():
-        return {_stem(source): source}
+        return {stem(source): source}
     if not source.is_dir():
         raise MissingInput(f"input={source}: no such file or folder.")
     if (image := image_of(source)) is not None:
         return {source.name: image}
     loose = sorted(p for p in source.iterdir() if p.name.endswith((".nii", ".nii.gz")) and not p.name.startswith("."))
     if loose:
-        named = {_stem(path): path for path in loose}
+        named = {stem(path): path for path in loose}
         if len(named) < len(loose):
             raise InputError(f"input={source} holds files that differ only in .nii and .nii.gz. Keep one of each.")
         return named
     return {case.case_id: case.image for case in find_cases(source).cases}
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
 if __name__ == "__main__":

@@ -90,8 +90,7 @@ def write_about(config: Config, store: Store, environment: dict) -> None:
     """config.yaml and environment.json of a run that begins or goes on."""
     run = Path(config.run)
     (run / REQUEUE).unlink(missing_ok=True)
-    found = replace(config, data=replace(config.data, store=str(Path(config.data.store).absolute())))
-    save_config(found, run / "config.yaml")
+    save_config(_placed(config), run / "config.yaml")
     files.write_json(
         run / "environment.json",
         environment | {"data": store.meta["data"], "store_sha256": store.fingerprint()},
@@ -102,7 +101,7 @@ def export_best(config: Config, store: Store, step: int, model: nn.Module) -> No
     """model.safetensors: the weights and all that prediction needs to know beside them."""
     trained_on = store.splits.select(config.data.fold)[0]
     about = {
-        "config": as_plain(replace(config, data=replace(config.data, store=str(Path(config.data.store).absolute())))),
+        "config": as_plain(_placed(config)),
         "window_hu": list(store.window),
         "normalization": store.normalization(config.data.fold)._asdict(),
         "data": store.meta["data"],
@@ -110,6 +109,11 @@ def export_best(config: Config, store: Store, step: int, model: nn.Module) -> No
         "step": step,
     }
     checkpoint.export(Path(config.run) / "model.safetensors", model, about)
+
+
+def _placed(config: Config) -> Config:
+    """As it is saved: the store is found from any working directory."""
+    return replace(config, data=replace(config.data, store=str(Path(config.data.store).absolute())))
 
 
 def mend_export(config: Config, store: Store, model: nn.Module) -> None:

@@ -69,6 +69,7 @@ class OpenCVLoader:
         height, width = self.feed.data.size_px
         centred = params.matrix.astype(np.float64)
         centred[:, :, 2] += centred[:, :, :2].sum(axis=2) / 2 - 0.5
+        stretched = params.linear
         nearest, linear = (cv2.WARP_INVERSE_MAP | kind for kind in (cv2.INTER_NEAREST, cv2.INTER_LINEAR))
         for i in samples:
             label = host.labels[i][..., 0]
@@ -88,7 +89,7 @@ class OpenCVLoader:
                     image = cv2.GaussianBlur(
                         image, (side, side), float(params.blur[i]), borderType=cv2.BORDER_REFLECT_101
                     )
-                if params.linear[i]:
+                if stretched[i]:
                     image = np.clip(image * params.gain[i] + params.bias[i], 0, levels)
                 if params.gamma[i] != 1:
                     image = levels * cv2.pow(image / levels, float(params.gamma[i]))

@@ -128,6 +128,11 @@ def data_kind(*folders: Path) -> DataKind:
     return "kits"
 
 
+def stem(path: Path) -> str:
+    """NAME of NAME.nii.gz or NAME.nii."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
 def some(names: list[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
