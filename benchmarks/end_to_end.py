@@ -23,11 +23,11 @@ from kits_dist import cli
 from kits_dist.batch import Batch
 from kits_dist.config import AugmentConfig, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
 from kits_dist.data import build_train_loader
+from kits_dist.learner import build_optimizer
 from kits_dist.losses import RegionLoss
 from kits_dist.models import build_model
 from kits_dist.runtime import Runtime, start
 from kits_dist.tracking import Pace
-from kits_dist.train import build_optimizer
 
 LEARNING = OptimConfig()
 EVERY_STEPS = LogConfig().every_steps

@@ -17,9 +17,9 @@ from benchmarks.harness import Ceiling, Variant, drain, interleave, line, pick_d
 from kits_dist import cli
 from kits_dist.config import ModelConfig, OptimConfig
 from kits_dist.errors import InputError
+from kits_dist.learner import build_optimizer
 from kits_dist.losses import RegionLoss
 from kits_dist.models import build_model
-from kits_dist.train import build_optimizer
 
 
 @dataclass(frozen=True)

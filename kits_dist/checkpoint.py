@@ -1,7 +1,8 @@
 """Save and resume one run. Tensors in safetensors, the rest in JSON: nothing that can run code is ever loaded.
 
-RUN/checkpoint/step_00001234/{model.safetensors, optimizer.safetensors, state.json}; `last` and `best` are links to such
-folders, swapped in one step. state.json holds the sha256 of the other two, so a damaged checkpoint is seen, not loaded.
+RUN/checkpoint/step_00001234/{model.safetensors, optimizer.safetensors, state.json}, and average.safetensors where
+weights are averaged; `last` and `best` are links to such folders, swapped in one step. state.json holds the sha256 of
+the others, so a damaged checkpoint is seen, not loaded.
 """
 
 import hashlib
@@ -27,7 +28,15 @@ class Checkpoint(NamedTuple):
 
 
 def save(
-    root: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, *, best: bool, keep: int
+    root: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict,
+    *,
+    best: bool,
+    keep: int,
+    average: nn.Module | None = None,
 ) -> None:
     """Write a folder for `step`, point `last` (and `best`) at it, drop all but the newest `keep` and the best."""
     folder = root / f"step_{step:08d}"
@@ -35,7 +44,9 @@ def save(
     with files.new_folder(folder) as fresh:
         _write_tensors(fresh / "model.safetensors", model.state_dict())
         _write_tensors(fresh / "optimizer.safetensors", tensors)
-        sums = {name: files.sha256(fresh / name) for name in ("model.safetensors", "optimizer.safetensors")}
+        if average:
+            _write_tensors(fresh / "average.safetensors", average.state_dict())
+        sums = {path.name: files.sha256(path) for path in fresh.iterdir()}
         files.write_json(fresh / "state.json", {"sha256": sums, "optimizer": groups, "state": state})
     _link(root / "last", folder)
     if best:
@@ -65,15 +76,22 @@ def at(folder: Path) -> Checkpoint | None:
         return None
 
 
-def restore_weights(found: Checkpoint, model: nn.Module) -> None:
+def restore_weights(found: Checkpoint, model: nn.Module, averaged: bool = False) -> None:
     """Into the unwrapped model, in place. Raises InputError when they are of another model."""
-    path = found.folder / "model.safetensors"
+    path = found.folder / ("average.safetensors" if averaged else "model.safetensors")
     load_weights(model, _read_tensors(path), path)
 
 
-def restore(found: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load into the unwrapped model and its optimiser, in place. Raises InputError when they are of another model."""
+def restore(
+    found: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
+) -> None:
+    """Load into the unwrapped model, its optimiser and its average, in place.
+
+    Raises InputError when they are of another model.
+    """
     restore_weights(found, model)
+    if average:
+        restore_weights(found, average, averaged=True)
     groups = json.loads((found.folder / "state.json").read_text())["optimizer"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     tensors = _read_tensors(found.folder / "optimizer.safetensors")

@@ -136,8 +136,10 @@ class OptimConfig:
     schedule: Literal["constant", "cosine", "poly"] = "constant"  # learning rate over the run
     warmup_steps: int = 0  # optimiser steps of linear warm-up
     clip_norm: float | None = None  # clip the gradient's norm to this; none does not clip
-    loss: Literal["bce", "dice", "bce_dice"] = "bce"  # on region logits
-    pos_weight: tuple[float, ...] | None = None  # weight of inside pixels in BCE, one per region
+    ema: float = 0.0  # decay of averaged weights, which are then judged and kept, as 0.999; 0 keeps the last ones
+    loss: Literal["bce", "dice", "bce_dice", "focal", "tversky"] = "bce"  # on region logits
+    pos_weight: tuple[float, ...] | None = None  # weight of inside pixels in BCE and focal, one per region
+    region_weight: tuple[float, ...] | None = None  # weight of each region in the loss; none: all the same
 
     def __post_init__(self) -> None:
         _require(0 <= self.lr < math.inf, f"optim.lr={self.lr} must be 0 or more, and finite.")
@@ -149,10 +151,13 @@ class OptimConfig:
         _require(self.accumulate > 0, f"optim.accumulate={self.accumulate} must be at least 1.")
         _require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must be 0 or more.")
         _require(self.clip_norm is None or self.clip_norm > 0, f"optim.clip_norm={self.clip_norm} must be above 0.")
-        _require(
-            self.pos_weight is None or all(0 < w < math.inf for w in self.pos_weight),
-            f"optim.pos_weight={self.pos_weight}: each must be above 0, and finite.",
-        )
+        _require(0 <= self.ema < 1, f"optim.ema={self.ema}: use 0 (off) or a decay below 1, as 0.999.")
+        for name in ("pos_weight", "region_weight"):
+            weights = getattr(self, name)
+            _require(
+                weights is None or all(0 < w < math.inf for w in weights),
+                f"optim.{name}={weights}: each must be above 0, and finite.",
+            )
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"  # auto: the launcher's, else bf16, fp16 or fp32
     compile: bool = False  # torch.compile the model
     channels_last: bool = True  # memory order that tensor cores want
+    sync_bn: bool = False  # batch norm over the batches of all GPUs; slower, for small batches
     deterministic: bool = False  # bit-equal repeats; slower on a GPU
     save_every_steps: int = 0  # checkpoints between validations; 0 saves at the end of each epoch only
     keep: int = 2  # checkpoints kept beside the best one
@@ -192,12 +198,13 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        weights = self.optim.pos_weight
-        _require(
-            weights is None or len(weights) == len(self.model.regions),
-            f"optim.pos_weight={weights} has {len(weights or ())} weights for {len(self.model.regions)} regions "
-            f"{list(self.model.regions)}; give one each.",
-        )
+        for name in ("pos_weight", "region_weight"):
+            weights = getattr(self.optim, name)
+            _require(
+                weights is None or len(weights) == len(self.model.regions),
+                f"optim.{name}={weights} has {len(weights or ())} weights for {len(self.model.regions)} regions "
+                f"{list(self.model.regions)}; give one each.",
+            )
         _require(0 <= self.seed < 2**31, f"seed={self.seed}: use 0..{2**31 - 1}.")
 
 

@@ -1,25 +1,81 @@
-"""Region logits -> one number. Targets are nested regions, one sigmoid each, made from the label map."""
+"""Region logits -> one number. Targets are nested regions, one sigmoid each, made from the label map.
+
+Every loss is a function of sums over pixels, and is divided once, at the end: sums add up over slices, batches and
+ranks where losses do not. So w processes of batch B give the gradients of one process of batch wB for Dice too, and a
+validation loss does not depend on how slices were dealt to batches and ranks.
+"""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from kits_dist.labels import LABELS, REGIONS
 
+FOCUS = 2  # focal loss: the power that fades out easy pixels (Lin et al. 2017)
+MISS_WEIGHT = 0.7  # Tversky: weight of missed pixels against 0.3 of surplus ones (Salehi et al. 2017)
+
+
+class Term(NamedTuple):
+    sums: Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (B, R, H, W) logits, targets, pos_weight -> (R, K)
+    value: Callable[[Tensor], Tensor]  # (R, K) -> (R,)
+    columns: int  # K
+    is_mean: bool  # a mean over pixels: the mean of equal batches' values is the value of their union
+
 
 class RegionLoss(nn.Module):
-    """(B, R, H, W) logits and (B, H, W) uint8 labels -> scalar float32, mean over slices, regions and pixels."""
+    """(B, R, H, W) logits and (B, H, W) uint8 labels -> scalar float32.
 
-    def __init__(self, name: str, regions: tuple[str, ...], pos_weight: tuple[float, ...] | None = None):
+    While training in a process group the value is that of the global batch, and its gradient such that DDP's mean over
+    ranks is the gradient of that value. In `eval` mode nothing is exchanged.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        regions: tuple[str, ...],
+        pos_weight: tuple[float, ...] | None = None,
+        region_weight: tuple[float, ...] | None = None,
+    ):
+        """pos_weight: of inside pixels in cross-entropy and focal; region_weight: of regions in the mean; one each."""
         super().__init__()
-        self.function, self.regions = LOSSES[name], regions
+        self.terms, self.regions = LOSSES[name], regions
         self.register_buffer("table", region_table(regions), persistent=False)
-        weight = None if pos_weight is None else torch.tensor(pos_weight)[:, None, None]
-        self.register_buffer("pos_weight", weight, persistent=False)
+        inside = None if pos_weight is None else torch.tensor(pos_weight)[:, None, None]
+        self.register_buffer("pos_weight", inside, persistent=False)
+        weight = torch.ones(len(regions)) if region_weight is None else torch.tensor(region_weight)
+        self.register_buffer("region_weight", weight / weight.sum(), persistent=False)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        return self.function(logits.float(), region_targets(label, self.table), self.pos_weight)
+        sums = self.sums(logits, label)
+        return self.value(of_all_ranks(sums) if self.training and not all(t.is_mean for t in self.terms) else sums)
+
+    @property
+    def sums_shape(self) -> tuple[int, int]:
+        return len(self.regions), sum(term.columns for term in self.terms)
+
+    def sums(self, logits: Tensor, label: Tensor) -> Tensor:
+        """(R, K) float32 that add up over batches and ranks."""
+        targets = region_targets(label, self.table)
+        return torch.cat([term.sums(logits.float(), targets, self.pos_weight) for term in self.terms], dim=1)
+
+    def value(self, sums: Tensor) -> Tensor:
+        """(R, K) -> scalar: each term by region, their sum, the weighted mean over regions."""
+        parts = sums.split([term.columns for term in self.terms], dim=1)
+        by_region = sum(term.value(part) for part, term in zip(parts, self.terms, strict=True))
+        return (by_region * self.region_weight.to(sums)).sum()
+
+
+def of_all_ranks(sums: Tensor) -> Tensor:
+    """Sums of the global batch, with w times this rank's gradient: DDP divides by the w ranks when it averages."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return sums
+    total = sums.detach().clone()
+    torch.distributed.all_reduce(total)
+    weighted = sums * torch.distributed.get_world_size()
+    return weighted + (total - weighted).detach()
 
 
 def region_table(regions: tuple[str, ...]) -> Tensor:
@@ -35,27 +91,58 @@ def region_targets(label: Tensor, table: Tensor) -> Tensor:
     return table[label.int()].permute(0, 3, 1, 2)
 
 
-def bce(logits: Tensor, targets: Tensor, pos_weight: Tensor | None) -> Tensor:
+def _bce_sums(logits: Tensor, targets: Tensor, pos_weight: Tensor | None) -> Tensor:
     """Binary cross-entropy with logits, the poster's loss."""
-    return nn.functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=pos_weight)
+    return _pixel_sums(binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=pos_weight))
 
 
-def dice(logits: Tensor, targets: Tensor, pos_weight: Tensor | None = None) -> Tensor:
-    """1 - soft Dice per region over the whole batch (Milletari et al. 2016, doi:10.1109/3DV.2016.79), averaged over
-    regions.
+def _focal_sums(logits: Tensor, targets: Tensor, pos_weight: Tensor | None) -> Tensor:
+    """Cross-entropy that fades where the network is right (Lin et al. 2017, doi:10.1109/ICCV.2017.324)."""
+    pixels = binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    focused = (1 - torch.exp(-pixels)) ** FOCUS * pixels  # exp(-pixels) is the probability of what is true
+    return _pixel_sums(focused if pos_weight is None else focused * (1 + (pos_weight - 1) * targets))
+
+
+def _pixel_sums(pixels: Tensor) -> Tensor:
+    """(B, R, H, W) -> (R, 2): sum and number of pixels."""
+    total = pixels.sum(dim=(0, 2, 3))
+    return torch.stack([total, torch.full_like(total, pixels.numel() // pixels.shape[1])], dim=1)
+
+
+def _mean(sums: Tensor) -> Tensor:
+    return sums[:, 0] / sums[:, 1]
+
+
+def _overlap_sums(logits: Tensor, targets: Tensor, pos_weight: Tensor | None) -> Tensor:
+    """(R, 3): soft true positive, predicted, true pixels."""
+    inside = logits.sigmoid()
+    return torch.stack([(inside * targets).sum((0, 2, 3)), inside.sum((0, 2, 3)), targets.sum((0, 2, 3))], dim=1)
+
+
+def _dice(sums: Tensor) -> Tensor:
+    """1 - soft Dice over the whole batch (Milletari et al. 2016, doi:10.1109/3DV.2016.79).
 
     Over the batch, not per slice: most slices hold no tumor, and their Dice would be noise. +1 pixel keeps an empty
     batch finite.
     """
-    inside = logits.sigmoid()
-    both = (inside * targets).sum(dim=(0, 2, 3))
-    total = (inside + targets).sum(dim=(0, 2, 3))
-    return (1 - (2 * both + 1) / (total + 1)).mean()
+    both, predicted, true = sums.unbind(1)
+    return 1 - (2 * both + 1) / (predicted + true + 1)
 
 
-def bce_dice(logits: Tensor, targets: Tensor, pos_weight: Tensor | None) -> Tensor:
-    """Sum of both, as nnU-Net does with cross-entropy (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z)."""
-    return bce(logits, targets, pos_weight) + dice(logits, targets)
+def _tversky(sums: Tensor) -> Tensor:
+    """1 - Tversky index: Dice that minds a missed pixel more than a surplus one (Salehi et al. 2017,
+    arXiv:1706.05721)."""
+    both, predicted, true = sums.unbind(1)
+    wrong = MISS_WEIGHT * (true - both) + (1 - MISS_WEIGHT) * (predicted - both)
+    return 1 - (both + 1) / (both + wrong + 1)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {"bce": bce, "dice": dice, "bce_dice": bce_dice}
+_BCE = Term(_bce_sums, _mean, 2, is_mean=True)
+_DICE = Term(_overlap_sums, _dice, 3, is_mean=False)
+LOSSES: dict[str, tuple[Term, ...]] = {
+    "bce": (_BCE,),
+    "dice": (_DICE,),
+    "bce_dice": (_BCE, _DICE),  # as nnU-Net does with cross-entropy (Isensee et al. 2021)
+    "focal": (Term(_focal_sums, _mean, 2, is_mean=True),),
+    "tversky": (Term(_overlap_sums, _tversky, 3, is_mean=False),),
+}

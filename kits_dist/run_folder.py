@@ -117,7 +117,10 @@ def _placed(config: Config) -> Config:
 
 
 def mend_export(config: Config, store: Store, model: nn.Module) -> None:
-    """Write model.safetensors again where a kill came between the best checkpoint and it, or it was lost."""
+    """Write model.safetensors again where a kill came between the best checkpoint and it, or it was lost.
+
+    model: one of the run's, whose weights are left alone.
+    """
     run = Path(config.run)
     best = checkpoint.at(run / "checkpoint" / "best")
     if best is None:
@@ -128,7 +131,7 @@ def mend_export(config: Config, store: Store, model: nn.Module) -> None:
         exported = None
     if exported != best.state["progress"]["step"]:
         weights = copy.deepcopy(model)
-        checkpoint.restore_weights(best, weights)
+        checkpoint.restore_weights(best, weights, averaged=config.optim.ema > 0)
         export_best(config, store, best.state["progress"]["step"], weights)
 
 

@@ -15,7 +15,7 @@ from kits_dist.metrics import batch_counts, dice
 
 
 class Validation(NamedTuple):
-    loss: float  # mean over slices
+    loss: float  # of all slices as one batch
     counts: np.ndarray  # (cases, R, 3) int64 on the network's grid
     dice: dict[
         str, float
@@ -41,25 +41,23 @@ def score(
     was_training = model.training
     model.eval()
     counts = torch.zeros(max(rows) + 1, len(loss_fn.regions), 3, dtype=torch.int64, device=accelerator.device)
-    sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # loss * slices, slices
+    seen = torch.zeros((), dtype=torch.int64, device=accelerator.device)  # slices
+    sums = torch.zeros(loss_fn.sums_shape, dtype=torch.float64, device=accelerator.device)
     for batch in loader:
         with accelerator.autocast():
             logits = model(batch.image)
-        sums += torch.stack(
-            [loss_fn(logits, batch.label).double() * len(batch.label), sums.new_tensor(len(batch.label))]
-        )
+        sums += loss_fn.sums(logits, batch.label)
+        seen += len(batch.label)
         counts.index_add_(
             0, batch.case.long(), batch_counts(logits.float(), region_targets(batch.label, loss_fn.table))
         )
     model.train(was_training)
-    sums, counts = accelerator.reduce(sums, "sum"), accelerator.reduce(counts, "sum")
-    total, seen = sums.tolist()  # sync
-    if int(seen) != num_slices:
+    sums, counts, seen = (accelerator.reduce(one, "sum") for one in (sums, counts, seen))
+    if int(seen) != num_slices:  # sync
         raise JobFailed(f"validation saw {int(seen)} slices instead of {num_slices}; is every rank on the same store?")
     of_cases = counts.cpu().numpy()[rows]
-    return Validation(
-        total / seen, of_cases, dict(zip(loss_fn.regions, dice(of_cases).mean(axis=0).tolist(), strict=True))
-    )
+    of_regions = dice(of_cases).mean(axis=0).tolist()
+    return Validation(float(loss_fn.value(sums)), of_cases, dict(zip(loss_fn.regions, of_regions, strict=True)))
 
 
 def broadcast_buffers(model: nn.Module, accelerator: Accelerator) -> None:

@@ -9,24 +9,22 @@ import contextlib
 import math
 import os
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from kits_dist import checkpoint, cli, files
-from kits_dist.batch import Batch
-from kits_dist.config import Config, OptimConfig
+from kits_dist.config import Config, OptimConfig, TrainConfig
 from kits_dist.data import augment, build_train_loader, build_val_loader
 from kits_dist.data.feed import Feed
 from kits_dist.data.store import PLANES, Store
 from kits_dist.drawing import Tile, panel
-from kits_dist.errors import JobFailed, Preempted
+from kits_dist.errors import InputError, JobFailed, Preempted
 from kits_dist.inference import denormalized, region_probabilities
 from kits_dist.labels import regions_to_labels
-from kits_dist.losses import RegionLoss
+from kits_dist.learner import Learner
+from kits_dist.loss_watch import LossWatch
 from kits_dist.models import build_model
 from kits_dist.parallel import progress_bar
 from kits_dist.run_folder import REQUEUE, Progress, export_best, mend_export, open_run, write_about
@@ -40,7 +38,27 @@ from kits_dist.tracking import Pace, Tracker
 def main(config: Config) -> None:
     speaks = os.environ.get("RANK", "0") == "0"
     with files.exclusive(Path(config.run), "run") if speaks else contextlib.nullcontext():
-        train(config)
+        try:
+            train(config)
+        except torch.OutOfMemoryError as error:
+            raise JobFailed(out_of_memory(config, error)) from error
+
+
+def out_of_memory(config: Config, error: Exception) -> str:
+    """What did not fit, and what to try next; the checkpoints are whole, so the run can go on with it."""
+    data, advice = config.data, []
+    if parts := next((n for n in range(2, data.batch_size + 1) if data.batch_size % n == 0), 0):
+        accumulate = parts * config.optim.accumulate
+        advice.append(f"data.batch_size={data.batch_size // parts} optim.accumulate={accumulate} (the same step)")
+    if config.train.precision in ("fp32", "tf32"):
+        advice.append("train.precision=bf16")
+    if data.residency != "mmap":
+        advice.append("data.residency=mmap")
+    return (
+        f"out of GPU memory with data.batch_size={data.batch_size}, data.size_px={data.size_px[0]}x{data.size_px[1]}, "
+        f"train.precision={config.train.precision}, data.residency={data.residency} ({str(error).splitlines()[0]}). "
+        f"Go on with resume=auto and {', or '.join([*advice, 'smaller data.size_px in a folder of its own'])}"
+    )
 
 
 def train(config: Config) -> None:
@@ -54,38 +72,32 @@ def train(config: Config) -> None:
     accelerator, shard = runtime.accelerator, runtime.shard
     global_batch = config.data.batch_size * shard.world * config.optim.accumulate
 
+    # model
+    frames = 1 + 2 * config.data.context
+    with accelerator.main_process_first():  # one process downloads pretrained weights, the others find them
+        model = build_model(config.model, frames, pretrained=found is None)
+    learner = Learner(placed(model, config.train, accelerator.device), config.model.regions, config.optim, accelerator)
+
     # data
-    batches, feed = build_train_loader(store, config.data, config.augment, config.seed, shard, progress.position)
+    step_bytes = None
+    if config.data.residency == "auto":
+        step_bytes = learner.step_bytes(config.data.batch_size, frames, config.data.size_px)
+    batches, feed = build_train_loader(
+        store, config.data, config.augment, config.seed, shard, progress.position, step_bytes
+    )
     val_loader, val_feed = build_val_loader(store, config.data, val_cases, shard)
     num_samples = len(feed.rows)
-    total = config.optim.epochs * num_samples
-    total_steps = -(-total // global_batch)
-
-    # model
-    with accelerator.main_process_first():  # one process downloads pretrained weights, the others find them
-        model = build_model(config.model, feed.frames, pretrained=found is None)
-    if config.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    model.to(accelerator.device)
-    optimizer = build_optimizer(model, config.optim, accelerator.device)
-    loss_fn = RegionLoss(config.optim.loss, config.model.regions, config.optim.pos_weight).to(accelerator.device)
+    total_steps = -(-config.optim.epochs * num_samples // global_batch)
 
     # resume
     if found:
-        checkpoint.restore(found, model, optimizer)
-        for group in optimizer.param_groups:
-            group["weight_decay"] = config.optim.weight_decay  # the rate is set at each step
-    plain_model, plain_optimizer = model, optimizer
-    if config.train.compile:
-        model = torch.compile(model)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    if found and accelerator.scaler and found.state["scaler"]:  # fp16
-        accelerator.scaler.load_state_dict(found.state["scaler"])
+        learner.restore(found, config.optim.weight_decay)
+    learner.wrap(config.train)
     accelerator.wait_for_everyone()  # no rank may write before every rank has read
     if accelerator.is_main_process:
         about = environment()
         write_about(config, store, about)
-        mend_export(config, store, plain_model)
+        mend_export(config, store, learner.plain_model)
         for line in _introduction(about, runtime, config, feed, train_cases, val_cases, total_steps):
             print(line)
         print(*notes, sep="\n", end="\n" if notes else "")
@@ -94,78 +106,41 @@ def train(config: Config) -> None:
         accelerator.end_training()
         return
     tracker = Tracker(accelerator, Path(config.run), config, store.meta["data"], progress.step)
-    stops = Stops(config, store, val_cases, val_loader, val_feed, plain_model, plain_optimizer, loss_fn, runtime)
+    stops = Stops(config, store, val_cases, val_loader, val_feed, learner, tracker)
+    watch = LossWatch(config, feed, shard, progress.position, progress.step)
 
     # loop
     pace = Pace(accelerator.device)
-    loss_sum, loss_steps = torch.zeros((), device=accelerator.device), 0
     stream = iter(batches)
-    bar = progress_bar("train", "slice", total, progress.position, disable=not accelerator.is_main_process)
+    bar = progress_bar(
+        "train", "slice", config.optim.epochs * num_samples, progress.position, disable=not accelerator.is_main_process
+    )
     with bar, StopRequest(shard.world) as request:
-        model.train()
+        learner.model.train()
         pace.resume()
         while not finished(progress, num_samples, config.optim):
-            rate = lr_at(progress.position // global_batch, total_steps, config.optim, shard.world)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            for micro in range(config.optim.accumulate):
-                pace.batch_requested()
-                batch = next(stream)
-                pace.batch_ready()
-                last = micro == config.optim.accumulate - 1
-                with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                    with accelerator.autocast():
-                        logits = model(batch.image)  # (B, C, H, W) -> (B, R, H, W)
-                    loss = loss_fn(logits, batch.label)
-                    accelerator.backward(loss / config.optim.accumulate)
-                loss_sum += loss.detach()
-                loss_steps += 1
-            logging = progress.step % config.log.every_steps == 0
-            norm = None
-            if config.optim.clip_norm or logging:
-                norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            pace.step_ended()
-            epoch = progress.position // num_samples
-            progress = progress._replace(position=progress.position + global_batch, step=progress.step + 1)
-            step = progress.step
+            number, epoch = progress.step, progress.position // num_samples
+            logging = number % config.log.every_steps == 0
+            updates = progress.position // global_batch - learner.skipped
+            rate = lr_at(updates, total_steps, config.optim, shard.world)
+            outcome = learner.step(stream, rate, number, pace, want_norm=logging)
+            watch.saw(outcome.losses)
+            progress = progress._replace(position=progress.position + global_batch, step=number + 1)
             bar.update(global_batch)
             epoch_done = progress.position // num_samples > epoch
             stopping = request.agreed()
-            saving = stopping or config.train.save_every_steps and step % config.train.save_every_steps == 0
+            saving = stopping or config.train.save_every_steps and progress.step % config.train.save_every_steps == 0
 
             if logging or epoch_done or saving:  # before anything is saved: a checkpoint never holds a spoilt network
-                mean_loss = accelerator.reduce(loss_sum / loss_steps, "mean").item()  # sync
-                if not math.isfinite(mean_loss):
-                    _stop_not_finite(config.run, step, -(-loss_steps // config.optim.accumulate), accelerator, batch)
-                loss_sum.zero_()
-                loss_steps = 0
+                mean_loss = watch.mean(accelerator)  # sync
+                learner.read_skipped()
             if logging:
-                speed = pace.report(global_batch)
-                scalars = {
-                    "train/loss": mean_loss,
-                    "train/lr": rate,
-                    "train/grad_norm": float(norm),
-                    "train/epoch": epoch,
-                }
-                tracker.log(step, scalars | speed)
+                scalars = {"train/loss": mean_loss, "train/lr": rate, "train/grad_norm": float(outcome.grad_norm)}
+                tracker.log(progress.step, scalars | {"train/epoch": epoch} | pace.report(global_batch))
                 bar.set_postfix(epoch=f"{epoch + 1}/{config.optim.epochs}", loss=f"{mean_loss:.4f}", refresh=False)
             if epoch_done:
-                validation = stops.validate()
-                if not math.isfinite(validation.loss):
-                    _stop_not_finite(config.run, step, 1, accelerator, batch)
-                progress, is_best = judge(progress, validation, epoch, config.optim)
-                tracker.log(
-                    step, {"val/loss": validation.loss} | {f"val/dice_grid/{k}": v for k, v in validation.dice.items()}
-                )
-                if config.log.images and accelerator.is_main_process:
-                    tracker.image(step, "val/panel", stops.panel())
-                stops.save(progress, is_best)
-                if accelerator.is_main_process:
-                    dice = "  ".join(f"{name} {value:.3f}" for name, value in validation.dice.items())
-                    best = "  best" if is_best else ""
-                    bar.write(f"epoch {epoch + 1}: val loss {validation.loss:.4f}  dice_grid {dice}{best}")
+                progress, sentence = stops.end_epoch(progress, epoch)
+                bar.write(sentence) if accelerator.is_main_process else None
             elif saving:
                 stops.save(progress, False)
             if stopping and not finished(progress, num_samples, config.optim):
@@ -182,6 +157,17 @@ def train(config: Config) -> None:
     )
 
 
+def placed(model: nn.Module, train: TrainConfig, device: torch.device) -> nn.Module:
+    """On the device, in the memory order and with the batch norm that it trains with. Raises InputError."""
+    if train.sync_bn:
+        if device.type != "cuda":
+            raise InputError("train.sync_bn=true needs GPUs. Leave it out on a CPU.")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return model.to(device)
+
+
 def finished(progress: Progress, num_samples: int, config: OptimConfig) -> str:
     """Why there is nothing left to do, or "". Derived, not stored: a run may be resumed with more epochs."""
     if config.patience and progress.stale >= config.patience:
@@ -189,16 +175,6 @@ def finished(progress: Progress, num_samples: int, config: OptimConfig) -> str:
     if progress.position >= config.epochs * num_samples:
         return f"{config.epochs} epochs done"
     return ""
-
-
-def build_optimizer(model: nn.Module, config: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
-    fused = {"fused": True} if device.type == "cuda" else {}
-    if config.name == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, **fused
-        )
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
-    return kind(model.parameters(), config.lr, weight_decay=config.weight_decay, **fused)
 
 
 def judge(progress: Progress, validation: Validation, epoch: int, config: OptimConfig) -> tuple[Progress, bool]:
@@ -214,32 +190,54 @@ class Stops:
     """What is done with the network between steps: validate, draw, save."""
 
     def __init__(
-        self, config: Config, store: Store, val_cases: list[str], loader, feed: Feed, model, optimizer, loss_fn, runtime
+        self, config: Config, store: Store, val_cases: list[str], loader, feed: Feed, learner: Learner, tracker: Tracker
     ):
-        """model, optimizer: the unwrapped ones."""
+        """loader, feed: of the validation slices."""
         self.config, self.store, self.loader, self.feed = config, store, loader, feed
-        self.model, self.optimizer, self.loss_fn, self.accelerator = model, optimizer, loss_fn, runtime.accelerator
+        self.learner, self.tracker, self.accelerator = learner, tracker, learner.accelerator
         self.rows = [store.row[case] for case in val_cases]
+
+    def end_epoch(self, progress: Progress, epoch: int) -> tuple[Progress, str]:
+        """Validate, judge, log and save. Returns what the run remembers, and a sentence for the user."""
+        validation = self.validate()
+        if not math.isfinite(validation.loss):
+            raise JobFailed(
+                f"the validation loss is {validation.loss} after step {progress.step}. Lower optim.lr, or use "
+                f"train.precision=fp32. The checkpoints in {self.config.run}/checkpoint are from before."
+            )
+        progress, is_best = judge(progress, validation, epoch, self.config.optim)
+        dice = {f"val/dice_grid/{name}": value for name, value in validation.dice.items()}
+        self.tracker.log(progress.step, {"val/loss": validation.loss} | dice)
+        if self.config.log.images and self.accelerator.is_main_process:
+            self.tracker.image(progress.step, "val/panel", self.panel())
+        self.save(progress, is_best)
+        words = "  ".join(f"{name} {value:.3f}" for name, value in validation.dice.items())
+        best = "  best" if is_best else ""
+        return progress, f"epoch {epoch + 1}: val loss {validation.loss:.4f}  dice_grid {words}{best}"
 
     def validate(self) -> Validation:
         self.store.check_files()  # a file cut short meanwhile would kill every rank by SIGBUS
-        return score(self.model, self.loss_fn, self.loader, self.rows, len(self.feed.rows), self.accelerator)
+        judged, loss_fn = self.learner.judged, self.learner.loss_fn
+        return score(judged, loss_fn, self.loader, self.rows, len(self.feed.rows), self.accelerator)
 
     def save(self, progress: Progress, best: bool) -> None:
-        broadcast_buffers(self.model, self.accelerator)
-        scaler = self.accelerator.scaler
+        learner = self.learner
+        average = learner.average and learner.average.model
+        for model in filter(None, (learner.plain_model, average)):
+            broadcast_buffers(model, self.accelerator)
         if self.accelerator.is_main_process:
             checkpoint.save(
                 Path(self.config.run) / "checkpoint",
                 progress.step,
-                self.model,
-                self.optimizer,
-                {"progress": progress._asdict(), "scaler": scaler.state_dict() if scaler else None},
+                learner.plain_model,
+                learner.plain_optimizer,
+                {"progress": progress._asdict()} | learner.state(),
                 best=best,
                 keep=self.config.train.keep,
+                average=average,
             )
             if best:
-                export_best(self.config, self.store, progress.step, self.model)
+                export_best(self.config, self.store, progress.step, learner.judged)
         self.accelerator.wait_for_everyone()
 
     def ask_for_more(self) -> None:
@@ -261,7 +259,7 @@ class Stops:
             image, label = augment.apply(slab, truth, host.params, i, self.config.data.size_px, levels, feed.norm)
             with self.accelerator.autocast():
                 seen = torch.from_numpy(image)[None].to(self.accelerator.device)
-                inside = region_probabilities(self.model, seen)[0] >= 0.5
+                inside = region_probabilities(self.learner.judged, seen)[0] >= 0.5
             grey = denormalized(image[feed.data.context], feed.norm, levels)
             predicted = regions_to_labels(inside.cpu().numpy(), self.config.model.regions)
             tiles.append(
@@ -290,14 +288,6 @@ def _introduction(env: dict, runtime: Runtime, config: Config, feed: Feed, train
         )
     if config.data.fold == "all":
         yield "data.fold=all: validation cases are training cases; the val scores say nothing about new patients"
-
-
-def _stop_not_finite(run: str, step: int, steps: int, accelerator: Accelerator, batch: Batch) -> NoReturn:
-    raise JobFailed(
-        f"the loss is not finite in steps {max(1, step - steps + 1)}..{step} (rank {accelerator.process_index}; its "
-        f"last batch: cases {batch.case.tolist()[:4]}..., slices {batch.index.tolist()[:4]}...). Lower optim.lr, set "
-        f"optim.clip_norm=1, or use train.precision=fp32. The checkpoints in {run}/checkpoint are from before."
-    )
 
 
 if __name__ == "__main__":

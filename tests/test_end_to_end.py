@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -160,24 +162,41 @@ def _only(raw: Path, summary: dict, output: Path, tmp_path: Path) -> Path:
     return tmp_path / "truth"
 
 
-def test_two_ranks_consume_disjoint_slices_whose_union_is_the_epoch_and_score_as_one(store, tmp_path):
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    for folder, start in ((alone, [sys.executable]), (together, LAUNCH)):
-        folder.mkdir()
-        run([*start, "-m", "tests.launched.consume", str(store.path), str(folder)])
-    one = json.loads((alone / "rank_0.json").read_text())
-    ranks = [json.loads((together / f"rank_{r}.json").read_text()) for r in range(2)]
-    assert [one["world"], *(r["world"] for r in ranks)] == [1, 2, 2]
-    assert len(ranks[0]["seen"]) == len(ranks[1]["seen"])
+@pytest.fixture(scope="module")
+def consumed(store, tmp_path_factory):
+    """{world: folder} of tests.launched.consume on 1, 2 and 3 processes."""
+    folders = {}
+    for world in (1, 2, 3):
+        folders[world] = tmp_path_factory.mktemp(f"world_{world}")
+        start = [sys.executable] if world == 1 else [*LAUNCH, "--num_processes", str(world)]
+        run([*start, "-m", "tests.launched.consume", str(store.path), str(folders[world])])
+    return folders
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_consume_disjoint_slices_whose_union_is_the_epoch_and_score_as_one(consumed, world):
+    one = json.loads((consumed[1] / "rank_0.json").read_text())
+    ranks = [json.loads((consumed[world] / f"rank_{r}.json").read_text()) for r in range(world)]
+    assert [one["world"], *(r["world"] for r in ranks)] == [1, *[world] * world]
     # global order: the ranks take turns; the stream's first n samples are the epoch
-    together_seen = [tuple(pair) for both in zip(ranks[0]["seen"], ranks[1]["seen"], strict=True) for pair in both]
-    epoch = together_seen[: one["samples"]]
-    assert len(set(epoch)) == one["samples"] and sorted(set(epoch)) == sorted(
-        {tuple(p) for p in one["seen"][: one["samples"]]}
-    )
+    together = [tuple(pair) for turn in zip(*(r["seen"] for r in ranks), strict=True) for pair in turn]
+    epoch = together[: one["samples"]]
+    assert len(set(epoch)) == one["samples"]
     assert epoch == [tuple(p) for p in one["seen"][: one["samples"]]]
-    assert ranks[0]["counts"] == ranks[1]["counts"] == one["counts"]  # integers, equal
-    assert ranks[0]["loss"] == pytest.approx(one["loss"], rel=1e-6)
+    assert all(r["scored"] == 29 for r in ranks)  # a prime: no number of ranks divides it
+    assert all(r["counts"] == one["counts"] for r in ranks)  # integers, equal
+    assert all(r["loss"] == pytest.approx(one["loss"], rel=1e-6) for r in ranks)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("loss", ["bce", "bce_dice"])
+def test_ranks_learn_what_one_process_of_the_whole_batch_learns(consumed, world, loss):
+    """Batch norm frozen; the Dice term, clipping, schedule and averaged weights are those of the global batch."""
+    one = load_file(consumed[1] / f"rank_0_{loss}.safetensors")
+    ranks = [load_file(consumed[world] / f"rank_{r}_{loss}.safetensors") for r in range(world)]
+    for key, value in one.items():
+        assert all(np.array_equal(ranks[0][key], rank[key]) for rank in ranks), key
+        torch.testing.assert_close(ranks[0][key], value, rtol=1e-4, atol=1e-6)  # order of float32 sums
 
 
 def test_resumed_training_is_bit_equal_to_uninterrupted(store, tmp_path):
@@ -225,10 +244,27 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(store, tmp_p
         *arguments,
     ]
     done = run(command, code=1)
-    assert (
-        done.returncode == 1 and done.stderr.count("the loss is not finite in steps 2..") == 1
-    )  # step 1 was logged, finite
+    assert done.returncode == 1
+    said = re.search(r"the loss is (?:nan|inf) at step (\d+), first on rank 0; \S+not_finite.json lists", done.stderr)
+    report = json.loads((tmp_path / "nan" / "not_finite.json").read_text())
+    assert report["step"] == int(said[1]) > 1 and len(report["slices"]) == 3  # step 1 was finite
     assert not list((tmp_path / "nan").glob("checkpoint/step_*"))
+
+
+def test_out_of_memory_says_what_to_try(store, tmp_path, monkeypatch):
+    class Greedy(torch.nn.Conv2d):
+        def forward(self, x):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+
+    monkeypatch.setattr(training, "build_model", lambda *_, **__: Greedy(1, 2, 1))
+    words = (
+        r"out of GPU memory with data.batch_size=3, data.size_px=64x64, train.precision=fp32, data.residency=mmap "
+        r"\(CUDA out of memory. Tried to allocate 2.00 GiB.\). Go on with resume=auto and data.batch_size=1 "
+        r"optim.accumulate=3 \(the same step\), or train.precision=bf16, or smaller data.size_px"
+    )
+    arguments = [f"data.store={store.path}", f"run={tmp_path / 'run'}", *SMALL, "train.precision=fp32"]
+    with pytest.raises(JobFailed, match=words):
+        training.main(cli.load(Config, arguments))
 
 
 def test_two_runs_are_never_mixed_in_one_folder(store, trained, tmp_path):

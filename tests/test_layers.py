@@ -12,9 +12,20 @@ import kits_dist
 ROOT = Path(kits_dist.__file__).parent
 FLOORS = {
     "ground": {"errors", "cli", "config", "labels", "batch", "files", "parallel", "launcher", "runtime", "signals"},
-    "parts": {"losses", "metrics", "schedule", "checkpoint", "tracking", "drawing", "machine", "data.*", "models.*"},
+    "parts": {
+        "losses",
+        "metrics",
+        "schedule",
+        "checkpoint",
+        "tracking",
+        "drawing",
+        "averaging",
+        "machine",
+        "data.*",
+        "models.*",
+    },
     "builders": {"data", "models"},  # their __init__: names in the configuration -> a loader, a network
-    "assembly": {"scoring", "inference", "evaluation", "run_folder"},
+    "assembly": {"scoring", "inference", "evaluation", "run_folder", "learner", "loss_watch"},
     "programs": {"phantom", "audit", "prepare", "train", "evaluate", "predict", "report", "doctor", "__main__"},
 }
 ORDER = list(FLOORS)

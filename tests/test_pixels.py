@@ -6,10 +6,10 @@ import torch
 
 from kits_dist.batch import ALONE
 from kits_dist.config import AugmentConfig, DataConfig
-from kits_dist.data import build_train_loader
+from kits_dist.data import build_train_loader, pixels
 from kits_dist.data.dali_backend import DaliLoader
 from kits_dist.data.feed import Feed, Plan, select_rows
-from kits_dist.data.pixels import Mapped, Resident
+from kits_dist.data.pixels import Mapped, Resident, choose, queue_bytes
 from kits_dist.data.sampler import train_positions
 from kits_dist.errors import InputError
 
@@ -58,3 +58,34 @@ def test_what_this_machine_has_not_is_refused_and_auto_falls_back(store):
         build_train_loader(store, DataConfig(**data, residency="gpu"), AugmentConfig(), 0, ALONE)
     _, feed = build_train_loader(store, DataConfig(**data, residency="auto"), AugmentConfig(), 0, ALONE)
     assert isinstance(feed.pixels, Mapped)
+
+
+@pytest.mark.parametrize(
+    ("residency", "step_bytes", "free", "expected"),
+    [
+        ("auto", 10**6, 10**8, Resident),  # the slices fit beside the step
+        ("auto", 10**8, 10**8, Mapped),  # the step takes what is there
+        ("auto", None, 10**8, Resident),  # not measured: half of what is free is the step's
+        ("auto", None, 10**5, Mapped),
+        ("gpu", 10**8, 10**8, Resident),  # asked for by name: the user may know better
+        ("gpu", 0, 10**4, InputError),
+    ],
+)
+def test_auto_weighs_the_slices_against_the_measured_step(store, monkeypatch, residency, step_bytes, free, expected):
+    """~0.3 MB of slices; a device that says how much is free stands in for a GPU."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    monkeypatch.setattr(pixels, "Resident", OnTheCPU)
+    data = DataConfig(store=str(store.path), batch_size=2, size_px=(64, 64), residency=residency)
+    rows = select_rows(store, [case.case_id for case in store.cases], "all", 0, ["axial"])
+    assert 2e5 < Resident.bytes_needed(store, rows, 0) < 4e5 and queue_bytes(data) == 4 * 2 * 64 * 64 * 11
+    if expected is InputError:
+        with pytest.raises(InputError, match="data.residency=gpu: .* of GPU memory free. Use data.residency=mmap"):
+            choose(store, rows, data, torch.device("cuda", 0), step_bytes)
+        return
+    chosen = choose(store, rows, data, torch.device("cuda", 0), step_bytes)
+    assert isinstance(chosen, expected) and "GB" in chosen.about
+
+
+class OnTheCPU(Resident):
+    def __init__(self, store, rows, context, device, about):
+        super().__init__(store, rows, context, CPU, about)

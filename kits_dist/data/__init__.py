@@ -13,10 +13,17 @@ if TYPE_CHECKING:
 
 
 def build_train_loader(
-    store: Store, data: DataConfig, augment: AugmentConfig, seed: int, shard: Shard, start: int = 0
+    store: Store,
+    data: DataConfig,
+    augment: AugmentConfig,
+    seed: int,
+    shard: Shard,
+    start: int = 0,
+    step_bytes: int | None = None,
 ) -> tuple[Iterable[Batch], Feed]:
     """Endless loader from global stream position `start`, and the feed it draws from.
 
+    step_bytes: GPU memory of a training step, for data.residency=auto.
     Raises InputError when one global batch is larger than the epoch.
     """
     from kits_dist.data.feed import Feed, Plan, select_rows
@@ -31,7 +38,7 @@ def build_train_loader(
             f"data.batch_size={data.batch_size} on {shard.world} processes is larger than the {len(rows)} training "
             f"slices. " + (f"Use {most} or less, or fewer processes." if most else "Use fewer processes.")
         )
-    pixels = choose(store, rows, data, shard.device)
+    pixels = choose(store, rows, data, shard.device, step_bytes)
     feed = Feed(store, rows, data, augment, seed, store.normalization(data.fold), pixels)
     plan = Plan(lambda step: train_positions(step, data.batch_size, shard.rank, shard.world, start), None)
     return _build(feed, plan, data, shard, data.backend), feed

@@ -9,7 +9,6 @@ from kits_dist.data.store import PLANES, Store
 from kits_dist.errors import InputError, JobFailed
 
 Stack = tuple[int, str]  # case, plane
-AUTO_SHARE = 0.5  # of the free GPU memory, which data.residency=auto may take: the network needs the rest
 
 
 class Mapped:
@@ -77,19 +76,35 @@ class Resident:
         return label[index - first].unsqueeze(-1)
 
 
-def choose(store: Store, rows: np.ndarray, data: DataConfig, device: torch.device) -> Mapped | Resident:
-    """By data.residency. Raises InputError where it asks for what this machine has not."""
-    if data.residency == "mmap" or data.residency == "auto" and device.type != "cuda":
+def choose(
+    store: Store, rows: np.ndarray, data: DataConfig, device: torch.device, step_bytes: int | None = None
+) -> Mapped | Resident:
+    """By data.residency; auto: in the GPU's memory where the slices fit beside the training step and its batches.
+
+    step_bytes: GPU memory that a step takes (`Learner.step_bytes`); None: not measured, so half of what is free.
+    Raises InputError where data.residency asks for what this machine has not.
+    """
+    if data.residency == "mmap" or data.residency == "auto" and (device.type != "cuda" or data.backend == "opencv"):
         return Mapped(store, data.context)
-    if device.type != "cuda" or data.backend != "dali":
+    if device.type != "cuda" or data.backend == "opencv":
         raise InputError("data.residency=gpu needs an NVIDIA GPU and data.backend=dali. Use data.residency=mmap")
     needed, free = Resident.bytes_needed(store, rows, data.context), torch.cuda.mem_get_info(device)[0]
-    sizes = f"{needed / 1e9:.2f} GB for {len(rows)} slices, {free / 1e9:.2f} GB of GPU memory free"
-    if data.residency == "auto" and needed > AUTO_SHARE * free:
-        return Mapped(store, data.context, f"mapped files ({sizes}, and the network needs the rest)")
-    if needed > free:
-        raise InputError(f"data.residency=gpu: {sizes}. Use data.residency=mmap, or data.slices=kidney")
-    return Resident(store, rows, data.context, device, f"GPU memory ({sizes})")
+    step = free // 2 if step_bytes is None else step_bytes + queue_bytes(data)
+    sizes = (
+        f"{needed / 1e9:.2f} GB for {len(rows)} slices, {step / 1e9:.2f} GB for a step and its batches, "
+        f"{free / 1e9:.2f} GB of GPU memory free"
+    )
+    if needed + step <= free or data.residency == "gpu" and needed <= free:
+        return Resident(store, rows, data.context, device, f"GPU memory ({sizes})")
+    if data.residency == "auto":
+        return Mapped(store, data.context, f"mapped files ({sizes})")
+    raise InputError(f"data.residency=gpu: {sizes}. Use data.residency=mmap, or data.slices=kidney")
+
+
+def queue_bytes(data: DataConfig) -> int:
+    """Of the batches that DALI holds at a time: float32 and uint8 images and their normals, two uint8 labels."""
+    frames = 1 + 2 * data.context
+    return (data.prefetch + 2) * data.batch_size * data.size_px[0] * data.size_px[1] * (9 * frames + 2)
 
 
 def slab_of(volume: np.ndarray, index: int, context: int) -> np.ndarray:

@@ -12,9 +12,9 @@ from kits_dist.batch import ALONE, Shard
 from kits_dist.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig
 from kits_dist.data import build_train_loader
 from kits_dist.data.store import Store
+from kits_dist.learner import build_optimizer
 from kits_dist.losses import RegionLoss
 from kits_dist.models import build_model
-from kits_dist.train import build_optimizer
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,6 +1,6 @@
-"""Run under a launcher by test_end_to_end: what each rank consumes, and how a fixed model is scored.
+"""Run under a launcher by test_end_to_end: what each rank consumes, how a fixed model is scored, and what it learns.
 
-python -m tests.launched.consume STORE OUTPUT; each rank writes OUTPUT/rank_R.json.
+python -m tests.launched.consume STORE OUTPUT; each rank writes OUTPUT/rank_R.json and OUTPUT/rank_R_LOSS.safetensors.
 """
 
 import itertools
@@ -9,14 +9,18 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
-from kits_dist.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
+from kits_dist.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from kits_dist.data import build_train_loader, build_val_loader
 from kits_dist.data.store import Store
+from kits_dist.learner import Learner
 from kits_dist.losses import RegionLoss
 from kits_dist.models import build_model
 from kits_dist.runtime import start
+from kits_dist.schedule import lr_at
 from kits_dist.scoring import score
+from kits_dist.tracking import Pace
 
 REGIONS = ("kidney_and_mass", "tumor")
 
@@ -32,7 +36,7 @@ def main(store_path: str, output: str) -> None:
         for batch in itertools.islice(iter(loader), steps)
         for pair in zip(batch.case.tolist(), batch.index.tolist(), strict=True)
     ]
-    cases = store.splits.select("all")[0]
+    cases = [case.case_id for case in store.cases]
     torch.manual_seed(0)
     model = build_model(ModelConfig("simple_unet", width=2, regions=REGIONS), 1)
     if runtime.shard.rank:  # other batch norm statistics than rank 0's must not matter
@@ -46,11 +50,31 @@ def main(store_path: str, output: str) -> None:
         "world": runtime.shard.world,
         "seen": seen,
         "samples": len(feed.rows),
+        "scored": len(val_feed.rows),
         "loss": result.loss,
         "counts": result.counts.tolist(),
     }
     (Path(output) / f"rank_{runtime.shard.rank}.json").write_text(json.dumps(content))
+    for name in ("bce", "bce_dice"):
+        weights = learnt(store, runtime, name)
+        save_file(weights, Path(output) / f"rank_{runtime.shard.rank}_{name}.safetensors")
     runtime.accelerator.end_training()
+
+
+def learnt(store: Store, runtime, loss: str) -> dict[str, torch.Tensor]:
+    """Weights after three steps of six slices, batch norm frozen, everything else on: clipping, schedule, average."""
+    world = runtime.shard.world
+    optim = OptimConfig(name="sgd", lr=0.1, loss=loss, clip_norm=0.5, ema=0.5, schedule="cosine", pos_weight=(1.0, 3.0))
+    data = DataConfig(store=str(store.path), batch_size=6 // world, size_px=(64, 64), threads=1, fold="all")
+    torch.manual_seed(0)
+    model = build_model(ModelConfig("simple_unet", width=2, regions=REGIONS), 1)
+    learner = Learner(model, REGIONS, optim, runtime.accelerator)
+    learner.wrap(TrainConfig())
+    learner.model.eval()
+    stream = iter(build_train_loader(store, data, AugmentConfig(), 0, runtime.shard)[0])
+    for step in range(3):
+        learner.step(stream, lr_at(step, 3, optim), step, Pace(runtime.accelerator.device))
+    return learner.plain_model.state_dict() | {f"average.{k}": v for k, v in learner.judged.state_dict().items()}
 
 
 if __name__ == "__main__":

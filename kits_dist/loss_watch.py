@@ -1,0 +1,68 @@
+"""The losses of a run between two looks at them, and which slices were in the batch that spoilt one."""
+
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from kits_dist import files
+from kits_dist.batch import Shard
+from kits_dist.config import Config
+from kits_dist.data.feed import Feed
+from kits_dist.data.sampler import train_positions
+from kits_dist.data.store import PLANES
+from kits_dist.errors import JobFailed
+
+REPORT = "not_finite.json"  # in the run's folder
+
+
+class LossWatch:
+    """Losses of the steps since somebody looked, and what to say when one of them is not finite.
+
+    They stay on the device until a log step, where one transfer fetches them for all ranks: so the first spoilt step is
+    known exactly, and at no cost to the others.
+    """
+
+    def __init__(self, config: Config, feed: Feed, shard: Shard, position: int, step: int):
+        """position, step: where the loader of `feed` began."""
+        self.config, self.feed, self.shard, self._position, self._begun = config, feed, shard, position, step
+        self._losses: list[torch.Tensor] = []
+        self._step = step
+
+    def saw(self, losses: torch.Tensor) -> None:
+        """(accumulate,) losses of one step, on the device."""
+        self._losses.append(losses)
+
+    def mean(self, accelerator: Accelerator) -> float:
+        """Over the steps since the last call, and all ranks; collective. Raises JobFailed when one is not finite."""
+        stacked = torch.stack(self._losses)
+        everyone = accelerator.gather(stacked[None]).cpu().numpy()  # (w, steps, accumulate)  # sync
+        first, self._step, self._losses = self._step, self._step + len(self._losses), []
+        spoilt = np.argwhere(~np.isfinite(everyone.transpose(1, 2, 0)))
+        if len(spoilt):
+            step, micro, rank = spoilt[0].tolist()
+            self._fail(first + step, micro, rank, float(everyone[rank, step, micro]))
+        return float(everyone.mean(dtype=np.float64))
+
+    def _fail(self, step: int, micro: int, rank: int, loss: float) -> NoReturn:
+        batches = (step - self._begun) * self.config.optim.accumulate + micro
+        positions = train_positions(
+            batches, self.config.data.batch_size, rank, self.shard.world, self._position
+        )  # a batch is a pure function of its positions, whoever's it was
+        table, rows = self.feed.store.slices, self.feed.rows[self.feed.order.at(positions)[1]]
+        named = [
+            {"case": self.feed.store.cases[case].case_id, "plane": list(PLANES)[plane], "slice": index}
+            for case, plane, index in zip(
+                *(column[rows].tolist() for column in (table.case, table.plane, table.index)), strict=True
+            )
+        ]
+        report = Path(self.config.run) / REPORT
+        if self.shard.rank == 0:
+            files.write_json(report, {"step": step + 1, "rank": rank, "loss": str(loss), "slices": named})
+        raise JobFailed(
+            f"the loss is {loss} at step {step + 1}, first on rank {rank}; {report} lists the slices of that batch. "
+            f"Lower optim.lr, set optim.clip_norm=1, or use train.precision=fp32. The checkpoints in "
+            f"{self.config.run}/checkpoint are from before."
+        )
