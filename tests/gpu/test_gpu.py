@@ -1,4 +1,7 @@
-"""What only a GPU can show: DALI's kernels against the NumPy meaning, its buffers under load, steps that never wait."""
+"""What only a GPU can show: DALI's kernels against the NumPy meaning, its buffers under load.
+
+Steps that never wait: tests/test_precision.py.
+"""
 
 from dataclasses import replace
 
@@ -9,18 +12,14 @@ import torch
 from benchmarks import agreement
 from kits_dist import phantom, prepare
 from kits_dist.batch import ALONE, Shard
-from kits_dist.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig
+from kits_dist.config import DataConfig
 from kits_dist.data import build_train_loader
 from kits_dist.data.store import Store
-from kits_dist.learner import build_optimizer
-from kits_dist.losses import RegionLoss
-from kits_dist.models import build_model
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
-REGIONS = ("kidney_and_mass",)
 
 
 @pytest.fixture(scope="module")
@@ -77,47 +76,3 @@ def test_batches_are_whole_when_the_gpu_is_busy_and_the_host_runs_ahead(phantoms
     shard = Shard(0, 1, 1, device, torch.float16)
     wrong = agreement.busy_differences(phantoms, _data(phantoms), shard, batches=100)
     assert wrong == [], f"batches that differ from an undisturbed pass: {wrong}"
-
-
-def test_a_step_in_bf16_never_waits_for_the_gpu(phantoms, device):
-    loader, _ = build_train_loader(phantoms, _data(phantoms), AugmentConfig(), 0, Shard(0, 1, 1, device, torch.float16))
-    step = _step(device)
-    stream = iter(loader)
-    for _ in range(3):  # the first steps allocate and choose kernels
-        step(next(stream))
-    torch.cuda.synchronize()
-    try:
-        torch.cuda.set_sync_debug_mode("error")
-        for _ in range(3):
-            step(next(stream))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-def test_a_short_training_lowers_the_loss(phantoms, device):
-    loader, _ = build_train_loader(phantoms, _data(phantoms), AugmentConfig(), 0, Shard(0, 1, 1, device, torch.float16))
-    step = _step(device)
-    losses = torch.stack([step(batch) for _, batch in zip(range(60), loader, strict=False)]).tolist()
-    assert np.isfinite(losses).all()
-    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:3]), losses
-
-
-def _step(device: torch.device):
-    """One optimiser step in bf16 of a small network, as kits_dist.train takes it; returns the loss on the device."""
-    torch.manual_seed(0)
-    optim = OptimConfig()
-    model = build_model(ModelConfig(arch="simple_unet", width=16, regions=REGIONS), 1)
-    model.to(device, memory_format=torch.channels_last).train()
-    optimizer = build_optimizer(model, optim, device)
-    loss_fn = RegionLoss(optim.loss, REGIONS).to(device)
-
-    def step(batch) -> torch.Tensor:
-        with torch.autocast("cuda", torch.bfloat16):
-            logits = model(batch.image)
-        loss = loss_fn(logits, batch.label)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    return step
