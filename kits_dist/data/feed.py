@@ -7,7 +7,7 @@ import numpy as np
 
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment
-from kits_dist.data.pixels import Mapped, Resident
+from kits_dist.data.pixels import Mapped, Resident, stacks_of
 from kits_dist.data.sampler import Group, TrainOrder
 from kits_dist.data.store import PLANES, Normalization, Store
 from kits_dist.errors import InputError
@@ -96,8 +96,8 @@ def _groups(store: Store, rows: np.ndarray, data: DataConfig) -> list[Group]:
     if data.sampler == "natural":
         return [Group("all", everyone, 1.0)]
     if data.sampler == "case":  # a tenth of KiTS's cases own a third of its slices, because they are thin
-        cases = np.unique(table.case[rows])
-        mine = [everyone[table.case[rows] == case] for case in cases]
+        cases, sizes = np.unique(table.case[rows], return_counts=True)
+        mine = np.split(np.argsort(table.case[rows], kind="stable"), np.cumsum(sizes)[:-1])
         return [Group(store.cases[c].case_id, one, 1 / len(cases)) for c, one in zip(cases, mine, strict=True)]
     holds = (getattr(table, data.sampler) > 0)[rows]
     if holds.all() or not holds.any():
@@ -122,13 +122,20 @@ def select_rows(store: Store, case_ids: list[str], slices: str, margin: int, pla
             f"[{','.join(p for p in PLANES if p in (*store.planes, *absent))}]"
         )
     table = store.slices
-    chosen = np.zeros(len(table.case), bool)
-    for plane in planes:
-        of_plane = table.plane == _PLANE_NAMES.index(plane)
-        for row in {store.row[case] for case in case_ids}:
-            mine = np.flatnonzero(of_plane & (table.case == row))  # a stack's slices, in order
-            if slices == "kidney":
-                filled = np.flatnonzero(table.foreground[mine])
-                mine = mine[np.abs(np.arange(len(mine))[:, None] - filled).min(axis=1, initial=margin + 1) <= margin]
-            chosen[mine] = True
+    chosen = np.isin(table.plane, [_PLANE_NAMES.index(plane) for plane in planes])
+    chosen &= np.isin(table.case, [store.row[case] for case in case_ids])
+    if slices == "kidney":
+        chosen &= _near(table.foreground > 0, stacks_of(table), margin)
     return np.flatnonzero(chosen)
+
+
+def _near(holds: np.ndarray, stacks: np.ndarray, margin: int) -> np.ndarray:
+    """(n,) bool: rows within `margin` of one that `holds`, in the same stack. The rows of a stack lie together."""
+    here = np.arange(len(holds))
+    before = np.maximum.accumulate(np.where(holds, here, -1))
+    after = np.minimum.accumulate(np.where(holds, here, len(here))[::-1])[::-1]
+    near = np.zeros(len(holds), bool)
+    for other, exists in ((before, before >= 0), (after, after < len(here))):
+        other = np.where(exists, other, 0)
+        near |= exists & (stacks[other] == stacks) & (abs(here - other) <= margin)
+    return near

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from kits_dist.config import DataConfig
-from kits_dist.data.store import PLANES, Store
+from kits_dist.data.store import PLANES, SliceTable, Store
 from kits_dist.errors import InputError, JobFailed
 
 Stack = tuple[int, str]  # case, plane
@@ -115,12 +115,21 @@ def slab_of(volume: np.ndarray, index: int, context: int) -> np.ndarray:
     return volume[np.clip(np.arange(low, high), 0, len(volume) - 1)]
 
 
+def stacks_of(table: SliceTable) -> np.ndarray:
+    """(S,) a number for each (plane, case), growing with both."""
+    return table.plane.astype(np.int64) * (int(table.case.max(initial=0)) + 1) + table.case
+
+
 def _ranges(store: Store, rows: np.ndarray) -> dict[Stack, tuple[int, int]]:
     """{stack: (first, last) slice} that holds all of `rows`; what lies between two kidneys is held too."""
     table = store.slices
-    found: dict[Stack, tuple[int, int]] = {}
-    for number, plane in enumerate(PLANES):
-        for case in np.unique(table.case[rows][table.plane[rows] == number]).tolist():
-            mine = table.index[rows][(table.plane[rows] == number) & (table.case[rows] == case)]
-            found[case, plane] = int(mine.min()), int(mine.max())
-    return found
+    stacks, one, number = np.unique(stacks_of(table)[rows], return_index=True, return_inverse=True)
+    first, last = np.full(len(stacks), 2**31 - 1), np.full(len(stacks), -1)
+    np.minimum.at(first, number, table.index[rows])
+    np.maximum.at(last, number, table.index[rows])
+    names = zip(table.case[rows][one].tolist(), table.plane[rows][one].tolist(), strict=True)
+    ends = zip(first.tolist(), last.tolist(), strict=True)
+    return {(case, _PLANE_NAMES[plane]): pair for (case, plane), pair in zip(names, ends, strict=True)}
+
+
+_PLANE_NAMES = list(PLANES)

@@ -9,10 +9,11 @@ the others, say) each group gets its exact share of the epoch's positions and go
 every member once before any comes again, across epochs.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+
+from kits_dist.data.shuffle import hashed, permuted
 
 
 class Group(NamedTuple):
@@ -22,41 +23,29 @@ class Group(NamedTuple):
 
 
 class TrainOrder:
-    """The stream for training; batches run across epoch ends."""
+    """The stream for training; batches run across epoch ends. Computed where it is asked for: no epoch is held."""
 
     def __init__(self, groups: list[Group], seed: int):
+        self.groups, self.seed = groups, seed
         self.num_samples = sum(len(group.members) for group in groups)
-        self.groups = groups
-        self.seed = seed
-        edges = np.rint(np.cumsum([0.0, *(group.share for group in groups)]) * self.num_samples).astype(int)
+        edges = np.rint(np.cumsum([0.0, *(group.share for group in groups)]) * self.num_samples).astype(np.int64)
         self.counts = np.diff(edges).tolist()  # positions of each group in an epoch; they sum to num_samples
-        self._epoch = lru_cache(maxsize=2)(self._draw)  # a batch touches two epochs at most
+        self._edges, self._counts = edges, np.diff(edges)
+        self._sizes = np.array([len(group.members) for group in groups])
+        self._first = np.cumsum(self._sizes) - self._sizes
+        self._members = np.concatenate([group.members for group in groups])
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B,) global positions -> (B,) round, (B,) sample. (round, sample) never comes twice: it keys augmentation."""
         epochs, slots = np.divmod(positions, self.num_samples)
-        drawn = np.empty((len(positions), 2), np.int64)
-        for epoch in np.unique(epochs):
-            mine = epochs == epoch
-            drawn[mine] = self._epoch(int(epoch))[slots[mine]]
-        return drawn[:, 0], drawn[:, 1]
-
-    def _draw(self, epoch: int) -> np.ndarray:
-        """(n, 2) int64: round and sample at each position of an epoch."""
-        parts = []
-        for number, (group, count) in enumerate(zip(self.groups, self.counts, strict=True)):
-            rounds, slots = np.divmod(np.arange(epoch * count, (epoch + 1) * count), len(group.members))
-            samples = np.empty(count, np.int64)
-            for one in np.unique(rounds):
-                mine = rounds == one
-                samples[mine] = group.members[self._permutation(number, int(one), len(group.members))[slots[mine]]]
-            parts.append(np.stack([rounds, samples], axis=1))
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts)[self._permutation(len(self.groups), epoch, self.num_samples)]
-
-    def _permutation(self, stream: int, number: int, size: int) -> np.ndarray:
-        return np.random.Generator(np.random.Philox(key=[self.seed * 256 + stream, number])).permutation(size)
+        if len(self.groups) > 1:  # groups take turns at random places
+            size = np.full_like(slots, self.num_samples)
+            slots = permuted(slots, size, hashed(self.seed, len(self.groups), epochs))
+        group = np.searchsorted(self._edges, slots, side="right") - 1
+        turn = epochs * self._counts[group] + slots - self._edges[group]
+        rounds, place = np.divmod(turn, self._sizes[group])
+        member = permuted(place, self._sizes[group], hashed(self.seed, group, rounds))
+        return rounds, self._members[self._first[group] + member]
 
 
 def train_positions(step: int, batch_size: int, rank: int, world: int, start: int = 0) -> np.ndarray:
