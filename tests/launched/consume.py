@@ -21,13 +21,14 @@ from kits_dist.runtime import start
 from kits_dist.schedule import lr_at
 from kits_dist.scoring import score
 from kits_dist.tracking import Pace
+from kits_dist.train import placed
 
 REGIONS = ("kidney_and_mass", "tumor")
 
 
 def main(store_path: str, output: str) -> None:
     store = Store(store_path)
-    runtime = start(TrainConfig(), 1, Path(output), seed=0)
+    runtime = start(TrainConfig(precision="fp32"), 1, Path(output), seed=0)
     data = DataConfig(store=store_path, batch_size=3, size_px=(64, 64), threads=1, fold="all")
     loader, feed = build_train_loader(store, data, AugmentConfig(), 0, runtime.shard)
     steps = -(-len(feed.rows) // (3 * runtime.shard.world))
@@ -38,12 +39,12 @@ def main(store_path: str, output: str) -> None:
     ]
     cases = [case.case_id for case in store.cases]
     torch.manual_seed(0)
-    model = build_model(ModelConfig("simple_unet", width=2, regions=REGIONS), 1)
+    model = build_model(ModelConfig("simple_unet", width=2, regions=REGIONS), 1).to(runtime.shard.device)
     if runtime.shard.rank:  # other batch norm statistics than rank 0's must not matter
         for buffer in model.buffers():
             buffer.add_(1)
     val_loader, val_feed = build_val_loader(store, data, cases, runtime.shard)
-    loss = RegionLoss("bce", REGIONS)
+    loss = RegionLoss("bce", REGIONS).to(runtime.shard.device)
     rows = [store.row[case] for case in cases]
     result = score(model, loss, val_loader, rows, len(val_feed.rows), runtime.accelerator)
     content = {
@@ -62,19 +63,25 @@ def main(store_path: str, output: str) -> None:
 
 
 def learnt(store: Store, runtime, loss: str) -> dict[str, torch.Tensor]:
-    """Weights after three steps of six slices, batch norm frozen, everything else on: clipping, schedule, average."""
+    """Weights after three steps of six slices, everything on: clipping, schedule, average.
+
+    Batch norm is frozen on a CPU, and synchronised over ranks on GPUs.
+    """
     world = runtime.shard.world
     optim = OptimConfig(name="sgd", lr=0.1, loss=loss, clip_norm=0.5, ema=0.5, schedule="cosine", pos_weight=(1.0, 3.0))
     data = DataConfig(store=str(store.path), batch_size=6 // world, size_px=(64, 64), threads=1, fold="all")
     torch.manual_seed(0)
-    model = build_model(ModelConfig("simple_unet", width=2, regions=REGIONS), 1)
+    on_gpu = runtime.shard.device.type == "cuda"
+    config = TrainConfig(sync_bn=on_gpu and world > 1)
+    model = placed(build_model(ModelConfig("simple_unet", width=2, regions=REGIONS), 1), config, runtime.shard.device)
     learner = Learner(model, REGIONS, optim, runtime.accelerator)
-    learner.wrap(TrainConfig())
-    learner.model.eval()
+    learner.wrap(config)
+    learner.model.train(on_gpu)
     stream = iter(build_train_loader(store, data, AugmentConfig(), 0, runtime.shard)[0])
     for step in range(3):
         learner.step(stream, lr_at(step, 3, optim), step, Pace(runtime.accelerator.device))
-    return learner.plain_model.state_dict() | {f"average.{k}": v for k, v in learner.judged.state_dict().items()}
+    weights = learner.plain_model.state_dict() | {f"average.{k}": v for k, v in learner.judged.state_dict().items()}
+    return {name: value.cpu().contiguous() for name, value in weights.items()}
 
 
 if __name__ == "__main__":
