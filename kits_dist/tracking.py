@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from kits_dist import files
-from kits_dist.config import Config, as_plain
+from kits_dist.config import Config, DataConfig, as_plain
 
 
 class Tracker:
@@ -79,6 +79,9 @@ class Pace:
         self._cuda = device.type == "cuda"
         self._steps: list[tuple] = []  # (step before ended, step ended)
         self._gaps: list[tuple] = []  # (batch requested, batch ready), one or more a step
+        self._seconds: list[float] = []  # of steps, read but not yet reported
+        self._waits: list[float] = []
+        self._epoch = (0.0, 0.0)  # seconds of steps and of waiting since the last verdict
         self._ended = self._now()
         self._requested = self._ended
 
@@ -99,12 +102,9 @@ class Pace:
 
     def report(self, images_per_step: int) -> dict[str, float]:
         """Figures over the steps since the last report, then forgets them; empty when there was none."""
-        if self._cuda:
-            torch.cuda.synchronize()  # sync
-        steps = np.array([self._between(*pair) for pair in self._steps])
-        waited = sum(self._between(*pair) for pair in self._gaps)
-        self._steps, self._gaps = [], []
-        self._ended = self._now()
+        self._read()
+        steps, waited = np.array(self._seconds), sum(self._waits)
+        self._seconds, self._waits = [], []
         if not len(steps):
             return {}
         return {
@@ -113,6 +113,24 @@ class Pace:
             "perf/step_ms_p99": float(np.percentile(steps, 99)) * 1e3,
             "perf/data_wait": waited / steps.sum(),
         }
+
+    def epoch_wait(self) -> float:
+        """Share of the time spent waiting for data since the last call; 0 when there was no step."""
+        self._read()
+        seconds, waited = self._epoch
+        self._epoch = (0.0, 0.0)
+        return waited / seconds if seconds else 0.0
+
+    def _read(self) -> None:
+        """Marks -> seconds."""
+        if self._cuda:
+            torch.cuda.synchronize()  # sync
+        seconds, waits = ([self._between(*pair) for pair in pairs] for pairs in (self._steps, self._gaps))
+        self._steps, self._gaps = [], []
+        self._seconds += seconds
+        self._waits += waits
+        self._epoch = (self._epoch[0] + sum(seconds), self._epoch[1] + sum(waits))
+        self._ended = self._now()
 
     def _now(self):
         if not self._cuda:
@@ -124,3 +142,18 @@ class Pace:
     def _between(self, a, b) -> float:
         """Seconds."""
         return a.elapsed_time(b) / 1e3 if self._cuda else b - a
+
+
+INPUT_BOUND = 0.05  # of a step spent waiting, from which on the data path is worth a word
+
+
+def verdict(wait: float, data: DataConfig, on_gpu: bool) -> str:
+    """A share of waiting in words: which side is slow, and the key to try."""
+    if wait < INPUT_BOUND:
+        return f"compute-bound: data wait {wait:.1%}".replace("%", " %")
+    if on_gpu:
+        tip = {"dali": "data.residency=gpu", "opencv": "data.backend=dali"}.get(data.backend, "")
+        tip = "more CPU cores per process" if data.residency == "gpu" else tip
+    else:
+        tip = "data.backend=opencv" if data.backend == "dali" else "a smaller data.size_px, or more CPU cores"
+    return f"input-bound {wait:.0%}: try {tip}".replace("%", " %")

@@ -32,7 +32,7 @@ from kits_dist.runtime import Runtime, environment, start
 from kits_dist.schedule import lr_at
 from kits_dist.scoring import Validation, broadcast_buffers, score
 from kits_dist.signals import StopRequest
-from kits_dist.tracking import Pace, Tracker
+from kits_dist.tracking import Pace, Tracker, verdict
 
 
 def main(config: Config) -> None:
@@ -136,11 +136,14 @@ def train(config: Config) -> None:
                 learner.read_skipped()
             if logging:
                 scalars = {"train/loss": mean_loss, "train/lr": rate, "train/grad_norm": float(outcome.grad_norm)}
-                tracker.log(progress.step, scalars | {"train/epoch": epoch} | pace.report(global_batch))
+                memory = {"gpu/mem_gb": torch.cuda.max_memory_reserved() / 1e9} if torch.cuda.is_available() else {}
+                tracker.log(progress.step, scalars | {"train/epoch": epoch} | pace.report(global_batch) | memory)
                 bar.set_postfix(epoch=f"{epoch + 1}/{config.optim.epochs}", loss=f"{mean_loss:.4f}", refresh=False)
             if epoch_done:
+                slow_side = verdict(pace.epoch_wait(), config.data, accelerator.device.type == "cuda")
                 progress, sentence = stops.end_epoch(progress, epoch)
-                bar.write(sentence) if accelerator.is_main_process else None
+                if accelerator.is_main_process:
+                    bar.write(f"{sentence}  {slow_side}")
             elif saving:
                 stops.save(progress, False)
             if stopping and not finished(progress, num_samples, config.optim):
