@@ -167,6 +167,7 @@ class TrainConfig:
     channels_last: bool = True  # memory order that tensor cores want
     sync_bn: bool = False  # batch norm over the batches of all GPUs; slower, for small batches
     deterministic: bool = False  # bit-equal repeats; slower on a GPU
+    profile: bool = False  # a trace of a few steps into RUN/profile, and where their time went, in words
     save_every_steps: int = 0  # checkpoints between validations; 0 saves at the end of each epoch only
     keep: int = 2  # checkpoints kept beside the best one
 

@@ -67,7 +67,8 @@ class Learner:
         losses = []
         for micro in range(self.accumulate):
             pace.batch_requested()
-            batch = next(stream)
+            with torch.profiler.record_function("kits_dist/data"):
+                batch = next(stream)
             pace.batch_ready()
             last = micro == self.accumulate - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):

@@ -27,6 +27,7 @@ from kits_dist.learner import Learner
 from kits_dist.loss_watch import LossWatch
 from kits_dist.models import build_model
 from kits_dist.parallel import progress_bar
+from kits_dist.profiling import StepProfile
 from kits_dist.run_folder import REQUEUE, Progress, export_best, mend_export, open_run, write_about
 from kits_dist.runtime import Runtime, environment, start
 from kits_dist.schedule import lr_at
@@ -115,7 +116,11 @@ def train(config: Config) -> None:
     bar = progress_bar(
         "train", "slice", config.optim.epochs * num_samples, progress.position, disable=not accelerator.is_main_process
     )
-    with bar, StopRequest(shard.world) as request:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(bar)
+        request = stack.enter_context(StopRequest(shard.world))
+        profile = StepProfile(accelerator, Path(config.run) / "profile") if config.train.profile else None
+        stack.enter_context(profile or contextlib.nullcontext())
         learner.model.train()
         pace.resume()
         while not finished(progress, num_samples, config.optim):
@@ -125,6 +130,8 @@ def train(config: Config) -> None:
             rate = lr_at(updates, total_steps, config.optim, shard.world)
             outcome = learner.step(stream, rate, number, pace, want_norm=logging)
             watch.saw(outcome.losses)
+            if profile and (sentence := profile.step()) and accelerator.is_main_process:
+                bar.write(sentence)
             progress = progress._replace(position=progress.position + global_batch, step=number + 1)
             bar.update(global_batch)
             epoch_done = progress.position // num_samples > epoch

@@ -20,6 +20,7 @@ FLOORS = {
         "tracking",
         "drawing",
         "averaging",
+        "profiling",
         "machine",
         "data.*",
         "models.*",
