@@ -1,8 +1,8 @@
 """`train.profile=true`: a trace of a few steps, and where their time went, in words.
 
 RUN/profile/trace_RANK.json opens in chrome://tracing or Perfetto. The table counts kernels on a GPU, and on a CPU the
-operators of the training thread; what neither fills is idle (a GPU that waits for the host, a host that waits). A validation
-that falls among the steps is counted with them.
+operators of the training thread; what neither fills is idle (a GPU that waits for the host, a host that waits). A
+validation that falls among the steps is counted with them.
 """
 
 import os

@@ -21,6 +21,7 @@ from kits_dist.data.feed import Feed
 from kits_dist.data.store import PLANES, Store
 from kits_dist.drawing import Tile, panel
 from kits_dist.errors import InputError, JobFailed, Preempted
+from kits_dist.gpu_monitor import GpuMonitor
 from kits_dist.inference import denormalized, region_probabilities
 from kits_dist.labels import regions_to_labels
 from kits_dist.learner import Learner
@@ -111,7 +112,8 @@ def train(config: Config) -> None:
     watch = LossWatch(config, feed, shard, progress.position, progress.step)
 
     # loop
-    pace = Pace(accelerator.device)
+    pace, monitor = Pace(accelerator.device), GpuMonitor(accelerator.device)
+    first = progress.position
     stream = iter(batches)
     bar = progress_bar(
         "train", "slice", config.optim.epochs * num_samples, progress.position, disable=not accelerator.is_main_process
@@ -144,7 +146,8 @@ def train(config: Config) -> None:
             if logging:
                 scalars = {"train/loss": mean_loss, "train/lr": rate, "train/grad_norm": float(outcome.grad_norm)}
                 memory = {"gpu/mem_gb": torch.cuda.max_memory_reserved() / 1e9} if torch.cuda.is_available() else {}
-                tracker.log(progress.step, scalars | {"train/epoch": epoch} | pace.report(global_batch) | memory)
+                scalars |= {"train/epoch": epoch} | pace.report(global_batch) | memory | monitor.read()
+                tracker.log(progress.step, scalars)
                 bar.set_postfix(epoch=f"{epoch + 1}/{config.optim.epochs}", loss=f"{mean_loss:.4f}", refresh=False)
             if epoch_done:
                 slow_side = verdict(pace.epoch_wait(), config.data, accelerator.device.type == "cuda")
@@ -159,6 +162,9 @@ def train(config: Config) -> None:
             if epoch_done or saving:
                 pace.resume()
     tracker.close()
+    monitor.close()
+    if joules := monitor.joules():
+        accelerator.print(f"{(progress.position - first) / shard.world / joules:.2f} images per joule (rank 0's GPU)")
     if not finished(progress, num_samples, config.optim):
         raise Preempted(f"stopped as asked, saved at step {progress.step}. The same command with resume=auto goes on.")
     accelerator.print(

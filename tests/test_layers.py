@@ -21,6 +21,7 @@ FLOORS = {
         "drawing",
         "averaging",
         "profiling",
+        "gpu_monitor",
         "machine",
         "data.*",
         "models.*",
