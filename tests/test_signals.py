@@ -75,15 +75,18 @@ def test_one_process_saves_within_an_epoch_and_leaves_with_75(store, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGKILL], ids=lambda n: n.name
+    ("number", "world"),
+    [(signal.SIGTERM, 2), (signal.SIGTERM, 3), (signal.SIGINT, 2), (signal.SIGUSR1, 2), (signal.SIGKILL, 2)],
+    ids=lambda value: getattr(value, "name", str(value)),
 )
-def test_a_signal_to_the_launcher_of_two(store, tmp_path, number):
+def test_a_signal_to_the_launcher_of_several(store, tmp_path, number, world):
     """USR1 and KILL end the launcher at once; its ranks notice, save and go."""
     run, log = tmp_path / "run", tmp_path / "log"
-    process = begin(store, run, log, LAUNCH)
+    launch = [*LAUNCH, "--num_processes", str(world)]
+    process = begin(store, run, log, launch)
     until(lambda: lines(run) > 12, process, log)
     both = ranks(process)
-    assert len(both) == 2
+    assert len(both) == world
     process.send_signal(number)
     assert process.wait(60) != 0
     deadline = time.monotonic() + 60
@@ -91,9 +94,9 @@ def test_a_signal_to_the_launcher_of_two(store, tmp_path, number):
         time.sleep(0.1)
     assert not alive(both), "a rank was left behind"
     assert (run / "requeue").is_file(), log.read_text()
-    again = begin(store, run, log, LAUNCH, "resume=auto", "optim.epochs=9")
+    again = begin(store, run, log, launch, "resume=auto", "optim.epochs=9")
     assert again.wait(200) == 0 and "continuing from step_" in log.read_text()
-    whole = begin(store, tmp_path / "whole", log, LAUNCH, "optim.epochs=9")
+    whole = begin(store, tmp_path / "whole", log, launch, "optim.epochs=9")
     assert whole.wait(200) == 0
     a, b = weights(run), weights(tmp_path / "whole")
     assert all(np.array_equal(a[key], b[key]) for key in a)
