@@ -42,6 +42,7 @@ def test_twenty_kills_leave_the_weights_of_an_undisturbed_run(store, tmp_path):
         deadline = time.monotonic() + 120
         while not (half_written(run) if in_save and lines(run) > reached else lines(run) >= target and not in_save):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.002)
         kill_all(process)
         inside_saves += bool(half_written(run))
         reached = lines(run)
