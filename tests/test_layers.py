@@ -11,10 +11,15 @@ import kits_dist
 
 ROOT = Path(kits_dist.__file__).parent
 FLOORS = {
-    "ground": {"errors", "cli", "config", "labels", "batch", "files", "parallel", "launcher", "runtime", "signals"},
-    "parts": {"losses", "metrics", "schedule", "checkpoint", "tracking", "drawing", "machine", "data.*", "models.*"},
+    "ground": {
+        *("errors", "cli", "config", "labels", "batch", "files", "parallel", "launcher", "ranks", "runtime", "signals")
+    },
+    "parts": {
+        *("losses", "metrics", "surfaces", "lesions", "bootstrap", "schedule", "checkpoint", "tracking", "drawing"),
+        *("machine", "data.*", "models.*"),
+    },
     "builders": {"data", "models"},  # their __init__: names in the configuration -> a loader, a network
-    "assembly": {"scoring", "inference", "evaluation", "run_folder"},
+    "assembly": {"scoring", "inference", "evaluation", "summary", "tables", "comparison", "run_folder"},
     "programs": {"phantom", "audit", "prepare", "train", "evaluate", "predict", "report", "doctor", "__main__"},
 }
 ORDER = list(FLOORS)
