@@ -28,7 +28,7 @@ from kits_dist.data.store import Store
 from kits_dist.runtime import environment
 
 RESULTS = Path(__file__).parent / "results"
-_PLACES = {"store": "DIR", "sheet": "FILE.png"}  # arguments whose value is this machine's own
+_PLACES = {"store": "DIR", "truth": "DIR", "sheet": "FILE.png"}  # arguments whose value is this machine's own
 MIN_WINDOWS = 5  # a median of fewer says little
 
 

@@ -1,58 +1,95 @@
-"""Score a run on held-out cases, or any folder of label maps against the truth.
+"""Score a run on held-out cases, or any folder of label maps against the truth; compare two systems.
 
 python -m kits_dist.evaluate run=RUN_DIR split=test
-python -m kits_dist.evaluate predictions=DIR truth=DIR output=DIR
+python -m kits_dist.evaluate predictions=DIR truth=DIR output=DIR [reference=samples]
+python -m kits_dist.evaluate compare=[A,B] [truth=DIR] [output=DIR]
+python -m kits_dist.evaluate raters=DIR output=DIR
+
+Several processes: workers=N, or `accelerate launch ... -m kits_dist.evaluate`; the tables are the same.
 """
 
+import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from kits_dist import cli
+from kits_dist import cli, comparison, files, ranks
 from kits_dist.config import Config
-from kits_dist.data.sources import MARKER, data_kind, find_cases, some, stem
-from kits_dist.data.store import Store
-from kits_dist.data.volume import Volume, read_labels, same_grid, write_nifti
+from kits_dist.data.predictions import find_predictions, find_truths, pair
+from kits_dist.data.sources import MARKER, data_kind, find_cases, some
+from kits_dist.data.store import Store, array_path
+from kits_dist.data.volume import write_nifti
 from kits_dist.drawing import Tile, panel, save_png
 from kits_dist.errors import InputError, JobFailed, MissingInput
-from kits_dist.evaluation import CaseScore, as_text, score_case, summarize, write_tables
-from kits_dist.inference import Predictor
+from kits_dist.evaluation import Job, Reference, score_job, score_raters
 from kits_dist.labels import PLAIN, REGIONS, TUMOR, scored_regions
-from kits_dist.parallel import progress_bar
+from kits_dist.metrics import CaseScore
+from kits_dist.parallel import progress_bar, run_all
+from kits_dist.ranks import Ranks
+from kits_dist.summary import summarize
+from kits_dist.tables import as_text, read_cases, write_tables
+
+WORTH_S = 5  # other processes are started where they save more than they cost
 
 
 @dataclass(frozen=True)
 class Args:
     run: str = ""  # folder of a trained run: predict a split in native geometry and score it
     split: Literal["test", "val"] = "test"  # which cases; val chose the checkpoint, so report test
-    store: str = ""  # the run's store, where it has moved
-    predictions: str = ""  # folder of label maps to score (CASE.nii.gz), any system's
+    store: str = ""  # the run's store, where it has moved; with truth= or raters=: score its test cases alone
+    predictions: str = ""  # folder of label maps to score (CASE.nii.gz, MONAI's CASE/CASE_seg.nii.gz), any system's
     truth: str = ""  # folder of cases, or of CASE.nii.gz files
-    output: str = ""  # where the tables of predictions= go
+    output: str = ""  # where the tables of predictions=, compare= and raters= go
+    compare: tuple[str, ...] = ()  # two of: run folder, folder with cases.csv, with truth= folder of label maps
+    raters: str = ""  # KiTS21 folder with segmentations/: score each annotator against the majority of the others
+    reference: Reference = "file"  # file: the case's label map; samples, majority: made of truth=/CASE/segmentations/
     regions: tuple[str, ...] = ()  # what predictions= can hold, as [kidney_and_mass]; default: everything
-    missing: Literal["error", "zero"] = "error"  # a true case without prediction: refuse, or count as all background
+    missing: Literal["error", "zero"] = "error"  # a true case without prediction: refuse, or 0 in every mean
     panel: int = 6  # test slices drawn with contours
     batch_size: int = 16  # slices at once
+    workers: int = 0  # processes that score, each holding one case in memory; 0 takes one per core where it pays off
 
     def __post_init__(self) -> None:
-        if bool(self.run) == bool(self.predictions):
-            raise InputError("name either run=RUN_DIR, or predictions=DIR truth=DIR output=DIR. All keys: help")
+        asked = [key for key in ("run", "predictions", "compare", "raters") if getattr(self, key)]
+        if len(asked) != 1:
+            raise InputError(
+                "name one of run=RUN_DIR, predictions=DIR truth=DIR output=DIR, compare=[A,B], raters=DIR output=DIR. "
+                "All keys: help"
+            )
         if self.predictions and not (self.truth and self.output):
             raise InputError("predictions=DIR also needs truth=DIR and output=DIR.")
+        if self.raters and not self.output:
+            raise InputError("raters=DIR also needs output=DIR.")
+        if self.compare and (len(self.compare) != 2 or (self.truth and not self.output)):
+            raise InputError("compare=[A,B] takes two folders; with truth=DIR it also needs output=DIR.")
+        if self.reference != "file" and not self.truth:
+            raise InputError(f"reference={self.reference} is made of truth=DIR/CASE/segmentations/. Name truth=DIR")
         if unknown := set(self.regions) - set(REGIONS):
             raise InputError(f"regions={sorted(unknown)}: choose from {list(REGIONS)}.")
+        if self.workers < 0:
+            raise InputError(f"workers={self.workers} must be 0 (one per core) or more.")
 
 
 def main(args: Args) -> None:
-    if args.run:
-        _evaluate_run(args)
-    else:
-        _evaluate_folder(args)
+    with ranks.joined() as group:
+        if args.run:
+            _evaluate_run(args, group)
+        elif args.predictions:
+            _evaluate_folder(args, group, Path(args.predictions), Path(args.output))
+        elif args.raters:
+            _evaluate_raters(args, group)
+        else:
+            _compare(args, group)
 
 
-def _evaluate_run(args: Args) -> None:
+def _evaluate_run(args: Args, group: Ranks) -> None:
+    from kits_dist.inference import Predictor  # torch takes seconds, and the processes that score need none
+
+    group.take_device()
     predictor = Predictor(args.run, args.batch_size)
     config: Config = predictor.config
     store = Store(args.store, key="store") if args.store else Store(config.data.store, key="store")
@@ -71,21 +108,37 @@ def _evaluate_run(args: Args) -> None:
             f"split={args.split}: the run was trained on {some(seen)}; such a score says nothing about new patients. "
             "Use split=test with the store that the run was trained on."
         )
-    output = Path(args.run) / "evaluation" / args.split
+    truths = {} if args.reference == "file" else _only(case_ids, _case_folders(Path(args.truth), "truth"), args)
+    # another reference is another table, which the report shows beside this one
+    name = args.split if args.reference == "file" else f"{args.split}_{args.reference}"
+    output = Path(args.run) / "evaluation" / name
     regions = scored_regions(predictor.regions)
-    scores, tiles = [], []
-    for case_id in progress_bar(f"evaluate {args.split}", "case", items=case_ids):
+    jobs, tiles = [], []
+    for number in progress_bar(f"predict {args.split}", "case", items=group.share(list(range(len(case_ids))))):
+        case_id = case_ids[number]
         row = store.row[case_id]
         case = store.cases[row]
         predicted = predictor.predict_levels(store.image(row), case)
-        truth = np.asarray(store.label(row))
-        write_nifti(output / "predictions" / f"{case_id}.nii.gz", predicted, case.geometry)
-        scores.append(score_case(case_id, predicted, truth, case.spacing_mm, regions))
-        tiles.append(_largest_slice(np.asarray(store.image(row)), truth, predicted, case_id, store.window.levels))
+        path = output / "predictions" / f"{case_id}.nii.gz"
+        write_nifti(path, predicted, case.geometry)
+        if truths:
+            jobs.append(Job(case_id, path, truths[case_id], regions, args.reference))
+        else:
+            label = array_path(store.path, "axial", case_id, "label")
+            jobs.append(Job(case_id, path, label, regions, geometry=case.geometry))
+        if number < args.panel:
+            images = np.asarray(store.image(row)), np.asarray(store.label(row)), predicted
+            tiles.append((number, _largest_slice(*images, case_id, store.window.levels)))
+    tiles = group.gather(tiles)
+    scores = _score(score_job, jobs, group, args.workers)
+    if scores is None or tiles is None:
+        return
     summary = summarize(scores, store.meta["data"], args.split)
-    summary |= {"step": predictor.step, "store_sha256": store.fingerprint()}
+    summary |= {"reference": args.reference, "step": predictor.step, "store_sha256": store.fingerprint()}
+    summary["tuned"] = {"checkpoint": f"by {config.optim.best_by} of the validation cases of fold {config.data.fold}"}
     write_tables(output, scores, summary)
-    save_png(output / "panel.png", panel(tiles[: args.panel], f"data: {summary['data']}   split: {args.split}"))
+    drawn = [tile for _, tile in sorted(tiles, key=lambda pair: pair[0])]
+    save_png(output / "panel.png", panel(drawn, f"data: {summary['data']}   split: {args.split}"))
     _print(summary, output)
 
 
@@ -97,67 +150,139 @@ def _largest_slice(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, 
     return Tile(grey, truth[index], predicted[index], f"{case_id} slice {index}")
 
 
-def _evaluate_folder(args: Args) -> None:
-    predictions, truths = _label_files(Path(args.predictions), "predictions"), _label_files(Path(args.truth), "truth")
-    extra = sorted(set(predictions) - set(truths))
-    missing = sorted(set(truths) - set(predictions))
-    if extra:
-        raise InputError(
-            f"predictions={args.predictions}: no truth for {some(extra)}. Add the truth or remove the files."
-        )
-    if missing and args.missing == "error":
-        raise InputError(
-            f"predictions={args.predictions}: nothing for {some(missing)}. Predict them, or pass missing=zero."
-        )
+def _evaluate_folder(args: Args, group: Ranks, folder: Path, output: Path, key: str = "predictions") -> None:
+    truth = Path(args.truth)
+    truths = find_truths(truth) if args.reference == "file" else _case_folders(truth, "truth")
+    predictions = find_predictions(folder, truths, key)
+    if args.store:
+        truths = _only(_test_cases(args), truths, args)
+        predictions = {case: path for case, path in predictions.items() if case in truths}
+    absent = pair(predictions, truths, folder, args.missing, key)
     regions = scored_regions(args.regions) if args.regions else REGIONS | PLAIN
-    scores: list[CaseScore] = []
-    bad: list[str] = []
-    for case_id, path in progress_bar("evaluate", "case", items=sorted(truths.items())):
-        try:
-            truth = read_labels(path)
-            if case_id in missing:
-                predicted = np.zeros_like(truth.array)
-            else:
-                predicted = _on_grid(read_labels(predictions[case_id]), truth, predictions[case_id], path)
-        except InputError as error:
-            bad.append(str(error))
-            continue
-        scores.append(score_case(case_id, predicted, truth.array, truth.spacing_mm, regions))
-    if bad:
-        raise JobFailed(f"no mean over fewer cases: {len(bad)} of {len(truths)} could not be scored: {'; '.join(bad)}")
-    data = data_kind(Path(args.truth)) if (Path(args.truth) / MARKER).is_file() else "unknown"
-    summary = summarize(scores, data, "folder") | {"missing": args.missing, "missing_cases": missing}
-    write_tables(Path(args.output), scores, summary)
-    _print(summary, Path(args.output))
+    jobs = [Job(case, predictions.get(case), path, regions, args.reference) for case, path in sorted(truths.items())]
+    scores = _score(score_job, group.share(jobs), group, args.workers)
+    if scores is not None:
+        summary = summarize(scores, _kind(truth), args.split if args.store else "folder")
+        summary |= {"reference": args.reference, "missing": args.missing, "missing_cases": absent}
+        write_tables(output, scores, summary)
+        _print(summary, output)
 
 
-def _on_grid(predicted: Volume, truth: Volume, predicted_path: Path, truth_path: Path) -> np.ndarray:
-    """Both are read into one orientation, so the same grid stored in another axis order compares voxel by voxel."""
-    a, b = predicted.canonical_geometry(), truth.canonical_geometry()
-    if not same_grid(a, b):
+def _evaluate_raters(args: Args, group: Ranks) -> None:
+    folders = _case_folders(Path(args.raters), "raters")
+    if args.store:
+        folders = _only(_test_cases(args), folders, args)
+    regions = scored_regions(args.regions) if args.regions else REGIONS | PLAIN
+    jobs = [Job(case, None, path, regions) for case, path in sorted(folders.items())]
+    scores = _score(score_raters, group.share(jobs), group, args.workers)
+    if scores is not None:
+        summary = summarize(scores, _kind(Path(args.raters)), args.split if args.store else "folder")
+        summary |= {"reference": "others", "scored": "each annotator against the majority of the others"}
+        write_tables(Path(args.output), scores, summary)
+        _print(summary, Path(args.output))
+
+
+def _test_cases(args: Args) -> list[str]:
+    if args.split != "test":
         raise InputError(
-            f"{predicted_path} is not on the grid of {truth_path}: shape {a.shape} and {b.shape} (D, H, W), spacing "
-            f"{np.round(predicted.spacing_mm, 4).tolist()} and {np.round(truth.spacing_mm, 4).tolist()} mm, first "
-            f"voxel at "
-            f"{np.round(a.affine[:3, 3], 2).tolist()} and {np.round(b.affine[:3, 3], 2).tolist()} mm. Resample the "
-            f"prediction."
+            f"split={args.split}: which cases it holds depends on a run's fold. Leave split= or store= out."
         )
-    return predicted.array
+    cases = Store(args.store, key="store").splits.test
+    if not cases:
+        raise InputError(f"store={args.store} has no test cases. Leave store= out to score all cases.")
+    return cases
 
 
-def _label_files(folder: Path, key: str) -> dict[str, Path]:
+def _only(cases: list[str], found: dict[str, Path], args: Args) -> dict[str, Path]:
+    if lacking := sorted(set(cases) - set(found)):
+        raise InputError(f"{args.truth or args.raters} has no {some(lacking)}, which the split holds.")
+    return {case: found[case] for case in cases}
+
+
+def _score(
+    function: Callable[[Job], CaseScore | str], jobs: list[Job], group: Ranks, workers: int
+) -> list[CaseScore] | None:
+    """Score this process' jobs; all scores in the order of cases on rank 0, None elsewhere. Raises JobFailed there when
+    a case could not be scored."""
+    done: list[tuple[str, CaseScore | str]] = []
+    begin = time.perf_counter()
+    if not workers and jobs:  # the first case tells whether other processes pay off
+        done.append((jobs[0].case_id, function(jobs[0])))
+        worth = (time.perf_counter() - begin) * len(jobs) > WORTH_S
+        jobs, workers = jobs[1:], group.cores if worth else 1
+    if jobs:
+        done += [(job.case_id, result) for job, result in run_all(function, jobs, "score", workers)]
+    everyone = group.gather(done)
+    if everyone is None:
+        return None
+    results = [result for _, result in sorted(everyone, key=lambda pair: pair[0])]
+    if bad := [result for result in results if isinstance(result, str)]:
+        raise JobFailed(f"no mean over fewer cases: {len(bad)} of {len(results)} could not be scored: {'; '.join(bad)}")
+    return results
+
+
+def _compare(args: Args, group: Ranks) -> None:
+    folders = [_scored(name, letter, args, group) for name, letter in zip(args.compare, "ab", strict=True)]
+    if group.rank:
+        return
+    tables = [read_cases(folder / "cases.csv") for folder in folders]
+    (kind, reference), (other_kind, other_reference) = (_about(folder / "summary.json") for folder in folders)
+    if len({kind, other_kind} - {"unknown"}) > 1:
+        raise InputError(f"compare: A was scored on {kind} cases, B on {other_kind}. Score both on the same cases.")
+    result = {
+        "a": args.compare[0],
+        "b": args.compare[1],
+        "data": other_kind if kind == "unknown" else kind,
+        "cases": len(tables[0]),
+        "notes": [],
+        "regions": comparison.compare(*tables, args.compare),
+        "definition": comparison.NOTE,
+    }
+    if reference != other_reference:
+        result["notes"].append(f"A was scored against reference={reference}, B against reference={other_reference}")
+    if args.output:
+        Path(args.output).mkdir(parents=True, exist_ok=True)
+        files.write_json(Path(args.output) / "comparison.json", result)
+    print(comparison.as_text(result))
+
+
+def _scored(name: str, letter: str, args: Args, group: Ranks) -> Path:
+    """The folder with the tables of A or B; with truth= label maps are scored into output=/a or /b first."""
+    for folder in (Path(name), Path(name) / "evaluation" / args.split):
+        if (folder / "cases.csv").is_file():
+            return folder
+    if not args.truth:
+        raise MissingInput(
+            f"compare={name}: no cases.csv there, nor in evaluation/{args.split}/. Evaluate it first, or add truth=DIR "
+            "output=DIR where it is a folder of label maps."
+        )
+    folder = Path(args.output) / letter
+    _evaluate_folder(args, group, Path(name), folder, "compare")
+    return folder
+
+
+def _about(path: Path) -> tuple[str, str]:
+    """What the cases were, and against what they were scored."""
+    if not path.is_file():
+        return "unknown", "unknown"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        return summary["data"], summary.get("reference", "file")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read ({type(error).__name__}: {error}). Run evaluate again.") from error
+
+
+def _case_folders(folder: Path, key: str) -> dict[str, Path]:
+    """{case: its folder} of a KiTS folder."""
     if not folder.is_dir():
         raise MissingInput(f"{key}={folder}: no such folder.")
-    found = [p for p in sorted(folder.iterdir()) if p.name.endswith((".nii", ".nii.gz")) and not p.name.startswith(".")]
-    loose = {stem(p): p for p in found}
-    if len(loose) < len(found):
-        raise InputError(f"{key}={folder} holds files that differ only in .nii and .nii.gz. Keep one of each.")
-    if loose:
-        return loose
-    found = {case.case_id: case.label for case in find_cases(folder).cases if case.label}
-    if not found:
-        raise InputError(f"{key}={folder}: no label maps. Expected CASE.nii.gz files or folders of cases.")
-    return found
+    source = find_cases(folder)
+    return {case.case_id: source.root / case.case_id for case in source.cases}
+
+
+def _kind(folder: Path) -> str:
+    """What made the cases, where the folder says it: a folder of label maps may be anybody's."""
+    return data_kind(folder) if (folder / MARKER).is_file() else "unknown"
 
 
 def _print(summary: dict, output: Path) -> None:

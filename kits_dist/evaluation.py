@@ -1,89 +1,190 @@
-"""Cases of predicted and true label maps -> the tables and files of an evaluation."""
+"""The label maps of a case, as files or arrays -> its figures. Definitions: README, "How it scores".
 
-import csv
-import io
+A figure that a case does not have (a distance where one side is empty) is None, and counted beside the mean.
+"""
+
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from kits_dist import files
-from kits_dist.labels import PLAIN, REGIONS
-from kits_dist.metrics import bootstrap_interval, dice, volume_counts
+from kits_dist.data import raters
+from kits_dist.data.foreground import Foreground, box_of, check_grids, foreground_of, read_foreground, together
+from kits_dist.data.volume import Geometry, Volume, kits_geometry
+from kits_dist.errors import InputError
+from kits_dist.labels import REGIONS, TOLERANCES_MM
+from kits_dist.lesions import detect
+from kits_dist.metrics import SIZES, WEIGHTS, CaseScore, Figures, dice, size_of, slice_counts
+from kits_dist.surfaces import Surface, surface_of, surface_scores
 
-NOTE = (
-    "Dice: 2|A and B| / (|A| + |B|) over the whole volume of a case, native grid, then the mean over cases; both "
-    "empty 1, one "
-    "empty 0 (KiTS21/KiTS23 rules). dice_pooled sums the counts of all cases first. Intervals: bootstrap over "
-    "cases, 95 %."
-)
+Regions = dict[str, tuple[int, ...]]
+Reference = Literal["file", "majority", "samples"]
 
 
-class CaseScore(NamedTuple):
+class Job(NamedTuple):
+    """What to read and score; small enough to be sent to another process."""
+
     case_id: str
-    counts: dict[str, np.ndarray]  # region -> (3,) true positive, false positive, false negative voxels
-    voxel_ml: float
+    prediction: Path | None  # None: there is none, which scores 0
+    truth: Path  # a label map, a store's label.npy, or (majority, samples) the case's folder with segmentations/
+    regions: Regions
+    reference: Reference = "file"
+    geometry: Geometry | None = None  # of the scan, where truth is an array
+
+
+def score_job(job: Job) -> CaseScore | str:
+    """Read and score a case; what is wrong with its files is returned as text, so that others go on."""
+    try:
+        references = _references(job)
+        truth = references[0][0]
+        if job.prediction is None:
+            empty = Foreground(np.zeros((0, 0, 0), np.uint8), (0, 0, 0), truth.grid)
+            return missed(score_foreground(job.case_id, empty, references, job.regions))
+        predicted = read_foreground(job.prediction)
+        check_grids(predicted, truth, job.prediction, job.truth)
+    except InputError as error:
+        return str(error)
+    return score_foreground(job.case_id, predicted, references, job.regions)
+
+
+def score_raters(job: Job) -> CaseScore | str:
+    """Each annotator of the case job.truth against the majority of the others: the mean over annotators."""
+    try:
+        pairs = raters.against_others(raters.read_raters(job.truth))
+    except InputError as error:
+        return str(error)
+    scores = [score_foreground(job.case_id, own, [(others, 1)], job.regions) for own, others in pairs]
+    return mean_score(scores, [1] * len(scores))
+
+
+def _references(job: Job) -> list[tuple[Foreground, int]]:
+    """The reference label maps, each with how often it counts."""
+    if job.reference == "samples":
+        return raters.samples(raters.read_raters(job.truth))
+    if job.reference == "majority":
+        return [(raters.majority(raters.read_raters(job.truth)), 1)]
+    if job.geometry is not None:
+        return [(foreground_of(Volume(np.load(job.truth, mmap_mode="r"), job.geometry)), 1)]
+    return [(read_foreground(job.truth), 1)]
 
 
 def score_case(
-    case_id: str,
-    predicted: np.ndarray,
-    truth: np.ndarray,
-    spacing_mm: tuple[float, ...],
-    regions: dict[str, tuple[int, ...]],
+    case_id: str, predicted: np.ndarray, truth: np.ndarray, spacing_mm: tuple[float, ...], regions: Regions
 ) -> CaseScore:
-    return CaseScore(case_id, volume_counts(predicted, truth, regions), float(np.prod(spacing_mm)) / 1000)
+    """(D, H, W) uint8 label maps of one grid -> the figures of the case."""
+    if predicted.shape != truth.shape:
+        raise ValueError(f"score_case: predicted is {predicted.shape} but truth is {truth.shape}.")
+    geometry = kits_geometry(truth.shape, tuple(spacing_mm))
+    maps = [foreground_of(Volume(array, geometry)) for array in (predicted, truth)]
+    return score_foreground(case_id, maps[0], [(maps[1], 1)], regions)
 
 
-def summarize(scores: list[CaseScore], data: str, split: str) -> dict:
-    """The content of summary.json. Raises ValueError for no cases."""
-    if not scores:
-        raise ValueError("summarize: no case was scored.")
-    regions = {}
-    for name in scores[0].counts:
-        counts = np.stack([score.counts[name] for score in scores])
-        values = dice(counts)
-        regions[name] = {
-            "labels": list({**REGIONS, **PLAIN}[name]),
-            "dice": float(values.mean()),
-            "dice_ci95": list(bootstrap_interval(values)),
-            "dice_pooled": float(dice(counts.sum(axis=0))),
-            "dice_median": float(np.median(values)),
-            "cases_with_region": int((counts[:, 0] + counts[:, 2] > 0).sum()),
+def score_foreground(
+    case_id: str, predicted: Foreground, references: list[tuple[Foreground, int]], regions: Regions
+) -> CaseScore:
+    """The mean over the references of the figures of the prediction against each."""
+    surfaces = _surfaces(predicted, regions)
+    scores = [_score_pair(case_id, predicted, surfaces, truth, regions) for truth, _ in references]
+    return mean_score(scores, [often for _, often in references])
+
+
+def _surfaces(one: Foreground, regions: Regions) -> dict[str, Surface]:
+    surfaces = {}
+    for name, labels in regions.items():
+        inside = region_mask(one.array, labels)
+        box = box_of(inside)
+        corner = tuple(c + part.start for c, part in zip(one.corner, box, strict=True))
+        surfaces[name] = surface_of(inside[box], one.spacing_mm, corner)
+    return surfaces
+
+
+def region_mask(array: np.ndarray, labels: tuple[int, ...]) -> np.ndarray:
+    inside = array == labels[0]
+    for label in labels[1:]:
+        inside |= array == label
+    return inside
+
+
+def _score_pair(
+    case_id: str, predicted: Foreground, surfaces: dict[str, Surface], truth: Foreground, regions: Regions
+) -> CaseScore:
+    spacing_mm, voxel_ml = truth.spacing_mm, float(np.prod(truth.spacing_mm)) / 1000
+    true_surfaces = _surfaces(truth, regions)
+    (ours, theirs), _ = together([predicted, truth])
+    figures = {}
+    for name, rows in slice_counts(ours, theirs, regions).items():
+        tp, fp, fn = counts = rows.sum(axis=0)
+        rows = rows[rows.any(axis=1)]
+        surface = surface_scores(surfaces[name], true_surfaces[name], spacing_mm, TOLERANCES_MM.get(name))
+        figures[name] = {
+            "dice": float(dice(counts)),
+            "surface_dice": surface.surface_dice,
+            "dice_slice": float(dice(rows).mean()) if len(rows) else None,
+            "hd95_mm": surface.hd95_mm,
+            "assd_mm": surface.assd_mm,
+            "miss": int((tp + fp > 0) != (tp + fn > 0)),
+            "slices": len(rows),
+            "true_positive": int(tp),
+            "false_positive": int(fp),
+            "false_negative": int(fn),
+            "truth_ml": (tp + fn) * voxel_ml,
+            "predicted_ml": (tp + fp) * voxel_ml,
         }
-    return {"data": data, "split": split, "cases": len(scores), "regions": regions, "definition": NOTE}
+        if name not in TOLERANCES_MM:
+            del figures[name]["surface_dice"]
+    lesions = _lesions(ours, theirs, voxel_ml) if "tumor" in regions else {}
+    return CaseScore(case_id, figures, lesions)
 
 
-def write_tables(folder: Path, scores: list[CaseScore], summary: dict) -> None:
-    """cases.csv (a row a case, every figure) and summary.json, each in one step."""
-    folder.mkdir(parents=True, exist_ok=True)
-    names = list(scores[0].counts)
-    columns = ["dice", "true_positive", "false_positive", "false_negative", "truth_ml", "predicted_ml"]
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["case", *(f"{name}_{column}" for name in names for column in columns)])
-    for score in scores:
-        row: list = [score.case_id]
-        for name in names:
-            tp, fp, fn = (int(n) for n in score.counts[name])
-            ml = [f"{(tp + other) * score.voxel_ml:.3f}" for other in (fn, fp)]
-            row += [f"{float(dice(score.counts[name])):.6f}", tp, fp, fn, *ml]
-        table.writerow(row)
-    files.write_bytes(folder / "cases.csv", text.getvalue().encode())
-    files.write_json(folder / "summary.json", summary)
+def _lesions(predicted: np.ndarray, truth: np.ndarray, voxel_ml: float) -> Figures:
+    ours, theirs = (region_mask(array, REGIONS["tumor"]) for array in (predicted, truth))
+    box = box_of(ours | theirs)
+    found = detect(ours[box], theirs[box], voxel_ml)
+    figures: Figures = {
+        "true": len(found.lesions),
+        "found": sum(one.dice > 0 for one in found.lesions),
+        "false_positives": found.false_positives,
+    }
+    for size in SIZES:
+        of_size = [one.dice for one in found.lesions if size_of(one.ml) == size]
+        figures |= {
+            size: len(of_size),
+            f"{size}_found": sum(score > 0 for score in of_size),
+            f"{size}_dice": float(np.mean(of_size)) if of_size else None,
+        }
+    return figures
 
 
-def as_text(summary: dict) -> str:
-    """The Dice table a person reads."""
-    lines = [
-        f"data: {summary['data']}   split: {summary['split']}   cases: {summary['cases']}",
-        f"{'region':<16} {'Dice':>6}  {'95 % interval':<15} {'median':>6} {'pooled':>7} {'cases with it':>14}",
-    ]
-    for name, row in summary["regions"].items():
-        low, high = row["dice_ci95"]
-        lines.append(
-            f"{name:<16} {row['dice']:>6.3f}  {low:.3f} .. {high:.3f}  {row['dice_median']:>6.3f} "
-            f"{row['dice_pooled']:>7.3f} "
-            f"{row['cases_with_region']:>14}"
-        )
-    return "\n".join(lines)
+def missed(score: CaseScore) -> CaseScore:
+    """A case without prediction, scored as empty: 0 in every region, also where the truth is empty too."""
+    zero = {"dice": 0.0, "surface_dice": 0.0, "miss": 1}
+    regions = {
+        name: figures | {key: value for key, value in zero.items() if key in figures}
+        for name, figures in score.regions.items()
+    }
+    return score._replace(regions=regions)
+
+
+def mean_score(scores: list[CaseScore], often: list[int]) -> CaseScore:
+    """One case scored several times -> the mean of every figure, each score counted `often`.
+
+    A distance that one of them lacks is not known of the case, and a miss in one is a miss.
+    """
+    if len(scores) == 1:
+        return scores[0]
+    regions = {name: _mean_figures([one.regions[name] for one in scores], often) for name in scores[0].regions}
+    for name, figures in regions.items():
+        figures["miss"] = max(one.regions[name]["miss"] for one in scores)
+    return CaseScore(scores[0].case_id, regions, _mean_figures([one.lesions for one in scores], often))
+
+
+def _mean_figures(rows: list[Figures], often: list[int]) -> Figures:
+    means: Figures = {}
+    for key in rows[0]:
+        values = [row[key] for row in rows]
+        weights = [n * (row[WEIGHTS[key]] if key in WEIGHTS else 1) for row, n in zip(rows, often, strict=True)]
+        if key in WEIGHTS:  # where there are no slices, or no lesions of a size, there is nothing to know
+            values = [value or 0.0 for value in values]
+        known = None not in values and sum(weights) > 0
+        means[key] = float(np.dot(values, weights) / sum(weights)) if known else None
+    return means

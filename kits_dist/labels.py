@@ -17,6 +17,13 @@ REGIONS: dict[str, tuple[int, ...]] = {
 # Reported beside them, by plain label.
 PLAIN: dict[str, tuple[int, ...]] = {"kidney": (KIDNEY,), "cyst": (CYST,)}
 
+# Of surface Dice, in mm (HEC_SD_TOLERANCES_MM); plain labels have none.
+TOLERANCES_MM = {
+    "kidney_and_mass": 1.0330772532390826,
+    "mass": 1.1328796488598762,
+    "tumor": 1.1498198361434828,
+}
+
 # RGB, from the Okabe-Ito palette, which stays apart for colour-blind readers.
 COLORS = {"kidney_and_mass": (0, 158, 115), "mass": (240, 228, 66), "tumor": (213, 94, 0)}
 

@@ -77,6 +77,14 @@ def refuse_other_world_size(wishes: Asked, launched: int, joined: int) -> None:
         )
 
 
+def whole_number(name: str, default: int) -> int:
+    """A variable that launchers set, such as RANK. Raises InputError when it is no number."""
+    text = os.environ.get(name, str(default))
+    if not text.isdigit():
+        raise InputError(f"{name}={text} in the environment is no number; the launcher sets it.")
+    return int(text)
+
+
 def _parent_command() -> list[str]:
     try:
         return Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")

@@ -1,42 +1,62 @@
-"""Label maps -> counts -> scores. Counts add up over slices, batches and ranks; scores do not.
+"""Label maps -> counts -> Dice. Counts add up over slices, batches, ranks and cases; scores do not.
 
 A case is scored over its whole volume, as the challenge does. Definitions: README, "How it scores".
 """
 
+from typing import NamedTuple
+
 import numpy as np
-import torch
-from torch import Tensor
+
+# Figures of a region that have a mean over cases.
+MEANS = ("dice", "surface_dice", "dice_slice", "hd95_mm", "assd_mm")
+SIZES = ("under_5_ml", "5_to_30_ml", "over_30_ml")  # of a true lesion
+# Means over something else than cases: a case's figure counts as often as its other figure says.
+WEIGHTS = {"dice_slice": "slices"} | {f"{size}_dice": size for size in SIZES}
+
+Figures = dict[str, float | None]  # None: the case does not have that figure
+
+
+class CaseScore(NamedTuple):
+    case_id: str
+    regions: dict[str, Figures]
+    lesions: Figures  # of tumor; empty where tumor is not scored
+
+    def row(self) -> Figures:
+        """{column of cases.csv: value}."""
+        row = {f"{name}_{key}": value for name, figures in self.regions.items() for key, value in figures.items()}
+        return row | {f"lesions_{key}": value for key, value in self.lesions.items()}
+
+
+def slice_counts(
+    predicted: np.ndarray, truth: np.ndarray, regions: dict[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Agreement of two label maps of one case, slice by slice.
+
+    predicted, truth   (D, H, W) uint8
+    returns            {region: (D, 3) int64 true positive, false positive, false negative voxels}
+    """
+    if predicted.shape != truth.shape:
+        raise ValueError(
+            f"slice_counts: predicted is {predicted.shape} but truth is {truth.shape}; both must be (D, H, W)."
+        )
+    pairs = np.zeros((len(predicted), 16), np.int64)
+    for row, a, b in zip(pairs, predicted, truth, strict=True):  # by slice: bincount turns its input into int64
+        row += np.bincount((a * 4 + b).ravel(), minlength=16)
+    pairs = pairs.reshape(-1, 4, 4)
+    counts = {}
+    for name, labels in regions.items():
+        inside = list(labels)
+        both = pairs[:, inside][:, :, inside].sum(axis=(1, 2))
+        predicted_in, truth_in = pairs[:, inside].sum(axis=(1, 2)), pairs[:, :, inside].sum(axis=(1, 2))
+        counts[name] = np.stack([both, predicted_in - both, truth_in - both], axis=1)
+    return counts
 
 
 def volume_counts(
     predicted: np.ndarray, truth: np.ndarray, regions: dict[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """Agreement of two label maps of one case.
-
-    predicted, truth   (D, H, W) uint8
-    returns            {region: (3,) int64 true positive, false positive, false negative voxels}
-    """
-    if predicted.shape != truth.shape:
-        raise ValueError(
-            f"volume_counts: predicted is {predicted.shape} but truth is {truth.shape}; both must be (D, H, W)."
-        )
-    pairs = np.zeros(16, np.int64)
-    for a, b in zip(predicted, truth, strict=True):  # by slice: bincount turns its input into int64
-        pairs += np.bincount((a * 4 + b).ravel(), minlength=16)
-    pairs = pairs.reshape(4, 4)
-    counts = {}
-    for name, labels in regions.items():
-        inside = list(labels)
-        both = pairs[np.ix_(inside, inside)].sum()
-        counts[name] = np.array([both, pairs[inside].sum() - both, pairs[:, inside].sum() - both])
-    return counts
-
-
-def batch_counts(logits: Tensor, targets: Tensor) -> Tensor:
-    """(B, R, H, W) logits and {0, 1} targets -> (B, R, 3) int64 pixels: true pos., false pos., false neg."""
-    predicted, truth = logits >= 0, targets > 0.5  # probability >= 0.5
-    both = (predicted & truth).sum(dim=(2, 3))
-    return torch.stack([both, predicted.sum(dim=(2, 3)) - both, truth.sum(dim=(2, 3)) - both], dim=-1)
+    """`slice_counts` summed over the slices of the case: {region: (3,) int64}."""
+    return {name: rows.sum(axis=0) for name, rows in slice_counts(predicted, truth, regions).items()}
 
 
 def dice(counts: np.ndarray) -> np.ndarray:
@@ -47,9 +67,6 @@ def dice(counts: np.ndarray) -> np.ndarray:
     return np.where(total > 0, 2 * tp / np.maximum(total, 1), 1.0)
 
 
-def bootstrap_interval(values: np.ndarray, seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
-    """95 % interval of the mean over cases, by resampling cases (percentile method, Efron 1979)."""
-    generator = np.random.default_rng(seed)
-    means = values[generator.integers(0, len(values), (resamples, len(values)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+def size_of(lesion_ml: float) -> str:
+    """Of SIZES; 5 and 30 ml themselves are in the middle one."""
+    return SIZES[int(lesion_ml >= 5) + int(lesion_ml > 30)]

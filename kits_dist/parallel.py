@@ -24,7 +24,10 @@ def cores() -> int:
 def progress_bar(
     title: str, unit: str, total: int | None = None, initial: int = 0, items: list | None = None, disable: bool = False
 ) -> tqdm:
-    """A bar that moves every second on a terminal, and prints a line every ten seconds into a log file."""
+    """A bar that moves every second on a terminal, and prints a line every ten seconds into a log file.
+
+    Of the processes of a launcher the first alone shows one.
+    """
     pause_s = 1 if sys.stderr.isatty() else 10
     return tqdm(
         items,
@@ -34,7 +37,7 @@ def progress_bar(
         unit=unit,
         mininterval=pause_s,
         maxinterval=pause_s,
-        disable=disable,
+        disable=disable or os.environ.get("RANK", "0") != "0",
     )
 
 

@@ -6,12 +6,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from kits_dist.batch import Batch
 from kits_dist.errors import JobFailed
 from kits_dist.losses import RegionLoss, region_targets
-from kits_dist.metrics import batch_counts, dice
+from kits_dist.metrics import dice
 
 
 class Validation(NamedTuple):
@@ -65,3 +65,10 @@ def broadcast_buffers(model: nn.Module, accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)
+
+
+def batch_counts(logits: Tensor, targets: Tensor) -> Tensor:
+    """(B, R, H, W) logits and {0, 1} targets -> (B, R, 3) int64 pixels: true pos., false pos., false neg."""
+    predicted, truth = logits >= 0, targets > 0.5  # probability >= 0.5
+    both = (predicted & truth).sum(dim=(2, 3))
+    return torch.stack([both, predicted.sum(dim=(2, 3)) - both, truth.sum(dim=(2, 3)) - both], dim=-1)

@@ -10,12 +10,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import agreement, end_to_end, gpu_suite, harness, loader, model, report
 from kits_dist import cli
-from kits_dist.errors import InputError, MissingInput
+from kits_dist.errors import InputError, JobFailed, MissingInput
 
 CPU = torch.device("cpu")
 ROOT = Path(harness.__file__).parent.parent
@@ -259,3 +260,40 @@ def test_the_suite_without_a_gpu_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="no NVIDIA GPU here. With quick=true"):
         gpu_suite.main(gpu_suite.Args(out=str(tmp_path)))
+
+
+def test_evaluate_runs_and_both_ways_agree(tmp_path):
+    for name in ("SimpleITK", "surface_distance"):
+        pytest.importorskip(name, reason=f"{name} is not installed: pip install -e .[dev]")
+    from benchmarks import evaluate
+
+    evaluate.main(evaluate.Args(out=str(tmp_path), quick=True))
+    lines = {line.config["variant"]: line for line in valid(tmp_path, "evaluate")}
+    assert set(lines) == {
+        *("official, 16 slices", "ours, 16 slices", "ours against official, 16 slices"),
+        *("memory of official, 16 slices", "memory of ours, 16 slices"),
+    }
+    assert all(line.config["largest_difference"] < 1e-9 for line in lines.values())
+    assert lines["memory of ours, 16 slices"].config["imports_mb"] > 10
+    assert lines["ours, 16 slices"].ratio > 0
+
+
+def test_a_way_that_dies_is_named():
+    from benchmarks import evaluate
+
+    scorer = evaluate.Scorer("neither")
+    with pytest.raises(JobFailed, match="benchmarks.scorers neither ended: its words stand above"):
+        scorer.ask()
+    scorer.process.wait()
+
+
+def test_the_moved_copy_is_near_the_truth_and_holds_its_labels():
+    from benchmarks.evaluate import moved
+
+    label = np.zeros((12, 40, 40), np.uint8)
+    label[3:9, 10:30, 10:30] = 1
+    label[4:8, 15:25, 15:25] = 2
+    near = moved(label, (3.0, 0.8, 0.8), seed=0)
+    assert set(np.unique(near)) == {0, 1, 2} and not np.array_equal(near, label)
+    assert 0.8 < 2 * ((near > 0) & (label > 0)).sum() / ((near > 0).sum() + (label > 0).sum()) < 1
+    assert np.array_equal(near, moved(label, (3.0, 0.8, 0.8), seed=0))

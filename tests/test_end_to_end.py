@@ -316,3 +316,22 @@ def test_the_best_of_a_run_without_learning_is_poor(store, tmp_path):
     evaluate.main(evaluate.Args(run=str(folder)))
     summary = json.loads((folder / "evaluation" / "test" / "summary.json").read_text())
     assert summary["regions"]["tumor"]["dice"] < 0.2
+
+
+@pytest.mark.slow
+def test_two_launched_processes_evaluate_as_one(trained, store, tmp_path):
+    folder, _ = trained
+    other = shutil.copytree(store.path, tmp_path / "store")
+    splits = json.loads((other / "splits.json").read_text())
+    splits["test"] += splits["folds"][1]  # validation cases of this run: two cases that were not trained on
+    splits["folds"][1] = []
+    (other / "splits.json").write_text(json.dumps(splits))
+    tables = ("cases.csv", "summary.json", "panel.png")
+    found = []
+    for name, launcher in (("one", [sys.executable, "-m"]), ("two", [*LAUNCH, "-m"])):
+        copy = shutil.copytree(folder, tmp_path / name, ignore=shutil.ignore_patterns("evaluation"))
+        run([*launcher, "kits_dist.evaluate", f"run={copy}", f"store={other}"])
+        output = copy / "evaluation" / "test"
+        found.append({path: (output / path).read_bytes() for path in tables})
+        found[-1] |= {path.name: path.read_bytes() for path in sorted((output / "predictions").iterdir())}
+    assert found[0] == found[1] and len(found[0]) > len(tables) + 1

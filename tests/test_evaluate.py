@@ -1,6 +1,10 @@
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +14,12 @@ from kits_dist import evaluate
 from kits_dist.data.sources import MARKER
 from kits_dist.data.volume import kits_geometry, read_labels, write_nifti
 from kits_dist.errors import InputError, JobFailed, MissingInput
+from kits_dist.labels import REGIONS
+from kits_dist.parallel import cores
+
+ROOT = Path(__file__).resolve().parents[1]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch" / "cpu.yaml")]
+LAUNCH += ["--main_process_port", "0"]  # any free port: tests may run beside each other
 
 
 def run(predictions, truth, output, **more):
@@ -71,9 +81,70 @@ def test_a_missing_prediction_is_an_error_or_a_zero_never_a_smaller_mean(folders
     (folders[0] / "case_00004.nii.gz").unlink()
     with pytest.raises(InputError, match="nothing for case_00004.*missing=zero"):
         run(*folders, tmp_path / "b")
-    summary, _ = run(*folders, tmp_path / "b", missing="zero")
+    summary, rows = run(*folders, tmp_path / "b", missing="zero")
     assert summary["missing"] == "zero" and summary["missing_cases"] == ["case_00004"] and summary["cases"] == 6
     assert summary["regions"]["kidney_and_mass"]["dice"] == pytest.approx(before - 1 / 6)
+    assert summary["regions"]["kidney_and_mass"]["misses"] == 1
+    assert summary["lesions"]["found"] == 4 and summary["lesions"]["true"] == 6  # case 0 has its tumor not found
+
+
+def test_a_missing_prediction_scores_0_also_where_there_is_nothing_to_find(folders, tmp_path):
+    (folders[0] / "case_00003.nii.gz").unlink()  # has no cyst: an empty prediction would score 1
+    summary, rows = run(*folders, tmp_path / "out", missing="zero")
+    assert rows[3]["cyst_dice"] == "0" and summary["regions"]["cyst"]["dice"] == pytest.approx(5 / 6, abs=0.1)
+    assert summary["regions"]["cyst"]["misses"] == 1 and rows[3]["cyst_miss"] == "1" and rows[3]["cyst_hd95_mm"] == ""
+
+
+def test_distances_count_their_misses(folders, tmp_path):
+    summary, rows = run(*folders, tmp_path / "out")
+    tumor = summary["regions"]["tumor"]
+    assert (tumor["misses"], tumor["distance_cases"], tumor["cases_with_region"]) == (1, 5, 6)
+    assert rows[0]["tumor_hd95_mm"] == "" and rows[0]["tumor_miss"] == "1"
+    assert tumor["hd95_mm"] == pytest.approx(np.mean([float(row["tumor_hd95_mm"]) for row in rows[1:]]))
+    cyst = summary["regions"]["cyst"]  # both empty in the odd cases: no distance, and no miss
+    assert (cyst["misses"], cyst["distance_cases"]) == (0, 3)
+
+
+def test_slice_and_pooled_dice_are_other_means(folders, tmp_path):
+    summary, rows = run(*folders, tmp_path / "out")
+    truth, predicted = (
+        read_labels(path).array == 2
+        for path in (folders[1] / "case_00001" / "aggregated_MAJ_seg.nii.gz", folders[0] / "case_00001.nii.gz")
+    )
+    by_slice = [2 * (p & t).sum() / (p.sum() + t.sum()) for p, t in zip(predicted, truth, strict=True) if (p | t).any()]
+    assert float(rows[1]["tumor_dice_slice"]) == pytest.approx(np.mean(by_slice)) and rows[1]["tumor_slices"] == "3"
+    weights = np.array([int(row["tumor_slices"]) for row in rows])
+    values = np.array([float(row["tumor_dice_slice"]) for row in rows])
+    tumor = summary["regions"]["tumor"]
+    assert tumor["dice_slice"] == pytest.approx((weights * values).sum() / weights.sum(), abs=1e-8)
+    assert tumor["slices"] == weights.sum() and tumor["dice_slice_ci95"][0] < tumor["dice_slice"]
+
+
+def test_the_challenge_s_own_table(folders, tmp_path):
+    _, rows = run(*folders, tmp_path / "out")
+    lines = (tmp_path / "out" / "challenge.csv").read_text().split("\n")
+    assert lines[0] == "caseID,Dice_kidney,Dice_masses,Dice_tumor,SD_kidney,SD_masses,SD_tumor"
+    columns = [f"{region}_{figure}" for figure in ("dice", "surface_dice") for region in REGIONS]
+    for line, row in zip(lines[1:-1], rows, strict=True):
+        assert line == ",".join([row["case"], *(f"{float(row[column]):0.8f}" for column in columns)])
+    means = [np.mean([float(row[column]) for row in rows]) for column in columns]
+    name, *last = lines[-1].split(",")  # no line end behind it
+    assert name == "average" and np.allclose([float(n) for n in last], means, rtol=0, atol=1.1e-8)
+    run(*folders, tmp_path / "out", regions=("tumor",))
+    assert not (tmp_path / "out" / "challenge.csv").exists()  # the challenge's table has three regions
+
+
+def test_the_table_of_cases_has_no_summary_row_and_json_no_nan(folders, tmp_path, capsys):
+    for path in folders[0].iterdir():
+        volume = read_labels(path)
+        write_nifti(path, np.zeros_like(volume.array), volume.geometry)
+    summary, rows = run(*folders, tmp_path / "out")
+    assert len(rows) == 6 and summary["regions"]["tumor"]["hd95_mm"] is None
+    assert summary["regions"]["tumor"]["hd95_mm_ci95"] is None and summary["regions"]["tumor"]["misses"] == 6
+    assert summary["lesions"]["under_5_ml"]["dice"] == 0 and summary["lesions"]["over_30_ml"]["dice"] is None
+    assert "NaN" not in (tmp_path / "out" / "summary.json").read_text()
+    said = capsys.readouterr().out
+    assert "tumors found: 0 of 6 (0.000, 0.000 .. 0.000); false ones: 0.00 a case" in said and "nan" not in said
 
 
 def test_regions_that_a_system_cannot_predict_are_absent(folders, tmp_path):
@@ -88,6 +159,141 @@ def test_one_bad_prediction_among_good_ones_is_named_and_there_is_no_mean(folder
     with pytest.raises(JobFailed, match="1 of 6 could not be scored: .*case_00002.nii.gz: the file is empty"):
         run(*folders, tmp_path / "out")
     assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_with_a_store_its_test_cases_alone_are_scored(folders, store, tmp_path):
+    expected = run(*folders, tmp_path / "all")[1]
+    summary, rows = run(*folders, tmp_path / "test", store=str(store.path))
+    assert [row["case"] for row in rows] == sorted(store.splits.test) and 0 < len(rows) < 6
+    assert summary["split"] == "test" and all(row in expected for row in rows)
+    (folders[0] / f"{store.splits.test[0]}.nii.gz").unlink()
+    with pytest.raises(InputError, match=f"nothing for {store.splits.test[0]}"):
+        run(*folders, tmp_path / "out", store=str(store.path))
+    shutil.rmtree(folders[1] / store.splits.test[0])
+    with pytest.raises(InputError, match=f"truth has no {store.splits.test[0]}, which the split holds"):
+        run(*folders, tmp_path / "out", store=str(store.path))
+    with pytest.raises(InputError, match="split=val: which cases it holds depends on a run's fold"):
+        run(*folders, tmp_path / "out", store=str(store.path), split="val")
+
+
+def renamed(folder, how):
+    """The predictions under other names: how(NAME) -> path below a new folder."""
+    target = folder.parent / "renamed"
+    for path in sorted(folder.iterdir()):
+        new = target / how(path.name.removesuffix(".nii.gz"))
+        new.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, new)
+    return target
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "{0}/{0}_seg.nii.gz",
+        "{0}_seg.nii.gz",
+        "{0}_trans.nii.gz",
+        "{0}_0000/{0}_0000_seg.nii.gz",
+        "{0}/segmentation.nii.gz",
+    ],
+)
+def test_names_of_other_systems(folders, tmp_path, how):
+    expected = run(*folders, tmp_path / "a")[0]
+    target = renamed(folders[0], how.format)
+    (target / "plans.json").write_text("{}")
+    assert run(target, folders[1], tmp_path / "b")[0] == expected
+
+
+def test_two_files_of_one_case_are_refused(folders, tmp_path):
+    shutil.copy(folders[0] / "case_00000.nii.gz", folders[0] / "case_00000_seg.nii.gz")
+    with pytest.raises(
+        InputError, match="both .*case_00000.nii.gz and .*case_00000_seg.nii.gz are case_00000. Keep one"
+    ):
+        run(*folders, tmp_path / "out")
+
+
+def test_what_a_prediction_may_be(folders, tmp_path):
+    expected = run(*folders, tmp_path / "a")[0]
+    path = folders[0] / "case_00002.nii.gz"
+    image = nib.load(path)
+    labels = np.asarray(image.dataobj)
+    for array in (labels.astype(np.float64), labels.astype(np.int32), labels[..., None]):  # 4-D with one time
+        nib.save(nib.Nifti1Image(array, image.affine), path)
+        assert run(*folders, tmp_path / "b")[0] == expected
+    for array, words in (
+        (labels + 0.5, r"case_00002.nii.gz: label values \[0.5, 1.5"),
+        (labels.astype(np.int16) * 100, r"case_00002.nii.gz: label values \[100.0, 200.0"),
+        (np.stack([labels] * 2, axis=-1), "case_00002.nii.gz: 4 axes, .*x2; .* Split 4-D files"),
+    ):
+        nib.save(nib.Nifti1Image(array, image.affine), path)
+        with pytest.raises(JobFailed, match=f"1 of 6 could not be scored: .*{words}"):
+            run(*folders, tmp_path / "c")
+    nib.save(image, path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(JobFailed, match="case_00002.nii.gz: damaged or truncated"):
+        run(*folders, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_grid_elsewhere_is_refused_with_both_affines(folders, tmp_path):
+    path = folders[0] / "case_00000.nii.gz"
+    image = nib.load(path)
+    for change, words in ((5e-4, ""), (2e-3, r"is not on the grid of .*: affine \[\[.*0.002\].* and \[\[")):
+        affine = image.affine.copy()
+        affine[0, 3] += change
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
+        if words:
+            with pytest.raises(JobFailed, match=words):
+                run(*folders, tmp_path / "out")
+        else:
+            run(*folders, tmp_path / "out")
+
+
+def same_tables(a: Path, b: Path) -> bool:
+    return all(
+        (a / name).read_bytes() == (b / name).read_bytes() for name in ("cases.csv", "challenge.csv", "summary.json")
+    )
+
+
+def test_any_number_of_workers_makes_the_same_tables(folders, tmp_path):
+    for workers in (1, 2):
+        run(*folders, tmp_path / str(workers), workers=workers)
+    assert same_tables(tmp_path / "1", tmp_path / "2")
+    with pytest.raises(InputError, match="workers=-1 must be 0"):
+        evaluate.Args(run="a", workers=-1)
+
+
+def test_other_processes_are_started_where_they_pay_off(folders, tmp_path, monkeypatch):
+    asked = []
+
+    def here(function, items, title, workers):
+        asked.append((len(items), workers))
+        return [(item, function(item)) for item in items]
+
+    monkeypatch.setattr(evaluate, "run_all", here)
+    run(*folders, tmp_path / "quick")
+    monkeypatch.setattr(evaluate, "WORTH_S", 0)
+    run(*folders, tmp_path / "long")
+    assert asked == [(5, 1), (5, cores())]  # the first case was scored to see how long one takes
+    assert same_tables(tmp_path / "quick", tmp_path / "long")
+
+
+@pytest.mark.slow
+def test_two_launched_processes_make_the_same_tables_and_say_a_fault_once(folders, tmp_path):
+    run(*folders, tmp_path / "one", workers=1)
+    command = [*LAUNCH, "-m", "kits_dist.evaluate", f"predictions={folders[0]}", f"truth={folders[1]}"]
+
+    def launched(name):
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+        arguments = [*command, f"output={tmp_path / name}"]
+        return subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+
+    done = launched("two")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert same_tables(tmp_path / "one", tmp_path / "two") and done.stdout.count("tables and pictures") == 1
+    (folders[0] / "case_00003.nii.gz").write_bytes(b"")
+    done = launched("bad")
+    assert done.returncode != 0 and done.stderr.count("1 of 6 could not be scored") == 1
+    assert not (tmp_path / "bad").exists()
 
 
 def test_extra_cases_other_grids_and_wrong_folders_are_refused(folders, tmp_path):
@@ -108,5 +314,5 @@ def test_extra_cases_other_grids_and_wrong_folders_are_refused(folders, tmp_path
         run(tmp_path / "nowhere", truth, tmp_path / "out")
     with pytest.raises(InputError, match="also needs truth=DIR"):
         evaluate.Args(predictions="a")
-    with pytest.raises(InputError, match="name either run="):
+    with pytest.raises(InputError, match="name one of run="):
         evaluate.Args()

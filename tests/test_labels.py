@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kits_dist.labels import regions_to_labels, scored_regions
+from kits_dist.labels import TOLERANCES_MM, regions_to_labels, scored_regions
 
 
 def test_later_regions_paint_over_earlier_and_only_inside_the_kidney():
@@ -29,4 +29,12 @@ def test_what_cannot_be_predicted_is_absent():
         "tumor",
         "kidney",
         "cyst",
+    ]
+
+
+def test_the_tolerances_are_the_challenge_s():
+    assert list(TOLERANCES_MM.items()) == [  # HEC_SD_TOLERANCES_MM of kits23
+        ("kidney_and_mass", 1.0330772532390826),
+        ("mass", 1.1328796488598762),
+        ("tumor", 1.1498198361434828),
     ]

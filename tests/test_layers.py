@@ -11,23 +11,18 @@ import kits_dist
 
 ROOT = Path(kits_dist.__file__).parent
 FLOORS = {
-    "ground": {"errors", "cli", "config", "labels", "batch", "files", "parallel", "launcher", "runtime", "signals"},
+    "ground": {
+        *("errors", "cli", "config", "labels", "batch", "files", "parallel", "launcher", "ranks", "runtime", "signals")
+    },
     "parts": {
-        "losses",
-        "metrics",
-        "schedule",
-        "checkpoint",
-        "tracking",
-        "drawing",
-        "averaging",
-        "profiling",
-        "gpu_monitor",
-        "machine",
-        "data.*",
-        "models.*",
+        *("losses", "metrics", "surfaces", "lesions", "bootstrap", "schedule", "averaging", "checkpoint", "tracking"),
+        *("profiling", "gpu_monitor", "drawing", "machine", "data.*", "models.*"),
     },
     "builders": {"data", "models"},  # their __init__: names in the configuration -> a loader, a network
-    "assembly": {"scoring", "inference", "evaluation", "run_folder", "learner", "loss_watch"},
+    "assembly": {
+        *("scoring", "learner", "loss_watch", "inference", "run_folder"),
+        *("evaluation", "summary", "tables", "comparison"),
+    },
     "programs": {"phantom", "audit", "prepare", "train", "evaluate", "predict", "report", "doctor", "__main__"},
 }
 ORDER = list(FLOORS)

@@ -8,8 +8,9 @@ import torch
 from kits_dist.config import OptimConfig
 from kits_dist.labels import PLAIN, REGIONS
 from kits_dist.losses import LOSSES, RegionLoss, region_table, region_targets
-from kits_dist.metrics import batch_counts, bootstrap_interval, dice, volume_counts
+from kits_dist.metrics import dice, volume_counts
 from kits_dist.schedule import lr_at
+from kits_dist.scoring import batch_counts
 
 ALL = tuple(REGIONS)
 
@@ -124,17 +125,6 @@ def test_batch_counts_are_those_of_the_painted_maps():
         for r, labels in enumerate((REGIONS["kidney_and_mass"], REGIONS["tumor"])):
             p, t = (logits[b, r] >= 0).numpy(), np.isin(label[b].numpy(), labels)
             assert counts[b, r].tolist() == [(p & t).sum(), (p & ~t).sum(), (~p & t).sum()]
-
-
-def test_the_interval_covers_the_mean_and_shrinks_with_cases():
-    rng = np.random.default_rng(0)
-    few, many = rng.normal(0.8, 0.1, 8), rng.normal(0.8, 0.1, 800)
-    for values in (few, many):
-        low, high = bootstrap_interval(values)
-        assert low < values.mean() < high
-        # 1.96 standard errors on each side for a normal mean
-        assert high - low == pytest.approx(2 * 1.96 * values.std() / len(values) ** 0.5, rel=0.15)
-    assert bootstrap_interval(few) == bootstrap_interval(few)
 
 
 def test_rates():

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kits_dist import evaluate, prepare
+from kits_dist import evaluate, inference, prepare
 from kits_dist.data.intensity import Box, Window, body_box
 from kits_dist.data.splits import Splits
 from kits_dist.data.store import Store, array_path
@@ -188,7 +188,7 @@ def test_a_copy_of_a_trained_case_is_recognised_by_its_voxels(raw, store, tmp_pa
     predictor = SimpleNamespace(
         config=SimpleNamespace(data=SimpleNamespace(store="", fold=0)), window=other.window, trained_on=trained
     )
-    monkeypatch.setattr(evaluate, "Predictor", lambda *_: predictor)
+    monkeypatch.setattr(inference, "Predictor", lambda *_: predictor)
     held_out = other.splits.test + other.splits.folds[0]
     assert sorted(held_out) == ["case_00001", "case_00900"]
     for split, cases in (("test", other.splits.test), ("val", other.splits.folds[0])):

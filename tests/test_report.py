@@ -7,8 +7,10 @@ import pytest
 from kits_dist import report
 from kits_dist.drawing import save_png
 from kits_dist.errors import InputError, MissingInput
-from kits_dist.evaluation import score_case, summarize, write_tables
+from kits_dist.evaluation import score_case
 from kits_dist.labels import REGIONS
+from kits_dist.summary import summarize
+from kits_dist.tables import write_tables
 
 
 @pytest.fixture

@@ -85,13 +85,19 @@ def read_image(path: Path) -> Volume:
 
 def read_labels(path: Path) -> Volume:
     """Label map, (D, H, W) uint8 in 0..3. Raises InputError naming `path` and the labels that KiTS does not have."""
+    volume = view_labels(path)
+    return Volume(np.array(volume.array, order="C"), volume.geometry)
+
+
+def view_labels(path: Path) -> Volume:
+    """`read_labels` for who looks once: read-only, in the file's own memory order, no copy where the file is uint8."""
     array, geometry = _read(path)
     with np.errstate(invalid="ignore"):  # NaN is no uint8: refused below
-        labels = array.astype(np.uint8)
-    if labels.max() > max(LABELS.values()) or not np.array_equal(labels, array):
+        labels = array.astype(np.uint8, copy=False)
+    if labels.max() > max(LABELS.values()) or (labels is not array and not np.array_equal(labels, array)):
         wrong = [float(v) for v in np.unique(array) if v not in LABELS.values()]
         raise InputError(f"{path}: label values {wrong[:5]} are not KiTS labels {LABELS}. Convert the file first.")
-    return Volume(_to_canonical(labels, geometry), geometry)
+    return Volume(_turned(labels, geometry), geometry)
 
 
 def to_native(array: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -272,8 +278,13 @@ def _scaled(path: Path, array: np.ndarray, header: nib.Nifti1Header) -> np.ndarr
 
 
 def _to_canonical(array: np.ndarray, geometry: Geometry) -> np.ndarray:
-    turned = apply_orientation(array, ornt_transform(io_orientation(geometry.affine), _CANONICAL))
-    return np.array(turned, order="C")  # a copy even where nothing turns: the file's own bytes are read-only
+    # A copy even where nothing turns: the file's own bytes are read-only.
+    return np.array(_turned(array, geometry), order="C")
+
+
+def _turned(array: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """As stored -> (D, H, W), a view."""
+    return apply_orientation(array, ornt_transform(io_orientation(geometry.affine), _CANONICAL))
 
 
 def _x(shape: tuple[int, ...]) -> str:
