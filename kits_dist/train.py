@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from kits_dist import checkpoint, cli, files
+from kits_dist import checkpoint, cli, files, process_group
 from kits_dist.batch import Batch
 from kits_dist.config import Config, OptimConfig
 from kits_dist.data import augment, build_train_loader, build_val_loader
@@ -29,7 +29,16 @@ from kits_dist.labels import regions_to_labels
 from kits_dist.losses import RegionLoss
 from kits_dist.models import build_model
 from kits_dist.parallel import progress_bar
-from kits_dist.run_folder import REQUEUE, Progress, export_best, mend_export, open_run, write_about
+from kits_dist.run_folder import (
+    REQUEUE,
+    Progress,
+    export_best,
+    mend_export,
+    open_run,
+    same_everywhere,
+    where_to_go_on,
+    write_about,
+)
 from kits_dist.runtime import Runtime, environment, start
 from kits_dist.schedule import lr_at
 from kits_dist.scoring import Validation, broadcast_buffers, score
@@ -40,7 +49,12 @@ from kits_dist.tracking import Pace, Tracker
 def main(config: Config) -> None:
     speaks = os.environ.get("RANK", "0") == "0"
     with files.exclusive(Path(config.run), "run") if speaks else contextlib.nullcontext():
-        train(config)
+        try:
+            train(config)
+        except RuntimeError as error:
+            if lost := process_group.lost(error):
+                raise JobFailed(f"{lost} {where_to_go_on(config)}") from error
+            raise
 
 
 def train(config: Config) -> None:
@@ -51,6 +65,7 @@ def train(config: Config) -> None:
 
     # runtime
     runtime = start(config.train, config.optim.accumulate, Path(config.run), config.seed)
+    process_group.refuse_differences(same_everywhere(config, store, progress))
     accelerator, shard = runtime.accelerator, runtime.shard
     global_batch = config.data.batch_size * shard.world * config.optim.accumulate
 

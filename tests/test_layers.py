@@ -11,7 +11,19 @@ import kits_dist
 
 ROOT = Path(kits_dist.__file__).parent
 FLOORS = {
-    "ground": {"errors", "cli", "config", "labels", "batch", "files", "parallel", "launcher", "runtime", "signals"},
+    "ground": {
+        "errors",
+        "cli",
+        "config",
+        "labels",
+        "batch",
+        "files",
+        "parallel",
+        "launcher",
+        "process_group",
+        "runtime",
+        "signals",
+    },
     "parts": {"losses", "metrics", "schedule", "checkpoint", "tracking", "drawing", "machine", "data.*", "models.*"},
     "builders": {"data", "models"},  # their __init__: names in the configuration -> a loader, a network
     "assembly": {"scoring", "inference", "evaluation", "run_folder"},
