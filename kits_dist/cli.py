@@ -127,6 +127,9 @@ def _leave(message: str, code: int) -> NoReturn:
     """Print once. Under a launcher rank 0 speaks; the others wait to be ended by it, and speak if they failed alone:
     first one of each machine, for its launcher does not hear of rank 0."""
     rank = int(os.environ.get("RANK", 0))
+    if rank and code in (0, 75):  # all of them stopped together
+        time.sleep(1)
+        sys.exit(code)
     if rank:
         time.sleep(5 if os.environ.get("LOCAL_RANK") == "0" else 10)
         message = f"[rank {rank}] {message}"
