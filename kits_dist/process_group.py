@@ -25,7 +25,7 @@ from kits_dist.launcher import whole_number
 
 _LOOK_S = 0.1  # between two looks at the store
 # Texts of RuntimeErrors about another process; nccl's are of the class dist.DistError.
-_OF_GLOO = ("gloo/transport/", "Gloo connectFullMesh failed")
+_OF_GLOO = ("gloo/transport/", "Gloo connectFullMesh failed", "Application timeout caused pair closure")
 _HERE = Path(__file__).parent
 _SIOCGIFADDR = 0x8915  # ioctl(2): the address of an interface
 

@@ -1,6 +1,7 @@
 """A rank that never starts, falls silent or is killed: the others say so, in time and once, and relaunching goes on."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,9 +52,8 @@ def test_a_killed_rank_is_named_by_the_other_in_one_message_and_code_1(store, tm
     assert f"The last checkpoint is {last}; the same command with resume=auto goes on from there." in said
 
 
-def test_a_silent_rank_ends_the_launch_within_the_timeout(store, tmp_path, monkeypatch):
+def test_a_silent_rank_ends_the_launch_within_the_timeout(store, tmp_path):
     """Stopped, not dead: its connections stay open, as those of a machine that hangs."""
-    monkeypatch.setenv("PET_SHUTDOWN_TIMEOUT", "3")  # how long the launcher waits for it before KILL
     run, log = tmp_path / "run", tmp_path / "log"
     process = begin(store, run, log, LAUNCH, "train.timeout_s=10")
     until(lambda: lines(run) > 6, process, log, 200)
@@ -62,7 +62,7 @@ def test_a_silent_rank_ends_the_launch_within_the_timeout(store, tmp_path, monke
     assert process.wait(150) != 0
     said = log.read_text()
     assert said.count("rank 0 of 2 waited for the others in `") == 1
-    assert "one of them is gone or silent: Timed out waiting" in said
+    assert re.search("one of them is gone or silent: (Timed out waiting|Application timeout)", said)
     assert not alive(both)
 
 

@@ -92,6 +92,7 @@ def test_an_error_of_another_process_is_told_from_our_own(monkeypatch):
     assert "(process_group.py:" in said
     assert "one of them is gone or silent: Read error [10.0.0.2]:20178: Connection reset by peer. If it said" in said
     assert "NCCL communicator was aborted" in process_group.lost(dist.DistBackendError("NCCL communicator was aborted"))
+    assert "Application timeout" in process_group.lost(RuntimeError("Application timeout caused pair closure"))
     for ours in ("CUDA out of memory", "mat1 and mat2 shapes cannot be multiplied"):
         assert process_group.lost(RuntimeError(ours)) == ""
     assert process_group.lost(JobFailed("the loss is not finite")) == ""
