@@ -73,7 +73,8 @@ def refuse_other_world_size(wishes: Asked, launched: int, joined: int) -> None:
     if wishes.processes not in (None, joined):
         raise InputError(
             f"the launcher was asked for {wishes.processes} processes but started {joined}. Name a file that says how: "
-            "--config_file launch/cpu.yaml without a GPU, launch/ddp.yaml with several."
+            "--config_file launch/cpu.yaml without a GPU, launch/ddp.yaml with several; on several machines, "
+            "launch/multinode.yaml, whose num_processes is equally many on each."
         )
 
 

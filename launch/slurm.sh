@@ -26,8 +26,11 @@ run=""
 for word in "$@"; do
   case $word in run=?*) run=${word#run=} ;; esac
 done
-if [ -z "${SLURM_JOB_ID:-}" ] || [ -z "$run" ]; then
-  [ -n "$run" ] && why="is started by sbatch" || why="run= is missing: the folder of this run"
+why=""
+[ -f launch/multinode.yaml ] || why="$PWD is not the checkout: cd there first"
+[ -n "$run" ] || why="run= is missing: the folder of this run"
+[ -n "${SLURM_JOB_ID:-}" ] || why="is started by sbatch"
+if [ -n "$why" ]; then
   echo "slurm.sh: $why. Example: sbatch --nodes=2 --gpus-per-node=8 launch/slurm.sh config=configs/kidney.yaml data.store=DIR run=DIR" >&2
   exit 2
 fi

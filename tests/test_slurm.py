@@ -18,17 +18,21 @@ ARGUMENTS += ["log.every_steps=1", "train.timeout_s=120"]
 
 
 @pytest.mark.parametrize(
-    ("job", "arguments", "words"),
+    ("job", "arguments", "folder", "words"),
     [
-        ("", ["data.store=s", "run=r"], "slurm.sh: is started by sbatch. Example: sbatch --nodes=2"),
-        ("7", ["data.store=s"], "slurm.sh: run= is missing: the folder of this run. Example: sbatch"),
-        ("7", ["data.store=s", "run="], "slurm.sh: run= is missing"),
+        ("", ["data.store=s", "run=r"], ROOT, "is started by sbatch. Example: sbatch --nodes=2"),
+        ("7", ["data.store=s"], ROOT, "run= is missing: the folder of this run. Example: sbatch"),
+        ("7", ["data.store=s", "run="], ROOT, "run= is missing"),
+        ("7", ["data.store=s", "run=r"], ROOT / "tests", "tests is not the checkout: cd there first. Example"),
     ],
 )
-def test_wrong_use_is_answered(job, arguments, words):
+def test_wrong_use_is_answered(job, arguments, folder, words):
     environment = os.environ | {"SLURM_JOB_ID": job}
-    done = subprocess.run(["bash", SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and words in done.stderr and done.stdout == ""
+    done = subprocess.run(
+        ["bash", SCRIPT, *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and done.stderr.startswith("slurm.sh: ") and words in done.stderr
+    assert done.stdout == ""
 
 
 @pytest.fixture(scope="module")
