@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.test_end_to_end import LAUNCH, ROOT
-from tests.test_signals import begin, lines, until, weights
+from tests.test_signals import begin, lines, ranks, until, weights
 
 pytestmark = pytest.mark.slow
 MAIN = "10.77.0.1"
@@ -34,12 +35,12 @@ class Machine:
         for device in ("lo", self.cable):
             ip("-n", self.name, "link", "set", device, "up")
 
-    def launch(self, store, run, log, *more) -> subprocess.Popen:
-        """launch/multinode.yaml with one process on each machine, each on a core of its own."""
+    def launch(self, store, run, log, *more, flags=()) -> subprocess.Popen:
+        """launch/multinode.yaml with one process on each machine, each on its own core; `flags` for the launcher."""
         core = CORES[self.rank % len(CORES)]
         command = ["ip", "netns", "exec", self.name, "taskset", "-c", core, sys.executable, "-m"]
         command += ["accelerate.commands.launch", "--config_file", str(ROOT / "launch" / "multinode.yaml")]
-        command += ["--num_processes", "2", "--machine_rank", f"{self.rank}", "--main_process_ip", MAIN]
+        command += ["--num_processes", "2", "--machine_rank", f"{self.rank}", "--main_process_ip", MAIN, *flags]
         return begin(store, run, log, command, *more)
 
     def processes(self) -> list[int]:
@@ -115,10 +116,21 @@ def test_machines_that_do_not_share_the_run_folder_are_refused(machines, store, 
     assert not runs[1].exists()
 
 
+def test_launchers_with_max_restarts_start_all_ranks_again(machines, store, tmp_path):
+    """The second machine's launcher sees its rank die; the first one's rank 0 leaves for that, and both meet again."""
+    run, logs = tmp_path / "run", [tmp_path / "log0", tmp_path / "log1"]
+    more = ["optim.epochs=12", "train.save_every_steps=3", "train.timeout_s=60", "resume=auto"]
+    flags = ["--max_restarts", "3"]
+    both = [m.launch(store, run, log, *more, flags=flags) for m, log in zip(machines, logs, strict=True)]
+    until(lambda: lines(run) > 4, both[0], logs[0], 300)
+    (victim,) = ranks(both[1])
+    os.kill(victim, signal.SIGKILL)
+    assert [process.wait(300) for process in both] == [0, 0], logs[0].read_text() + logs[1].read_text()
+    said = logs[0].read_text()
+    assert said.count("continuing from step_") == 1 and "finished: 12 epochs done" in said
+
+
 def test_a_machine_that_is_not_started_ends_the_wait_of_the_first(machines, store, tmp_path):
-    command = [*LAUNCH, "--num_machines", "2", "--machine_rank", "0", "--rdzv_conf", "timeout=5"]
-    command = ["ip", "netns", "exec", machines[0].name, *command, "--main_process_ip", MAIN]
-    command += ["--main_process_port", "29500"]
-    process = begin(store, tmp_path / "run", tmp_path / "log", command)
-    assert process.wait(100) == 1
-    assert "1/2 clients joined" in (tmp_path / "log").read_text()
+    log = tmp_path / "log"
+    first = machines[0].launch(store, tmp_path / "run", log, flags=["--rdzv_conf", "timeout=5"])
+    assert first.wait(100) == 1 and "1/2 clients joined" in log.read_text()
