@@ -30,6 +30,7 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from kits_dist import launcher
 from kits_dist.errors import InputError, JobFailed, MissingInput, Preempted
 
 T = TypeVar("T")
@@ -54,7 +55,7 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
     except JobFailed as error:
         _leave(f"{program}: {error}", 1)
     except Preempted as error:
-        _leave(f"{program}: {error}", 75)
+        _leave(f"{program}: {error}", 0 if launcher.restarts() else 75)  # a launcher that restarts would do it at once
     except OSError as error:
         if error.errno in _NAME_ANOTHER:
             where = f"{error.strerror}: {error.filename}"
@@ -123,10 +124,14 @@ def _usage(program: str, doc: str | None, schema: type) -> str:
 
 
 def _leave(message: str, code: int) -> NoReturn:
-    """Print once. Under a launcher rank 0 speaks; the others wait to be ended by it, and speak if they failed alone."""
+    """Print once. Under a launcher rank 0 speaks; the others wait to be ended by it, and speak if they failed alone:
+    first one of each machine, for its launcher does not hear of rank 0."""
     rank = int(os.environ.get("RANK", 0))
+    if rank and code in (0, 75):  # all of them stopped together
+        time.sleep(1)
+        sys.exit(code)
     if rank:
-        time.sleep(10)
+        time.sleep(5 if os.environ.get("LOCAL_RANK") == "0" else 10)
         message = f"[rank {rank}] {message}"
     print(message, file=sys.stderr, flush=True)
     sys.exit(code)

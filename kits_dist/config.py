@@ -170,10 +170,12 @@ class TrainConfig:
     profile: bool = False  # a trace of a few steps into RUN/profile, and where their time went, in words
     save_every_steps: int = 0  # checkpoints between validations; 0 saves at the end of each epoch only
     keep: int = 2  # checkpoints kept beside the best one
+    timeout_s: int = 600  # how long a rank waits for the others, at the start and in each step, before it gives up
 
     def __post_init__(self) -> None:
         _require(self.save_every_steps >= 0, f"train.save_every_steps={self.save_every_steps} must be 0 or more.")
         _require(self.keep > 0, f"train.keep={self.keep} must be at least 1.")
+        _require(1 <= self.timeout_s <= 86400, f"train.timeout_s={self.timeout_s} seconds: use 1..86400.")
 
 
 @dataclass(frozen=True)

@@ -73,13 +73,27 @@ def refuse_other_world_size(wishes: Asked, launched: int, joined: int) -> None:
     if wishes.processes not in (None, joined):
         raise InputError(
             f"the launcher was asked for {wishes.processes} processes but started {joined}. Name a file that says how: "
-            "--config_file launch/cpu.yaml without a GPU, launch/ddp.yaml with several."
+            "--config_file launch/cpu.yaml without a GPU, launch/ddp.yaml with several; on several machines, "
+            "launch/multinode.yaml, whose num_processes is equally many on each."
         )
 
 
-def whole_number(name: str, default: int) -> int:
-    """A variable that launchers set, such as RANK. Raises InputError when it is no number."""
-    text = os.environ.get(name, str(default))
+def restarts(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the launcher starts all processes again when one of them fails (--max_restarts)."""
+    return environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+
+
+def refuse_restarts_without_resume(resume: str, environ: Mapping[str, str] = os.environ) -> None:
+    if restarts(environ) and resume != "auto":
+        raise InputError(
+            f"the launcher's max_restarts={environ['TORCHELASTIC_MAX_RESTARTS']} starts the processes again after a "
+            f"failure, but with resume={resume} they would find their own run in the way. Add resume=auto."
+        )
+
+
+def whole_number(name: str, default: int | None = None) -> int:
+    """What the launcher set in the environment. Raises InputError when it is no number, or missing with no default."""
+    text = os.environ.get(name, "" if default is None else str(default))
     if not text.isdigit():
         raise InputError(f"{name}={text} in the environment is no number; the launcher sets it.")
     return int(text)

@@ -4,11 +4,11 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from kits_dist import checkpoint, cli, files
+from kits_dist import checkpoint, cli, files, launcher
 from kits_dist.config import Config, as_plain, save_config
 from kits_dist.data.store import Store
 from kits_dist.errors import InputError
@@ -55,6 +55,7 @@ def open_run(config: Config, store: Store) -> Opened:
 
     Raises InputError for a folder that holds a run when resume=none, that was made with another configuration or store.
     """
+    launcher.refuse_restarts_without_resume(config.resume)
     run = Path(config.run)
     written = run / "config.yaml"
     if (run / "store.json").exists():
@@ -84,6 +85,24 @@ def open_run(config: Config, store: Store) -> Opened:
         return Opened(Progress(**found.state["progress"]) if found else Progress(), found, notes)
     except (TypeError, KeyError) as error:
         raise InputError(f"{found.folder} was written by another version of kits_dist ({error}).") from error
+
+
+def same_everywhere(config: Config, store: Store, progress: Progress) -> dict[str, Any]:
+    """What the processes of a run must agree on, by its name, however the machines' folders are called."""
+    plain = as_plain(config)
+    groups = ("data", "augment", "model", "optim", "train")
+    keys = {f"{group}.{key}": value for group in groups for key, value in plain[group].items()}
+    keys |= {"seed": config.seed, "resume": config.resume}
+    found = {"the checkpoint in run": progress.step, "the content of data.store": store.fingerprint()[:12]}
+    return {key: value for key, value in keys.items() if key not in ("data.store", "data.threads")} | found
+
+
+def where_to_go_on(config: Config) -> str:
+    """For the message of a run that was cut off."""
+    found, _ = checkpoint.find(Path(config.run) / "checkpoint")
+    if found:
+        return f"The last checkpoint is {found.folder}; the same command with resume=auto goes on from there."
+    return f"{config.run} holds no checkpoint yet; the same command with resume=auto starts again."
 
 
 def write_about(config: Config, store: Store, environment: dict) -> None:

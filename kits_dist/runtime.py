@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
-from kits_dist import launcher
+from kits_dist import launcher, process_group
 from kits_dist.batch import Shard
 from kits_dist.config import TrainConfig
 from kits_dist.errors import InputError
@@ -42,7 +42,8 @@ class Runtime(NamedTuple):
 def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
     """Join the process group, choose precision, seed everything.
 
-    Raises InputError when launcher and configuration contradict each other, or the processes do not see each other.
+    Raises InputError when launcher and configuration contradict each other, or the processes do not see each other;
+    JobFailed when one is missing.
     """
     faulthandler.enable()  # a mapped file cut short between two looks ends the process by SIGBUS: say at least where
     wishes = launcher.asked()
@@ -55,6 +56,8 @@ def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
         find_unused_parameters=train.deterministic,
     )
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    # Before Accelerator, which would wait half an hour for a missing rank without naming it, and joins what it finds.
+    process_group.join("nccl" if torch.cuda.is_available() else "gloo", train.timeout_s)
     accelerator = Accelerator(
         mixed_precision=precision.autocast,
         # Without this two launched processes without a GPU would each believe they are alone.

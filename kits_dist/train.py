@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kits_dist import checkpoint, cli, files
+from kits_dist import checkpoint, cli, files, process_group
 from kits_dist.config import Config, OptimConfig, TrainConfig
 from kits_dist.data import augment, build_train_loader, build_val_loader
 from kits_dist.data.feed import Feed
@@ -29,7 +29,16 @@ from kits_dist.loss_watch import LossWatch
 from kits_dist.models import build_model
 from kits_dist.parallel import progress_bar
 from kits_dist.profiling import StepProfile
-from kits_dist.run_folder import REQUEUE, Progress, export_best, mend_export, open_run, write_about
+from kits_dist.run_folder import (
+    REQUEUE,
+    Progress,
+    export_best,
+    mend_export,
+    open_run,
+    same_everywhere,
+    where_to_go_on,
+    write_about,
+)
 from kits_dist.runtime import Runtime, environment, start
 from kits_dist.schedule import lr_at
 from kits_dist.scoring import Validation, broadcast_buffers, score
@@ -44,6 +53,10 @@ def main(config: Config) -> None:
             train(config)
         except torch.OutOfMemoryError as error:
             raise JobFailed(out_of_memory(config, error)) from error
+        except RuntimeError as error:
+            if lost := process_group.lost(error):
+                raise JobFailed(f"{lost} {where_to_go_on(config)}") from error
+            raise
 
 
 def out_of_memory(config: Config, error: Exception) -> str:
@@ -71,6 +84,7 @@ def train(config: Config) -> None:
 
     # runtime
     runtime = start(config.train, config.optim.accumulate, Path(config.run), config.seed)
+    process_group.refuse_differences(same_everywhere(config, store, progress))
     accelerator, shard = runtime.accelerator, runtime.shard
     global_batch = config.data.batch_size * shard.world * config.optim.accumulate
 

@@ -5,7 +5,7 @@ import pytest
 from kits_dist import cli
 from kits_dist.cli import MISSING
 from kits_dist.config import Config
-from kits_dist.errors import InputError, JobFailed, MissingInput
+from kits_dist.errors import InputError, JobFailed, MissingInput, Preempted
 
 NEEDED = ["run=r", "data.store=s"]
 
@@ -133,3 +133,33 @@ def test_saved_configuration_loads_back_equal(tmp_path):
     save_config(config, tmp_path / "config.yaml")
     assert cli.load(Config, [f"config={tmp_path / 'config.yaml'}"]) == config
     assert cli.from_plain(Config, as_plain(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("rank", "local", "code", "waits_s", "said"),
+    [
+        (0, 0, 1, [], "it failed"),
+        (8, 0, 1, [5], "[rank 8] it failed"),  # its launcher, on another machine, does not hear of rank 0
+        (9, 1, 1, [10], "[rank 9] it failed"),
+        (9, 1, 75, [1], ""),
+    ],
+)
+def test_of_many_processes_one_speaks_first(monkeypatch, capsys, rank, local, code, waits_s, said):
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    waited = []
+    monkeypatch.setattr(cli.time, "sleep", waited.append)
+    with pytest.raises(SystemExit) as caught:
+        cli._leave("it failed", code)
+    assert caught.value.code == code and waited == waits_s and capsys.readouterr().err.strip() == said
+
+
+def test_a_launcher_that_restarts_takes_a_requested_stop_for_done(monkeypatch, capsys):
+    def main(args):
+        raise Preempted("stopped as asked.")
+
+    for restarts, code in (("3", 0), ("0", 75)):
+        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+        with pytest.raises(SystemExit) as caught:
+            cli.run(main, Config, NEEDED)
+        assert caught.value.code == code

@@ -1,7 +1,14 @@
 import pytest
 
 from kits_dist.errors import InputError
-from kits_dist.launcher import Asked, asked, refuse_contradictions, refuse_other_world_size
+from kits_dist.launcher import (
+    Asked,
+    asked,
+    refuse_contradictions,
+    refuse_other_world_size,
+    refuse_restarts_without_resume,
+    whole_number,
+)
 
 PROGRAM = ["-m", "kits_dist.train", "run=r", "--num_processes", "99"]  # what follows the program is not the launcher's
 
@@ -55,3 +62,20 @@ def test_another_world_size_than_asked_for_is_refused():
         refuse_other_world_size(Asked(), launched=2, joined=1)
     with pytest.raises(InputError, match="asked for 2 processes but started 1.*launch/cpu.yaml"):
         refuse_other_world_size(Asked(processes=2), launched=1, joined=1)
+
+
+def test_a_launcher_that_restarts_needs_resume():
+    refuse_restarts_without_resume("none", {})
+    refuse_restarts_without_resume("none", {"TORCHELASTIC_MAX_RESTARTS": "0"})
+    refuse_restarts_without_resume("auto", {"TORCHELASTIC_MAX_RESTARTS": "3"})
+    with pytest.raises(InputError, match="max_restarts=3 starts the processes again .* Add resume=auto"):
+        refuse_restarts_without_resume("none", {"TORCHELASTIC_MAX_RESTARTS": "3"})
+
+
+def test_numbers_of_the_environment(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("RANK", raising=False)
+    assert whole_number("WORLD_SIZE") == 4 and whole_number("RANK", 0) == 0
+    monkeypatch.setenv("WORLD_SIZE", "-1")
+    with pytest.raises(InputError, match="WORLD_SIZE=-1 in the environment is no number"):
+        whole_number("WORLD_SIZE", 1)

@@ -12,7 +12,8 @@ import kits_dist
 ROOT = Path(kits_dist.__file__).parent
 FLOORS = {
     "ground": {
-        *("errors", "cli", "config", "labels", "batch", "files", "parallel", "launcher", "ranks", "runtime", "signals")
+        *("errors", "cli", "config", "labels", "batch", "files", "parallel", "launcher", "ranks", "process_group"),
+        *("runtime", "signals"),
     },
     "parts": {
         *("losses", "metrics", "surfaces", "lesions", "bootstrap", "schedule", "averaging", "checkpoint", "tracking"),

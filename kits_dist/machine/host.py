@@ -128,9 +128,9 @@ def port(f: Facts) -> Check:
         words = f"no port can be opened ({f.loopback_error}), so that processes cannot meet"
         return Check("fail", "port", words, "--config_file launch/single.yaml")
     if f.port_free:
-        return Check("ok", "port", f"{PORT} is free; launch/*.yaml take any free one")
-    words = f"{PORT} is taken. launch/*.yaml take any free one; a launch without them needs"
-    return Check("warn", "port", words, "--main_process_port 0")
+        return Check("ok", "port", f"{PORT} is free; launch/*.yaml take any free one, multinode.yaml this one")
+    words = f"{PORT} is taken. launch/*.yaml take any free one; multinode.yaml or a launch without a file needs"
+    return Check("warn", "port", words, "--main_process_port 0  # several machines: a free one, the same on each")
 
 
 def processes(f: Facts) -> Check | None:

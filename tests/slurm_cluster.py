@@ -1,0 +1,154 @@
+"""A SLURM cluster of two nodes on this machine, its files in one folder, its daemons ended with it.
+
+Needs slurmctld, slurmd and munged (Debian: slurmctld slurmd slurm-client munge). They are installed only where the
+environment says so, INSTALL_SLURM=1 as in .ci/run: a test run on somebody's laptop installs nothing.
+"""
+
+import getpass
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client")
+NODES = ("n1", "n2")
+
+
+class NoCluster(Exception):
+    """Why there is none here."""
+
+
+class Cluster:
+    def __init__(self, folder: Path):
+        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "CUDA_VISIBLE_DEVICES": ""}
+
+    def ask(self, *command: str, **environment: str) -> str:
+        done = subprocess.run(
+            command, env=self.environment | environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout.strip()
+
+    def state(self, job: str) -> str:
+        """RUNNING, PENDING, COMPLETED, ..."""
+        return re.search(r"JobState=(\w+)", self.ask("scontrol", "show", "job", job)).group(1)
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[Cluster]:
+    """Raises NoCluster where the programs are missing or do not start."""
+    if missing := [name for name in PROGRAMS if not _found(name)]:
+        if os.environ.get("INSTALL_SLURM") != "1":
+            raise NoCluster(f"no {', '.join(missing)} here: apt-get install {' '.join(PACKAGES)}, or INSTALL_SLURM=1")
+        _install()
+    _configure(folder)
+    here = Cluster(folder)
+    names = ("socket", "key-file", "log-file", "pid-file", "seed-file")
+    daemons = [
+        # --force: pytest's folders are closed to other users, which munged takes for a mistake
+        ["munged", "--foreground", "--force", *(f"--{name}={folder / 'munge' / name}" for name in names)],
+        ["slurmctld", "-D", "-c"],
+        *(["slurmd", "-D", "-N", node] for node in NODES),
+    ]
+    running = []
+    try:
+        for daemon in daemons:
+            with open(folder / "daemons.log", "ab") as log:
+                command = [_found(daemon[0]), *daemon[1:]]
+                running.append(subprocess.Popen(command, env=here.environment, stdout=log, stderr=log))
+            time.sleep(1)
+        _wait_until_idle(here, running, folder)
+        yield here
+        here.ask("scancel", "--user", getpass.getuser())
+        deadline = time.monotonic() + 60
+        while here.ask("squeue", "--noheader") and time.monotonic() < deadline:
+            time.sleep(0.5)
+    finally:
+        for process in reversed(running):
+            process.terminate()
+            process.wait(30)
+
+
+def _found(program: str) -> str | None:
+    return shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+
+
+def _install() -> None:
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
+        try:
+            done = subprocess.run(["apt-get", *command], env=environment, capture_output=True, text=True, timeout=600)
+        except OSError as error:
+            raise NoCluster(f"INSTALL_SLURM=1, but there is no apt-get here ({error})") from error
+        if done.returncode:
+            raise NoCluster(f"apt-get {command[0]} failed: {done.stderr[-500:]}")
+
+
+def _configure(folder: Path) -> None:
+    for name in ("state", "munge", *(f"spool/{node}" for node in NODES)):
+        (folder / name).mkdir(parents=True)
+    folder.chmod(0o755)
+    (folder / "munge" / "key-file").write_bytes(os.urandom(64))
+    (folder / "munge" / "key-file").chmod(0o400)
+    (folder / "munge").chmod(0o711)
+    control, first, second = free_ports(3)
+    (folder / "slurm.conf").write_text(f"""
+ClusterName=test
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort={control}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
+CredType=cred/munge
+SlurmUser={getpass.getuser()}
+SlurmdUser={getpass.getuser()}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+# without control groups, which containers seldom let one change
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SwitchType=switch/none
+MpiDefault=none
+ReturnToService=2
+KillWait=60
+SchedulerParameters=sched_interval=2,batch_sched_delay=1
+NodeName={NODES[0]} NodeHostname=localhost NodeAddr=127.0.0.1 Port={first} CPUs=1 State=UNKNOWN
+NodeName={NODES[1]} NodeHostname=localhost NodeAddr=127.0.0.1 Port={second} CPUs=1 State=UNKNOWN
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+""")
+    # slurmd 22.05 does not know `disabled`; with `cgroup/v1` it looks at none as long as no plugin above asks for one
+    version = tuple(map(int, re.findall(r"\d+", subprocess.check_output([_found("slurmd"), "-V"], text=True))[:2]))
+    (folder / "cgroup.conf").write_text(f"CgroupPlugin={'disabled' if version >= (23, 11) else 'cgroup/v1'}\n")
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _wait_until_idle(here: Cluster, running: list[subprocess.Popen], folder: Path) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and all(process.poll() is None for process in running):
+        done = subprocess.run(
+            ["sinfo", "--noheader", "--Node", "--format=%T"], env=here.environment, capture_output=True, text=True
+        )
+        if done.stdout.split() == ["idle"] * len(NODES):
+            return
+        time.sleep(0.5)
+    log = (folder / "daemons.log").read_text(errors="replace")
+    ended = [process.args[0] for process in running if process.poll() is not None]
+    raise NoCluster(f"SLURM's daemons do not start here ({ended} ended): {log[-1000:]}")

@@ -1,0 +1,118 @@
+"""launch/slurm.sh on a real SLURM: jobs end well, go back into the queue when preempted, stay away when cancelled."""
+
+import os
+import re
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from tests.slurm_cluster import Cluster, NoCluster, cluster
+from tests.test_end_to_end import ROOT, SMALL
+from tests.test_signals import lines, weights
+
+SCRIPT = str(ROOT / "launch" / "slurm.sh")
+ARGUMENTS = [*SMALL, "optim.epochs=12", "optim.patience=0", "train.deterministic=true", "log.images=0"]
+ARGUMENTS += ["log.every_steps=1", "train.timeout_s=120"]
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "folder", "words"),
+    [
+        ("", ["data.store=s", "run=r"], ROOT, "is started by sbatch. Example: sbatch --nodes=2"),
+        ("7", ["data.store=s"], ROOT, "run= is missing: the folder of this run. Example: sbatch"),
+        ("7", ["data.store=s", "run="], ROOT, "run= is missing"),
+        ("7", ["data.store=s", "run=r"], ROOT / "tests", "tests is not the checkout: cd there first. Example"),
+    ],
+)
+def test_wrong_use_is_answered(job, arguments, folder, words):
+    environment = os.environ | {"SLURM_JOB_ID": job}
+    done = subprocess.run(
+        ["bash", SCRIPT, *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and done.stderr.startswith("slurm.sh: ") and words in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    try:
+        with cluster(tmp_path_factory.mktemp("slurm")) as here:
+            yield here
+    except NoCluster as reason:
+        pytest.skip(str(reason))
+
+
+def submit(slurm: Cluster, store, run, nodes: int) -> str:
+    command = ["sbatch", "--parsable", f"--nodes={nodes}", f"--output={run}.log", f"--chdir={ROOT}", SCRIPT]
+    return slurm.ask(*command, *ARGUMENTS, f"data.store={store.path}", f"run={run}", PYTHONPATH=str(ROOT))
+
+
+def wait(slurm: Cluster, job: str, run, condition, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        log = run.with_suffix(".log")
+        said = log.read_text(errors="replace")[-4000:] if log.exists() else "no log"
+        assert time.monotonic() < deadline, f"{slurm.state(job)}: {said}"
+        assert slurm.state(job) in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED"), said
+        time.sleep(0.3)
+
+
+def end(slurm: Cluster, job: str, run, seconds: float = 400) -> str:
+    """The log of a job that is over."""
+    deadline = time.monotonic() + seconds
+    while slurm.state(job) in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED"):
+        assert time.monotonic() < deadline, run.with_suffix(".log").read_text(errors="replace")[-4000:]
+        time.sleep(0.5)
+    return run.with_suffix(".log").read_text(errors="replace")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_job_that_is_to_make_way_saves_goes_back_and_ends_as_if_nothing_had_been(slurm, store, tmp_path, nodes):
+    """One node: one process without a launcher. Two: a launcher on each. USR1 comes as from a time limit or a
+    preemption, to the batch script alone."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    job = submit(slurm, store, run, nodes)
+    wait(slurm, job, run, lambda: lines(run) > 3)
+    slurm.ask("scancel", "--batch", "--signal=USR1", job)
+    wait(slurm, job, run, lambda: "slurm.sh: saved, back into the queue" in run.with_suffix(".log").read_text())
+    other = submit(slurm, store, whole, nodes)
+    said = end(slurm, job, run)
+    assert slurm.state(job) == "COMPLETED", said[-4000:]
+    saved = int(re.search(r"stopped as asked, saved at step (\d+)", said).group(1))
+    assert f"start 1, {nodes} nodes x 1 processes" in said and f"continuing from step_{saved:08d}" in said
+    assert said.count("stopped as asked") == 1 and "finished: 12 epochs done" in said
+    assert "ExitCode=0:0" in slurm.ask("scontrol", "show", "job", job)
+    assert not (run / "requeue").exists()
+    undisturbed = end(slurm, other, whole)
+    assert slurm.state(other) == "COMPLETED" and "stopped" not in undisturbed
+    a, b = weights(run), weights(whole)
+    assert all(np.array_equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.slow
+def test_a_cancelled_job_saves_and_does_not_come_back(slurm, store, tmp_path):
+    run = tmp_path / "run"
+    job = submit(slurm, store, run, 2)
+    wait(slurm, job, run, lambda: lines(run) > 3)
+    slurm.ask("scancel", job)
+    said = end(slurm, job, run)
+    assert slurm.state(job) == "CANCELLED" and "stopped as asked, saved at step" in said
+    assert (run / "requeue").exists() and "back into the queue" not in said
+    time.sleep(8)  # a job that goes back waits for SLURM's cred_expire, 5 s here
+    assert slurm.state(job) == "CANCELLED"
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_is_over(slurm, store, tmp_path):
+    """Also with a `requeue` file that an earlier start left there: no loop."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "requeue").write_text("")
+    command = ["sbatch", "--parsable", f"--output={run}.log", f"--chdir={ROOT}", SCRIPT, f"run={run}"]
+    job = slurm.ask(*command, f"data.store={tmp_path / 'nowhere'}", PYTHONPATH=str(ROOT))
+    said = end(slurm, job, run)
+    assert slurm.state(job) == "FAILED" and "ExitCode=2:0" in slurm.ask("scontrol", "show", "job", job)
+    assert said.count("no store.json there") == 1 and "start 1" not in said
