@@ -106,7 +106,8 @@ def interleave(
 ) -> dict[str, Windows]:
     """Warm every variant up, then time one window of each, `windows` times over.
 
-    A window of each variant has the same number of steps each time, chosen so that it lasts about `window_s`.
+    A window of each variant has the same number of steps each time, chosen so that it lasts about `window_s`; with 0
+    it is one step.
     agree   turns this process' number of steps into that of all processes that step together
     Raises InputError for fewer windows than a median needs.
     """
@@ -116,7 +117,7 @@ def interleave(
     for name, variant in variants.items():
         for _ in range(warmup_steps):
             variant.step()
-        once = time_window(variant, 2, device, lead_in) / 2
+        once = time_window(variant, 2, device, lead_in) / 2 if window_s else 0.0
         steps[name] = agree(max(1, math.ceil(window_s / max(once, 1e-9))))
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(windows):
