@@ -166,14 +166,17 @@ def described(network: ModelConfig, mode: Mode, size: tuple[int, int], batch_siz
     }
 
 
-@functools.lru_cache
 def counted(
     network: ModelConfig, mode: Mode, size: tuple[int, int], batch_size: int, device_type: str
 ) -> roofline.Work:
     """The work of one step of this mode. Memory order and compiler change where it is done, not how much it is; there
     need not be a GPU to count what one would do."""
     fused = device_type == "cuda" if mode.fused is None else mode.fused
-    mode = mode._replace(channels_last=False, compile=False, fused=fused)
+    return _counted(network, mode._replace(channels_last=False, compile=False, fused=fused), size, batch_size)
+
+
+@functools.lru_cache
+def _counted(network: ModelConfig, mode: Mode, size: tuple[int, int], batch_size: int) -> roofline.Work:
     return roofline.count(lambda: build_step(network, mode, size, batch_size, torch.device("cpu")))
 
 
