@@ -28,21 +28,26 @@ def draw(lines: Iterable[Line], path: Path) -> None:
     raced = [line for line in latest if line.config.get("curves")]
     rows = max(len(shares), len(times), 8)
     figure = Figure(figsize=(16, 1.5 + 0.24 * rows), layout="constrained")
-    figure.suptitle(f"{env['gpu'] or 'no GPU'}, {env['cpu_cores']} cores ({env['cpu']}), torch {env['torch']}")
-    left, middle, right = figure.subplots(1, 3, width_ratios=[1.2, 1, 0.9])
+    figure.suptitle(
+        f"{env['gpu'] or 'no GPU'}, {env['cpu_cores']} cores ({env['cpu']}), torch {env['torch']}; blue answers"
+    )
+    left, middle, *right = figure.subplots(1, 3 if raced else 2, width_ratios=[1.2, 1, 0.9][: 3 if raced else 2])
     _bars(left, shares, [line.ratio for line in shares], "value / its ceiling (1 is best)", 1)
     _bars(middle, times, [line.value for line in times], "times as fast as the other (above 1: faster)", 1)
-    for line in raced:
+    if raced:
+        _curves(right[0], raced)
+    figure.savefig(path, dpi=80)
+
+
+def _curves(axes, lines: list[Line]) -> None:
+    for line in lines:
         colour = OURS if line.config["variant"] == "kits_dist" else None
         for number, curve in enumerate(line.config["curves"]):
             label = line.config["variant"] if number == 0 else None
-            drawn = right.plot(*zip(*curve, strict=True), marker=".", color=colour, label=label)
-            colour = drawn[0].get_color()
-    right.set(xlabel="seconds of training", ylabel="validation Dice", ylim=(0, 1), title="time_to_dice, each seed")
-    if raced:
-        right.axhline(raced[0].config["target_dice"], color="black", linewidth=0.5)
-        right.legend()
-    figure.savefig(path, dpi=80)
+            colour = axes.plot(*zip(*curve, strict=True), marker=".", color=colour, label=label)[0].get_color()
+    axes.axhline(lines[0].config["target_dice"], color="black", linewidth=0.5)
+    axes.set(xlabel="seconds of training", ylabel="validation Dice", ylim=(0, 1), title="time_to_dice, each seed")
+    axes.legend()
 
 
 def _bars(axes, lines: list[Line], values: list[float], title: str, mark: float) -> None:
@@ -54,5 +59,11 @@ def _bars(axes, lines: list[Line], values: list[float], title: str, mark: float)
     for place, (line, value) in enumerate(zip(lines, values, strict=True)):
         if line.unit == "times":
             axes.plot(line.spread, [place, place], color="black", linewidth=0.8)
-        axes.text(value, place, f" {value:.3g}", va="center", fontsize=7)
+        axes.text(
+            max(value, line.spread[1]) if line.unit == "times" else value,
+            place,
+            f" {value:.3g}",
+            va="center",
+            fontsize=7,
+        )
     axes.set_title(title, fontsize=9)

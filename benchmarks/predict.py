@@ -56,7 +56,8 @@ def main(args: Args) -> None:
     size = args.size_px if all(args.size_px) else (64, 64) if args.quick else (512, 512) if on_gpu else (128, 128)
     slices = args.slices or (8 if args.quick else 64 if on_gpu else 24)
     arch = args.arch or ("unet" if on_gpu and not args.quick else "simple_unet")
-    network = ModelConfig(arch=arch, encoder_weights="none", width=12 if arch == "simple_unet" else 64)
+    width = {"simple_unet": 4 if args.quick else 12}.get(arch, 64)
+    network = ModelConfig(arch=arch, encoder_weights="none", width=width)
     warmup_steps, window_s = (1, 0.0) if args.quick else (2, args.window_s)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
