@@ -72,13 +72,14 @@ def main(args: Args) -> None:
                 "images": batches * batch_size,
             }
             worst = [difference.worst_hu for difference in differences]
-            done = line("agreement", worst, "HU (worst pixel of a batch)", NOT_A_SPEED, config, args)
+            done = line("agreement", worst, "HU (worst pixel of a batch)", NOT_A_SPEED, config, args, answer=True)
             record(done, args.out)
             print(f"  99.9 % of pixels within {config['hu_p99_9']:g} HU, labels differ in {config['label_share']:.2e}")
         shard = shards.get("dali_gpu_fp16", ALONE)
         wrong = busy_differences(store, data, shard, busy_batches)
         config = {"variant": f"busy_{shard.device.type}", **common, "batches": busy_batches, "wrong": wrong[:20]}
-        record(line("agreement", [float(len(wrong))], "batches that differ", NOT_A_SPEED, config, args), args.out)
+        done = line("agreement", [float(len(wrong))], "batches that differ", NOT_A_SPEED, config, args, answer=True)
+        record(done, args.out)
 
 
 def compare(store: Store, data: DataConfig, shards: dict[str, Shard], batches: int) -> dict[str, list[Difference]]:

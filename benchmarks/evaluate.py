@@ -103,7 +103,10 @@ def main(args: Args) -> None:
     def write(variant: str, values: list[float], unit: str, ceiling: Ceiling, pair: Pair, **more: Any) -> None:
         size = {"slices": pair.shape[0], "size_px": list(pair.shape[1:])}
         config = {"variant": f"{variant}, {pair.shape[0]} slices", **common, **size, **more}
-        record(line("evaluate", values, unit, ceiling, config, args, warmup_steps=WARMUP_STEPS), args.out)
+        answer = variant.startswith("ours against")
+        record(
+            line("evaluate", values, unit, ceiling, config, args, warmup_steps=WARMUP_STEPS, answer=answer), args.out
+        )
 
     for number, pair in enumerate(pairs):
         rates = {way: timed[f"{way} {number}"].rates(pair.shape[0]) for way in ways}

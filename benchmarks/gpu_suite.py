@@ -1,35 +1,29 @@
 """All that a machine with a GPU should answer, in eight minutes: `python -m benchmarks.gpu_suite out=DIR`.
 
-Tests marked gpu; agreement of DALI on GPU and CPU; loader, model and end_to_end at 512x512 and 256x256, batch 128; a
-short training on phantoms and its Dice on the test cases. Each step is a process of its own with a time limit; one that
-fails is noted with its last words and the next begins. OUT holds results.jsonl, log.txt and table.txt, written as they
-come. Without a GPU only quick=true runs: the same steps, tiny, so that any machine proves that the suite works.
+Tests marked gpu; agreement of DALI on GPU and CPU; feed, loader, model and end_to_end at 512x512 and 256x256, batch
+128; predict; a short training on phantoms and its Dice on the test cases; then, as far as the time goes, the compiled
+model, several GPUs, the smaller size and the race against plain PyTorch and MONAI. Each step is a process of its own
+with a time limit; one that fails is noted with its last words and the next begins. OUT holds results.jsonl, log.txt and
+table.txt, written as they come. Without a GPU only quick=true runs: the same steps, tiny, so that any machine proves
+that the suite works.
 """
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
-from benchmarks.harness import Ceiling, in_words, line, read, to_json
+from benchmarks.lines import Ceiling, in_words, line, read, to_json
 from benchmarks.report import table
+from benchmarks.steps import Runner, Task
 from kits_dist import cli
 from kits_dist.cli import MISSING
 from kits_dist.errors import InputError
-
-ROOT = Path(__file__).resolve().parent.parent
-LAST_LINES = 25
 
 
 @dataclass(frozen=True)
@@ -39,33 +33,20 @@ class Args:
     quick: bool = False  # the same steps, tiny; also without a GPU
 
 
-class Task(NamedTuple):
-    """One step of the suite."""
-
-    name: str
-    words: list[str]  # what follows `python -m`
-    limit_s: float
-    kept: bool = False  # its time is set aside: earlier steps may not use it up
-    after: Callable[[], None] | None = None  # collects what it made
-
-
 def main(args: Args) -> None:
     if not torch.cuda.is_available() and not args.quick:
         raise InputError("there is no NVIDIA GPU here. With quick=true the same steps run tiny on the CPU.")
     with tempfile.TemporaryDirectory() as folder:
         suite = Suite(args, Path(folder))
-        for task in (tasks := suite.tasks()):
-            suite.run(task, sum(later.limit_s for later in tasks[tasks.index(task) + 1 :] if later.kept))
+        suite.run_all(suite.tasks())
         suite.write_table()
 
 
-class Suite:
+class Suite(Runner):
     def __init__(self, args: Args, work: Path):
-        self.args, self.work, self.out = args, work, Path(args.out)
-        self.begin = time.monotonic()
-        self.steps: list[str] = []  # a line each, for the table
-        self.out.mkdir(parents=True, exist_ok=True)
-        for name in ("results.jsonl", "log.txt", "table.txt"):
+        self.args, self.out = args, Path(args.out)
+        super().__init__(self.out / "log.txt", work, args.limit_s)
+        for name in ("results.jsonl", "table.txt"):
             (self.out / name).write_text("")
 
     def tasks(self) -> list[Task]:
@@ -87,19 +68,29 @@ class Suite:
 
         bench_store = f"store={work / 'bench'}"
         if quick:
-            measured = [bench("loader", 150, bench_store), bench("model", 150), bench("end_to_end", 150, bench_store)]
+            measured, where_time_is_left = [bench("feed", 100, bench_store), bench("loader", 150, bench_store)], []
+            measured += [bench("model", 150), bench("end_to_end", 150, bench_store), bench("predict", 100)]
         else:
             big, small = "size_px=512x512", "size_px=256x256"
             some = "variants=[train_tf32,train_bf16,train_bf16_channels_last,infer_bf16_channels_last]"
+            last = (
+                "variants=[train_bf16_channels_last,train_bf16_channels_last_unfused,train_bf16_channels_last_compile]"
+            )
             measured = [
+                bench("feed", 35, bench_store, "window_s=0.5"),
                 bench("loader 512", 70, bench_store, big, "window_s=0.7"),
                 bench("model 512", 90, big, some, "window_s=1"),
-                bench("end_to_end 512", 60, bench_store, big, "windows=5", "window_s=1.5"),
-                bench("end_to_end 256", 50, bench_store, small, "windows=5", "window_s=1.5"),
+                bench("end_to_end 512", 65, bench_store, big, "windows=5", "window_s=1.5"),
+                bench("end_to_end 256", 55, bench_store, small, "windows=5", "window_s=1.5"),
+                bench("predict", 45, "window_s=1"),
+            ]
+            where_time_is_left = [
+                bench("model compile", 100, last, "window_s=1"),
+                *([bench("scaling", 90, "window_s=1")] if torch.cuda.device_count() > 1 else []),
                 bench("loader 256", 40, bench_store, small, "devices=[cuda]", "window_s=0.7"),
                 bench("model 256", 60, small, some, "window_s=0.7"),
+                bench("time_to_dice", 150, f"store={work / 'demo'}", "seeds=1"),
             ]
-        last = "variants=[train_bf16_channels_last,train_bf16_channels_last_compile]"
         launcher = ["accelerate.commands.launch", "--config_file", "launch/single.yaml", "-m", "kits_dist.train"]
         run, demo_store = work / "run", work / ("bench" if quick else "demo")
         train = [*launcher, f"config={demo}", f"data.store={demo_store}", f"run={run}", *tiny]
@@ -111,60 +102,16 @@ class Suite:
             *([] if quick else phantoms("demo", 60, "64x256x256")),
             Task("train", train, 110, kept=True, after=self._keep_training),
             Task("evaluate", ["kits_dist.evaluate", f"run={run}", "split=test"], 35, kept=True, after=self._keep_dice),
-            *([] if quick else [bench("model compile", 100, last, "window_s=1")]),
+            *where_time_is_left,
         ]
 
-    def run(self, task: Task, set_aside_s: float) -> None:
-        """Run one step, or note that its time is gone. Never raises for what the step does."""
-        left_s = self.args.limit_s - (time.monotonic() - self.begin) - set_aside_s
-        limit_s = min(task.limit_s, left_s)
-        if limit_s < 10:
-            self._note(f"{task.name:<18} left out: {left_s:.0f} s were left")
-            return
-        begin = time.monotonic()
-        code, said = self._process(task, limit_s)
-        took = time.monotonic() - begin
+    def run(self, task: Task, set_aside_s: float = 0) -> None:
+        super().run(task, set_aside_s)
         self._merge()
-        end = {0: "done"}.get(code, f"stopped after {limit_s:.0f} s" if code is None else f"failed, exit code {code}")
-        self._note(f"{task.name:<18} {end}, {took:.1f} s" + (f": {said[-1]}" if code == 0 and said else ""))
-        if code != 0:
-            self._note("\n".join(f"    {words}" for words in said[-LAST_LINES:]))
-        if task.after:
-            task.after()
 
-    def _process(self, task: Task, limit_s: float) -> tuple[int | None, list[str]]:
-        """(exit code, lines said); None when it had to be stopped. What it says goes to log.txt as it comes."""
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        env = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
-        log = self.out / "log.txt"
-        with open(log, "a", encoding="utf-8") as file:
-            file.write(f"\n== {task.name}\n")
-            file.flush()
-            start = log.stat().st_size
-            process = subprocess.Popen(
-                [sys.executable, "-m", *task.words],
-                cwd=ROOT,
-                env=env,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                code = process.wait(limit_s)
-            except subprocess.TimeoutExpired:
-                code = None
-                os.killpg(process.pid, signal.SIGKILL)  # the launcher's children too
-                process.wait()
-        text = log.read_bytes()[start:].decode("utf-8", "replace")
-        said = [words.split("\r")[-1] for words in text.splitlines()]
-        hidden = [(str(self.work), "WORK"), (str(ROOT), "."), (sys.prefix, "PYTHON")]
-        for folder, name in hidden:
-            said = [words.replace(folder, name) for words in said]
-        with open(log, "rb+") as file:  # progress bars and folder names shortened
-            file.truncate(start)
-            file.seek(start)
-            file.write(("\n".join(said) + "\n").encode())
-        return code, [words for words in said if words.strip()]
+    def note(self, words: str) -> None:
+        super().note(words)
+        (self.out / "table.txt").write_text("\n".join(self.notes) + "\n", encoding="utf-8")
 
     def _merge(self) -> None:
         """Lines of the benchmark that just ran -> OUT/results.jsonl."""
@@ -189,7 +136,9 @@ class Suite:
         with open(self.out / "results.jsonl", "a", encoding="utf-8") as file:
             for name, row in summary["regions"].items():
                 config = {"variant": name, "data": summary["data"], "cases": summary["cases"]}
-                done = line("phantom_dice", [row["dice"]], "Dice, mean over test cases", why, config, self.args)
+                done = line(
+                    "phantom_dice", [row["dice"]], "Dice, mean over test cases", why, config, self.args, answer=True
+                )
                 done = dataclasses.replace(done, spread=tuple(row["dice_ci95"]), windows=summary["cases"])
                 config["spread_is"] = "95 % interval over cases"
                 file.write(json.dumps(to_json(done), allow_nan=False) + "\n")
@@ -207,16 +156,11 @@ class Suite:
                 table(lines),
                 "",
                 f"== steps, {took:.0f} s in all",
-                *self.steps,
+                *self.notes,
             ]
         )
         (self.out / "table.txt").write_text(text + "\n", encoding="utf-8")
         print(f"\n{text}", flush=True)
-
-    def _note(self, words: str) -> None:
-        self.steps.append(words)
-        print(words, flush=True)
-        (self.out / "table.txt").write_text("\n".join(self.steps) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

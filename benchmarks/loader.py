@@ -2,19 +2,33 @@
 
 A real store (phantoms are made where none is named), read through the operating system's page cache. Variants,
 interleaved: DALI on the CPU and OpenCV with one and with all threads, DALI on the GPU where there is one, each without
-augmentation and with the poster's; and their ceiling, the bare feed (`Feed.batch`: draws, takes views, reads no pixel).
+augmentation and with the poster's; and their ceiling, the same slices copied into a batch by one thread and left as
+they are (benchmarks.feed).
 `peers=true` adds albumentations, MONAI and batchgeneratorsv2 with as many workers as there are cores, and how many
 times faster ours are; `sheet=FILE.png` shows that all of them make the same pictures.
 """
 
-import itertools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks import peers
-from benchmarks.harness import Ceiling, Variant, Windows, interleave, line, median, pick_device, plain, record, settle
+from benchmarks.feed import POSTER, feed_of, host_steps
+from benchmarks.harness import (
+    A_RATIO,
+    Ceiling,
+    Variant,
+    checked,
+    interleave,
+    line,
+    median,
+    pick_device,
+    plain,
+    record,
+    rounds,
+    settle,
+)
 from benchmarks.harness import store_or_phantoms as open_store
 from benchmarks.peers.sheet import draw_sheet
 from kits_dist import cli
@@ -22,16 +36,12 @@ from kits_dist.batch import ALONE, Shard
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import build_train_loader
 from kits_dist.data.feed import Feed
-from kits_dist.data.sampler import train_positions
 from kits_dist.data.store import Store
 from kits_dist.errors import MissingPackage
 from kits_dist.parallel import cores
 
-POSTER = AugmentConfig()
 STILL = AugmentConfig(rotate_p=0, flip=0, scale_p=0, crop=0, noise_p=0)
 CPU_BATCH = 16  # for all ways on the CPU: a batch of 128 at 512x512 takes DALI's one thread over a second
-A_RATIO = Ceiling("none", None, "a ratio of two figures of this run: more is better")
-FEED_BATCH = 128  # what the blocked time of the calling thread is stated for
 
 
 @dataclass(frozen=True)
@@ -74,12 +84,13 @@ def main(args: Args) -> None:
         paths = _paths(device, data.batch_size)
         if args.devices:
             paths = {name: path for name, path in paths.items() if path.shard.device.type in args.devices}
-        feed_step, feed = _feed_step(store, data)
+        feed = feed_of(store, DataConfig(**vars(data) | {"backend": "opencv"}))
+        read = host_steps(feed, data.batch_size)["read"].run
         cpu_batch = min(batch_size, CPU_BATCH)
         others, missing = _peers(names, feed, cpu_batch)  # before DALI starts threads: their workers are forked
         ours = {name: _batches(store, data, path) for name, path in paths.items()}
         timed = interleave(
-            {name: Variant(step, after=settle) for name, step in ({"feed": feed_step} | others | ours).items()},
+            {name: Variant(step, after=settle) for name, step in ({"read": read} | others | ours).items()},
             device,
             windows=args.windows,
             window_s=window_s,
@@ -93,10 +104,12 @@ def main(args: Args) -> None:
 
     def record_line(name: str, values: list[float], unit: str, ceiling: Ceiling, config: dict[str, Any]) -> None:
         config = {"variant": name, **common, **config}
-        record(line("loader", values, unit, ceiling, config, args, warmup_steps=warmup_steps), args.out)
+        answer = name in answers or unit == "times"
+        record(line("loader", values, unit, ceiling, config, args, warmup_steps=warmup_steps, answer=answer), args.out)
 
-    ceiling = _record_feed(args, timed["feed"], common, warmup_steps)
+    ceiling = Ceiling("feed (slices read, nothing done)", median(timed["read"].rates(batch_size))[0])
     our_rates = {name: timed[name].rates(path.batch_size) for name, path in paths.items()}
+    answers = [one for one in our_rates if one.endswith(f"{cores()}_poster") or one == "dali_gpu_poster"]
     for name, path in paths.items():
         record_line(name, our_rates[name], "images/s", ceiling, _described(path))
     at_work = _described(Way("", ALONE, cores(), cpu_batch, POSTER))
@@ -106,9 +119,8 @@ def main(args: Args) -> None:
         rates = timed[name].rates(cpu_batch * cores())
         peer = at_work | {"backend": name, "version": peers.version_of(name), "choices": peers.PEERS[name].choices}
         record_line(name, rates, "images/s", ceiling, peer)
-        for our in (one for one in our_rates if one.endswith(f"{cores()}_poster") or one == "dali_gpu_poster"):
-            times = [a / b for a, b in zip(our_rates[our], rates, strict=True)]  # of the same round
-            record_line(f"{our} against {name}", times, "times", A_RATIO, peer)
+        for our in answers:
+            record_line(f"{our} against {name}", rounds(our_rates[our], rates), "times", A_RATIO, peer)
 
 
 def _described(path: Way) -> dict[str, Any]:
@@ -141,14 +153,8 @@ def _batches(store: Store, data: DataConfig, path: Way):
     settings = {"backend": path.backend, "threads": path.threads, "batch_size": path.batch_size}
     changed = DataConfig(**vars(data) | settings)
     loader, _ = build_train_loader(store, changed, path.changes, 0, path.shard)
-    stream = iter(loader)
+    stream = checked(iter(loader), f"data.backend={path.backend}")
     return lambda: next(stream)
-
-
-def _feed_step(store: Store, data: DataConfig) -> tuple[Any, Feed]:
-    _, feed = build_train_loader(store, DataConfig(**vars(data) | {"backend": "opencv"}), POSTER, 0, ALONE)
-    count = itertools.count()
-    return (lambda: feed.batch(train_positions(next(count), FEED_BATCH, 0, 1))), feed
 
 
 def _peers(names: list[str], feed: Feed, batch_size: int) -> tuple[dict[str, Any], dict[str, str]]:
@@ -160,27 +166,9 @@ def _peers(names: list[str], feed: Feed, batch_size: int) -> tuple[dict[str, Any
         except MissingPackage as error:
             missing[name] = str(error)
             continue
-        batches = peers.stream(peer, feed, POSTER, batch_size, workers=cores())
+        batches = checked(peers.stream(peer, feed, POSTER, batch_size, workers=cores()), name)
         steps[name] = lambda batches=batches: [next(batches) for _ in range(cores())]
     return steps, missing
-
-
-def _record_feed(args: Args, timed: Windows, common: dict[str, Any], warmup_steps: int) -> Ceiling:
-    """The line of the bare feed, and the ceiling it is to the others."""
-    blocked_ms, spread_ms = median([1e3 * s / timed.steps for s in timed.seconds])
-    config = {
-        "variant": "feed",
-        **common,
-        "batch_size": FEED_BATCH,
-        "augment": plain(POSTER),
-        "blocked_ms_per_batch": round(blocked_ms, 3),
-        "blocked_ms_spread": [round(ms, 3) for ms in spread_ms],
-    }
-    none = Ceiling("none", None, "it reads no pixel: only Python and NumPy bound it")
-    done = line("loader", timed.rates(FEED_BATCH), "images/s", none, config, args, warmup_steps=warmup_steps)
-    record(done, args.out)
-    print(f"  the calling thread is blocked {blocked_ms:.2f} ms for {FEED_BATCH} samples in Feed.batch")
-    return Ceiling("feed (views only)", done.value)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
-"""How many images per second can the network itself train on? The compute ceiling: `python -m benchmarks.model`.
+"""How many images per second can the network itself train on, and what limits it? `python -m benchmarks.model`.
 
 A fixed random batch already on the device, no loader. Variants, interleaved: the training step in each precision and
-memory order, inference, and a large matrix product in each precision, which is the peak that MFU is measured against.
-One forward pass is counted in floating point operations (torch.utils.flop_counter), a training step is taken as 3x.
+memory order, compiled, with and without a fused optimiser; inference; and the device's own limits: a large matrix
+product in each precision, and a copy. `ratio` is MFU: counted operations against the matrix product. Each line also
+says what the roofline allows (benchmarks/roofline.py), how much of it was reached, and whether memory or arithmetic
+is the limit.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
+from benchmarks import roofline
 from benchmarks.harness import Ceiling, Variant, drain, interleave, line, pick_device, record
 from kits_dist import cli
 from kits_dist.config import ModelConfig, OptimConfig
@@ -38,17 +42,29 @@ class Mode(NamedTuple):
     precision: str  # fp32, tf32 or bf16
     channels_last: bool
     compile: bool = False
+    fused: bool | None = None  # optimiser; None: as kits_dist.train builds it, fused on a GPU
     train: bool = True
 
 
-ON_CPU = {"train_fp32": Mode("fp32", False), "infer_fp32": Mode("fp32", False, train=False)}
+ON_CPU = {
+    "train_fp32": Mode("fp32", False),
+    "train_fp32_channels_last": Mode("fp32", True),
+    "train_fp32_channels_last_fused": Mode("fp32", True, fused=True),
+    "train_fp32_channels_last_compile": Mode("fp32", True, compile=True),
+    "train_bf16_channels_last": Mode("bf16", True),
+    "infer_fp32": Mode("fp32", False, train=False),
+    "infer_fp32_channels_last": Mode("fp32", True, train=False),
+}
 ON_GPU = {
     "train_tf32": Mode("tf32", False),
     "train_bf16": Mode("bf16", False),
     "train_bf16_channels_last": Mode("bf16", True),
+    "train_bf16_channels_last_unfused": Mode("bf16", True, fused=False),
     "train_bf16_channels_last_compile": Mode("bf16", True, compile=True),
     "infer_bf16_channels_last": Mode("bf16", True, train=False),
+    "infer_bf16_channels_last_compile": Mode("bf16", True, compile=True, train=False),
 }
+AS_TRAINED = {"cpu": "train_fp32_channels_last", "cuda": "train_bf16_channels_last"}  # kits_dist.train's defaults
 LEARNING = OptimConfig()
 
 
@@ -65,14 +81,15 @@ def main(args: Args) -> None:
     warmup_steps, window_s = (1, 0.0) if args.quick else (8, args.window_s)
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True  # nothing here asks for exact fp32
-    gflop = forward_gflop(network, size)
 
     modes = {name: mode for name, mode in known.items() if not args.variants or name in args.variants}
+    if args.quick and not args.variants:
+        modes = {name: mode for name, mode in modes.items() if not mode.compile}  # a minute of compiling proves little
     variants, about, failed = {}, {}, {}
     for name, mode in modes.items():
         before = _reset_memory(device)
         try:
-            step = _step(network, mode, size, batch_size, device)
+            step = build_step(network, mode, size, batch_size, device)
             for _ in range(2):  # the first compiles or searches for the fastest convolutions
                 step()
             drain(device)
@@ -81,69 +98,103 @@ def main(args: Args) -> None:
             continue
         variants[name] = Variant(step)
         about[name] = {"peak_memory_gib": _peak_memory_gib(device, before)}
-    peaks = sorted({modes[name].precision for name in variants})
-    n = 256 if args.quick else 8192 if on_gpu else 1024
+    precisions = sorted({modes[name].precision for name in variants})
+    n, copied = (256, 2**20) if args.quick else (8192, 2**30) if on_gpu else (1024, 2**27)
+    limits = {f"peak_{precision}": Variant(_matmul(precision, n, device)) for precision in precisions}
     timed = interleave(
-        variants | {f"peak_{precision}": Variant(_matmul(precision, n, device)) for precision in peaks},
+        variants | limits | {"copy": Variant(_copy(copied, device))},
         device,
         windows=args.windows,
         window_s=window_s,
         warmup_steps=warmup_steps,
     )
 
+    def one(values: list[float], unit: str, ceiling: Ceiling, config: dict[str, Any], answer: bool = False):
+        done = line("model", values, unit, ceiling, config, args, warmup_steps=warmup_steps + 2, answer=answer)
+        record(done, args.out)
+        return done.value
+
+    measured = Ceiling("none", None, "this is the measured limit itself; the data sheet's is not a measurement")
     peak_tflops = {}
-    for precision in peaks:
+    for precision in precisions:
         rates = timed[f"peak_{precision}"].rates(2 * n**3 / 1e12)
         config = {"variant": f"peak_{precision}", "matrix": n, "precision": precision}
-        reason = "this is the measured peak itself; the data sheet's is not a measurement"
-        peak = line(
-            "model", rates, "TFLOP/s", Ceiling("none", None, reason), config, args, warmup_steps=warmup_steps + 2
-        )
-        peak_tflops[precision] = peak.value
-        record(peak, args.out)
+        peak_tflops[precision] = one(rates, "TFLOP/s", measured, config)
+    rates = timed["copy"].rates(2 * copied / 1e9)
+    copy_gb_per_s = one(rates, "GB/s", measured, {"variant": "copy", "bytes": copied, "counts": "read and written"})
     for name, mode in modes.items():
-        work = gflop * (3 if mode.train else 1)  # GFLOP an image
-        config = {
-            "variant": name,
-            "mode": "train" if mode.train else "infer",
-            **{key: value for key, value in mode._asdict().items() if key != "train"},
-            "model": dataclasses.asdict(network) | {"regions": list(network.regions)},
-            "size_px": list(size),
-            "batch_size": batch_size,
-            "gflop_per_image": round(work, 3),
-        }
+        config = {"variant": name, **described(network, mode, size, batch_size)}
+        ceiling = Ceiling(f"matmul peak {mode.precision}", None, "not measured: the variant failed")
         if name in failed:
-            unknown = Ceiling(f"matmul peak {mode.precision}", None, "not measured: the variant failed")
-            record(line("model", [], "images/s", unknown, config | {"failed": failed[name]}, args), args.out)
+            one([], "images/s", ceiling, config | {"failed": failed[name]})
             continue
         rates = timed[name].rates(batch_size)
+        middle = sorted(rates)[len(rates) // 2]
+        work = counted(network, mode, size, batch_size, device.type)
+        roof = roofline.bound(work, peak_tflops[mode.precision] * 1e12, copy_gb_per_s * 1e9)
+        gflop = work.flop / batch_size / 1e9
+        config |= about[name] | {
+            "gflop_per_image": round(gflop, 3),
+            "mb_per_image": round(work.nbytes / batch_size / 1e6, 2),
+            "saved_mb_per_image": round(work.saved_bytes / batch_size / 1e6, 2) if mode.train else 0,
+            "mb_by_kind": {kind: round(size / batch_size / 1e6, 2) for kind, size in work.by_kind().items()},
+            "achieved_tflops": round(middle * gflop / 1e3, 4),
+            "roofline": {
+                "images_per_s": round(batch_size / roof.seconds, 2),
+                "reached": round(middle * roof.seconds / batch_size, 4),
+                "memory_share": round(roof.memory_share, 3),
+            },
+        }
         ceiling = Ceiling(
-            f"matmul peak {mode.precision} (ratio = MFU)", peak_tflops[mode.precision] * 1e3 / max(work, 1e-9)
+            f"matmul peak {mode.precision} (ratio = MFU)", peak_tflops[mode.precision] * 1e3 / max(gflop, 1e-9)
         )
-        done = line("model", rates, "images/s", ceiling, config | about[name], args, warmup_steps=warmup_steps + 2)
-        achieved = {"achieved_tflops": round(done.value * work / 1e3, 4)}
-        record(dataclasses.replace(done, config=done.config | achieved), args.out)
+        one(rates, "images/s", ceiling, config, answer=name == AS_TRAINED[device.type])
+        print(
+            f"  roofline {batch_size / roof.seconds:.4g} images/s, measured / bound "
+            f"{config['roofline']['reached']:.2f}; bound by memory for {100 * roof.memory_share:.0f} % of the time"
+        )
 
 
-def forward_gflop(network: ModelConfig, size: tuple[int, int]) -> float:
-    """GFLOP of one image's forward pass: convolutions and matrix products, a multiply-add counts 2."""
-    model = build_model(network, 1, pretrained=False).eval()
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model(torch.zeros(1, 1, *size))
-    return counter.get_total_flops() / 1e9
+def described(network: ModelConfig, mode: Mode, size: tuple[int, int], batch_size: int) -> dict[str, Any]:
+    """A variant's settings, for its line."""
+    return {
+        "mode": "train" if mode.train else "infer",
+        **{key: value for key, value in mode._asdict().items() if key != "train"},
+        "model": dataclasses.asdict(network) | {"regions": list(network.regions)},
+        "size_px": list(size),
+        "batch_size": batch_size,
+    }
 
 
-def _step(
+def counted(
+    network: ModelConfig, mode: Mode, size: tuple[int, int], batch_size: int, device_type: str
+) -> roofline.Work:
+    """The work of one step of this mode. Memory order and compiler change where it is done, not how much it is; there
+    need not be a GPU to count what one would do."""
+    fused = device_type == "cuda" if mode.fused is None else mode.fused
+    return _counted(network, mode._replace(channels_last=False, compile=False, fused=fused), size, batch_size)
+
+
+@functools.lru_cache
+def _counted(network: ModelConfig, mode: Mode, size: tuple[int, int], batch_size: int) -> roofline.Work:
+    return roofline.count(lambda: build_step(network, mode, size, batch_size, torch.device("cpu")))
+
+
+def build_step(
     network: ModelConfig, mode: Mode, size: tuple[int, int], batch_size: int, device: torch.device
 ) -> Callable[[], Any]:
     """One step of this mode on its own batch and its own network, both on the device."""
     torch.manual_seed(0)
-    memory = torch.channels_last if mode.channels_last else torch.contiguous_format
-    model = build_model(network, 1, pretrained=False).to(device, memory_format=memory)
+    model = _moved(build_model(network, 1, pretrained=False), device)
+    if mode.channels_last:
+        model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, LEARNING, device)
-    loss_fn = RegionLoss(LEARNING.loss, network.regions).to(device)
+    for group in optimizer.param_groups:
+        group["fused"] = group["fused"] if mode.fused is None else mode.fused
+    loss_fn = _moved(RegionLoss(LEARNING.loss, network.regions), device)
     half = mode.precision == "bf16"
-    image = torch.randn(batch_size, 1, *size, device=device, dtype=torch.float16 if half else torch.float32)
+    in_half = half and device.type == "cuda"  # as kits_dist.runtime has its batches
+    image = torch.randn(batch_size, 1, *size, device=device, dtype=torch.float16 if in_half else torch.float32)
     label = torch.randint(0, 4, (batch_size, *size), device=device, dtype=torch.uint8)
     forward = torch.compile(model) if mode.compile else model
 
@@ -154,7 +205,7 @@ def _step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def infer() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             forward(image).float().sigmoid()
@@ -163,12 +214,24 @@ def _step(
     return train if mode.train else infer
 
 
+def _moved(module: nn.Module, device: torch.device) -> nn.Module:
+    """It was made on the CPU; `to`, even where nothing is to do, would exchange fake tensors, and cannot."""
+    return module if device.type == "cpu" else module.to(device)
+
+
 def _matmul(precision: str, n: int, device: torch.device) -> Callable[[], Any]:
     """One product of two (n, n) matrices of normals: zeros would draw less power and run faster."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(a)
     return lambda: torch.mm(a, b, out=product)
+
+
+def _copy(nbytes: int, device: torch.device) -> Callable[[], Any]:
+    """One copy within the device's memory, too large for any cache."""
+    source = torch.randint(0, 256, (nbytes,), device=device, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
 
 
 def _reset_memory(device: torch.device) -> int:

@@ -83,6 +83,7 @@ def main(args: Args) -> None:
             *("overhead", rounds["trainer"], "images/s", ceiling, common | about, args),
             warmup_steps=first,
             ratio=statistics.median(ratios),
+            answer=True,
         ),
     ]
     for row in rows:

@@ -1,19 +1,36 @@
-"""Recorded lines -> the table of the README: `python -m benchmarks.report` prints markdown; nobody types a number.
+"""Recorded lines -> tables: `python -m benchmarks.report` prints markdown; nobody types a number.
 
-Lines with quick=true never reach it: they prove that a benchmark runs and say nothing else. Rows of different machines
-stand in different tables. Of lines that ask the same on the same machine and torch, the latest is taken.
+`update=README.md` puts the lines that answer a question between the markers of that file, all lines into README.md
+beside them, and a plot of them. Lines with quick=true never reach a table: they prove that a benchmark runs and say
+nothing else. Rows of different machines stand in different tables. Of lines that ask the same on the same machine and
+torch, the latest is taken.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks.harness import RESULTS, Line, read
-from kits_dist import cli
-from kits_dist.errors import MissingInput
+from benchmarks.lines import RESULTS, Line, asked, read_all, setting
+from benchmarks.plot import draw
+from kits_dist import cli, files
+from kits_dist.errors import InputError, MissingInput, MissingPackage
 
+BEGIN, END = "<!-- results: python -m benchmarks.report update=README.md -->", "<!-- end of results -->"
+QUESTIONS = {  # what a line's file asks, in words
+    "feed": "slices from the store, nothing done to them",
+    "loader": "augmented batches, nobody training",
+    "model": "training step on a batch that is there",
+    "end_to_end": "training step on the real data path",
+    "overhead": "what the trainer adds to a bare loop",
+    "scaling": "several processes",
+    "prepare": "CT files to a slice store",
+    "predict": "segmenting a volume, file to file",
+    "evaluate": "scoring a volume",
+    "agreement": "pixels as defined, on an idle and a busy device",
+    "time_to_dice": "training to a validation Dice",
+    "nnunet": "beside nnU-Net v2's own trainer",
+    "phantom_dice": "a short training's test Dice",
+}
 HEAD = ["question", "variant", "setting", "value", "spread", "of its ceiling", "date", "commit"]
 
 
@@ -21,30 +38,83 @@ HEAD = ["question", "variant", "setting", "value", "spread", "of its ceiling", "
 class Args:
     results: str = ""  # folder or file of recorded lines; empty: benchmarks/results
     question: str = ""  # only this one; empty: all
+    update: str = ""  # a markdown file with the two markers: its section is written anew, with README.md and plot.png
 
 
 def main(args: Args) -> None:
     where = Path(args.results) if args.results else RESULTS
-    paths = [where] if where.is_file() else sorted(where.glob("*.jsonl"))
-    if not paths:
-        raise MissingInput(f"results={where}: no .jsonl file there. Make one: python -m benchmarks.loader")
-    lines = [line for path in paths for line in read(path) if not args.question or line.question == args.question]
-    print(
-        table(line for line in lines if not line.quick)
-        or "No lines but quick ones: run a benchmark without quick=true."
+    lines = [line for line in read_all("results", where) if not line.quick]
+    if args.update:
+        update(Path(args.update), lines)
+        folder = where.parent if where.is_file() else where
+        files.write_bytes(folder / "README.md", f"{everything(lines)}\n".encode())
+        try:
+            draw(lines, folder / "plot.png")
+        except MissingPackage as error:
+            print(error)
+        return
+    chosen = [line for line in lines if not args.question or line.question == args.question]
+    print(table(chosen) or "No lines but quick ones: run a benchmark without quick=true.")
+
+
+def update(path: Path, lines: list[Line]) -> None:
+    """Replace what stands between the markers. Raises MissingInput / InputError where there is nothing to replace."""
+    if not path.is_file():
+        raise MissingInput(f"update={path}: no such file.")
+    before, after = split(path)
+    files.write_bytes(path, f"{before}{BEGIN}\n\n{section(lines)}\n\n{END}{after}".encode())
+
+
+def split(path: Path) -> tuple[str, str]:
+    """What stands before the first marker and after the second. Raises InputError."""
+    text = path.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise InputError(f"update={path}: it must hold these two lines once, in this order:\n{BEGIN}\n{END}")
+    return text.partition(BEGIN)[0], text.partition(END)[2]
+
+
+def section(lines: Iterable[Line]) -> str:
+    """One table a machine, of the lines that answer a question; of a machine that has none, all lines."""
+    parts = []
+    for name, latest in _machines(lines).items():
+        answers = [line for line in latest if line.answer]
+        if not answers:
+            parts.append(f"{name}\n\n{_markdown([HEAD, *map(_row, latest)])}")
+            continue
+        head = ["question", "variant", "setting", "value [windows]", "of its ceiling", "measured"]
+        parts.append(f"{name}\n\n{_markdown([head, *map(_answer, answers)])}")
+    return "\n\n".join(parts)
+
+
+def everything(lines: Iterable[Line]) -> str:
+    """The page of all lines."""
+    return (
+        "# Every recorded line\n\nWritten by `python -m benchmarks.report update=README.md` from the `.jsonl` files "
+        f"here; what the columns mean: [../README.md](../README.md).\n\n![all ratios](plot.png)\n\n{table(lines)}"
     )
 
 
 def table(lines: Iterable[Line]) -> str:
     """One markdown table a machine, in the order of the lines; empty without lines."""
+    machines = _machines(lines)
+    return "\n\n".join(f"{name}\n\n{_markdown([HEAD, *map(_row, latest)])}" for name, latest in machines.items())
+
+
+def _machines(lines: Iterable[Line]) -> dict[str, list[Line]]:
+    """{machine in words: the latest line of each thing that was asked}."""
     machines: dict[str, dict[str, Line]] = {}
     for line in lines:
-        machines.setdefault(_machine(line), {})[_asked(line)] = line
-    parts = []
-    for name, latest in machines.items():
-        rows = [HEAD, ["---"] * len(HEAD), *(_row(line) for line in latest.values())]
-        parts.append(f"{name}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows))
-    return "\n\n".join(parts)
+        machines.setdefault(_machine(line), {})[asked(line)] = line
+    order = list(QUESTIONS)
+    place = {question: number for number, question in enumerate(order)}
+    return {
+        name: sorted(latest.values(), key=lambda line: place.get(line.question, len(place)))
+        for name, latest in machines.items()
+    }
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
 
 
 def _machine(line: Line) -> str:
@@ -57,30 +127,20 @@ def _machine(line: Line) -> str:
     )
 
 
-def _asked(line: Line) -> str:
-    """What makes two lines answers to one question: all settings, none of the findings."""
-    return json.dumps([line.question, line.config.get("variant"), _setting(line.config), line.unit])
-
-
-def _setting(config: dict[str, Any]) -> str:
-    model = config.get("model") or {}
-    network = {"simple_unet": f"simple_unet width {model.get('width')}"}.get(
-        model.get("arch", ""), model.get("encoder")
-    )
-    size = "x".join(map(str, config.get("size_px", [])))
-    words = [size, f"batch {config['batch_size']}" if "batch_size" in config else "", network or ""]
-    words += [str(config.get("precision", "")), "phantoms" if config.get("data") == "phantom" else ""]
-    return ", ".join(word for word in words if word)
+def _answer(line: Line) -> list[str]:
+    question, name, words, value, spread, share, date, commit = _row(line)
+    windows = f" [{spread}]" if spread else ""
+    return [QUESTIONS.get(question, question), name, words, f"{value}{windows}", share, f"{date}, {commit}"]
 
 
 def _row(line: Line) -> list[str]:
-    name = str(line.config.get("variant", ""))
+    name, words = str(line.config.get("variant", "")), setting(line.config)
     when = [line.time_utc[:10], f"{line.env['commit']}{' (dirty)' if line.env['dirty'] else ''}"]
     if line.value is None:
-        return [line.question, name, _setting(line.config), "failed", "", line.config.get("failed", ""), *when]
+        return [line.question, name, words, "failed", "", line.config.get("failed", ""), *when]
     share = f"{line.ratio:.3f} of {line.ceiling.name}" if line.ratio is not None else "-"
     value, spread = f"{line.value:g} {line.unit}", f"{line.spread[0]:g} .. {line.spread[1]:g}"
-    return [line.question, name, _setting(line.config), value, spread, share, *when]
+    return [line.question, name, words, value, spread, share, *when]
 
 
 if __name__ == "__main__":

@@ -1,20 +1,23 @@
-"""Benchmarks count what they say they count; each one runs and writes lines that the report can read."""
+"""Benchmarks measure what they say they measure, and what they write can be read, compared and put into the README."""
 
+import itertools
 import json
-import os
-import select
+import re
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import agreement, end_to_end, gpu_suite, harness, loader, model, report
+import benchmarks.all
+from benchmarks import compare, end_to_end, harness, lines, model, plan, plot, report, rerun, roofline, training
+from benchmarks.peaks import short_name
+from benchmarks.steps import Task
 from kits_dist import cli
 from kits_dist.errors import InputError, JobFailed, MissingInput
 
@@ -22,7 +25,7 @@ CPU = torch.device("cpu")
 ROOT = Path(harness.__file__).parent.parent
 KEYS = {
     *("question", "value", "unit", "spread", "windows", "warmup_steps", "ceiling", "ratio"),
-    *("config", "env", "command", "time_utc", "quick"),
+    *("config", "env", "command", "time_utc", "quick", "answer"),
 }
 
 
@@ -35,9 +38,20 @@ class Args:
     quick: bool = False
 
 
-def made(value: list[float], *, quick: bool = False, **config) -> harness.Line:
+def made(value: list[float], *, quick: bool = False, unit: str = "images/s", answer: bool = False, **config):
     ceiling = harness.Ceiling("roof", 40.0)
-    return harness.line("demo", value, "images/s", ceiling, config, Args(quick=quick), warmup_steps=3)
+    return harness.line("demo", value, unit, ceiling, config, Args(quick=quick), warmup_steps=3, answer=answer)
+
+
+class Clock:
+    """Stands still but for what is slept."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
 def test_median_and_spread():
@@ -52,48 +66,49 @@ def test_a_window_has_its_steps_its_lead_in_and_one_before_and_after():
     assert seconds >= 0
 
 
-def test_settle_waits_for_threads_and_gives_up_on_what_never_rests():
-    stop, until = threading.Event(), time.perf_counter() + 0.5
+def test_settle_waits_until_no_cpu_time_is_used(monkeypatch):
+    clock, used = Clock(monkeypatch), iter([0.0, 0.05, 0.1, 0.14, 0.141])
+    monkeypatch.setattr(time, "sleep", clock.sleep)
+    monkeypatch.setattr(harness, "_cpu_seconds", lambda: next(used))
+    harness.settle()
+    assert next(used, "all were asked for") == "all were asked for"  # the last 50 ms used 1 ms: rest
+    monkeypatch.setattr(harness, "_cpu_seconds", lambda: clock.now)  # one core, always
+    with pytest.raises(RuntimeError, match="after 0.2 s this process or one of its workers still computes"):
+        harness.settle(limit_s=0.2)
+
+
+@pytest.mark.parametrize("where", ["thread", "child"])
+def test_the_work_of_threads_and_of_children_is_cpu_time(where):
+    before = harness._cpu_seconds()
+    spin = "import time\nwhile time.process_time() < 60: pass"
+    stop = threading.Event()
 
     def busy():
-        while not stop.is_set() and time.perf_counter() < until:
+        while not stop.is_set():
             pass
 
-    thread = threading.Thread(target=busy)
-    thread.start()
-    harness.settle()
-    assert not thread.is_alive()
-    until = float("inf")
-    thread = threading.Thread(target=busy)
-    thread.start()
+    worker = subprocess.Popen([sys.executable, "-c", spin]) if where == "child" else threading.Thread(target=busy)
     try:
-        with pytest.raises(RuntimeError, match="after 0.2 s this process or one of its workers still computes"):
-            harness.settle(limit_s=0.2)
+        worker.start() if where == "thread" else None
+        deadline = time.monotonic() + 60
+        while harness._cpu_seconds() < before + 0.3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert harness._cpu_seconds() >= before + 0.3
     finally:
         stop.set()
-        thread.join()
-
-
-def test_settle_waits_for_child_processes():
-    spin = (
-        "import time\nend = time.perf_counter() + 1\nwhile time.perf_counter() < end: pass\nprint(flush=True)\ninput()"
-    )
-    child = subprocess.Popen([sys.executable, "-c", spin], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        time.sleep(0.3)  # it has started
-        harness.settle()
-        assert select.select([child.stdout], [], [], 0)[0]  # it has finished its work, and rests
-    finally:
-        child.kill()
-        child.communicate()
+        if where == "child":
+            worker.kill()
+            worker.wait()
+        else:
+            worker.join()
 
 
 def test_variants_take_turns_with_the_same_number_of_steps_in_each_window():
     calls = []
     variants = {name: harness.Variant(lambda name=name: calls.append(name)) for name in "ab"}
     timed = harness.interleave(variants, CPU, windows=5, window_s=0, warmup_steps=4)
-    # warm-up 4 and calibration 2 of each; then 5 rounds of one step each (window_s=0)
-    assert "".join(calls) == "a" * 6 + "b" * 6 + "ab" * 5
+    # warm-up 4 of each; then 5 rounds of one step each (window_s=0)
+    assert "".join(calls) == "a" * 4 + "b" * 4 + "ab" * 5
     assert [(len(one.seconds), one.steps) for one in timed.values()] == [(5, 1), (5, 1)]
 
 
@@ -102,14 +117,104 @@ def test_rates_are_items_per_second():
 
 
 def test_fewer_than_five_windows_are_refused():
-    with pytest.raises(ValueError, match="windows=3: a median and a spread need at least 5"):
+    with pytest.raises(InputError, match="windows=3: a median and a spread need at least 5"):
         harness.interleave({}, CPU, windows=3, window_s=0, warmup_steps=0)
+
+
+def test_a_window_has_as_many_steps_as_fill_its_time(monkeypatch):
+    clock = Clock(monkeypatch)
+    variants = {"slow": harness.Variant(lambda: clock.sleep(0.5)), "fast": harness.Variant(lambda: clock.sleep(0.1))}
+    timed = harness.interleave(variants, CPU, windows=5, window_s=0.95, warmup_steps=1)
+    assert (timed["slow"].steps, timed["fast"].steps) == (2, 10)  # 0.95 / 0.5 and 0.95 / 0.1, rounded up
+    assert timed["fast"].rates(3) == pytest.approx([30.0] * 5)
+
+
+def test_the_warm_up_is_in_no_figure(monkeypatch):
+    clock, calls = Clock(monkeypatch), itertools.count()
+    step = harness.Variant(lambda: clock.sleep(60 if next(calls) < 8 else 0.5))
+    timed = harness.interleave({"one": step}, CPU, windows=5, window_s=1, warmup_steps=8)
+    assert timed["one"].rates(1) == pytest.approx([2.0] * 5)
+    calls = itertools.count()
+    timed = harness.interleave({"one": step}, CPU, windows=5, window_s=1, warmup_steps=7)  # one too few: it shows
+    assert timed["one"].steps == 1
+
+
+def test_processes_that_step_together_agree_on_the_number_of_steps():
+    asked = []
+    timed = harness.interleave(
+        {"one": harness.Variant(lambda: None)},
+        CPU,
+        windows=5,
+        window_s=0.01,
+        warmup_steps=0,
+        agree=lambda steps: asked.append(steps) or 7,
+    )
+    assert timed["one"].steps == 7 and asked[0] > 7  # nothing is done in no time, so many fit
+
+
+def trained(clock: Clock, source_s: float, step_s: float = 0.1) -> training.Training:
+    """A training whose source sleeps before each batch and whose step sleeps."""
+
+    def batches():
+        while True:
+            clock.sleep(source_s)
+            yield training.Pair(torch.rand(2, 1, 4, 4), torch.zeros(2, 4, 4))
+
+    return training.Training(batches(), lambda batch, logging: clock.sleep(step_s), torch.nn.Identity(), "")
+
+
+@pytest.mark.parametrize("source_s", [0.0, 0.02, 0.05, 0.4])
+def test_a_source_that_sleeps_lowers_the_ratio_by_as_much_and_raises_the_wait(source_s, monkeypatch):
+    """All of end_to_end but the network and the loader: fixed against a source that blocks `source_s` in `next`."""
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(end_to_end, "settle", lambda: None)
+    runs = {
+        "fixed": end_to_end.Run(trained(clock, 0.0), "fixed", 2, CPU),
+        "dali": end_to_end.Run(trained(clock, source_s), "dali", 2, CPU),
+    }
+    timed = end_to_end.measure(runs, CPU, 5, 1.0, warmup_steps=3, lead_in=4)
+    ratio = harness.median(harness.rounds(timed["dali"].rates(2), timed["fixed"].rates(2)))[0]
+    assert ratio == pytest.approx(0.1 / (0.1 + source_s), rel=1e-6)  # a step of 100 ms
+    found = runs["dali"].findings(timed["dali"], 5)
+    assert found["data_wait"] == pytest.approx(source_s / (0.1 + source_s), abs=1e-5)
+    assert found["step_ms"]["p50"] == found["step_ms"]["p99"] == pytest.approx(1e3 * (0.1 + source_s))
+    assert found["step_ms"]["steps"] == 5 * timed["dali"].steps  # neither warm-up nor lead-in nor calibration
+    assert runs["fixed"].findings(timed["fixed"], 5)["data_wait"] == 0
+
+
+def test_one_repeated_batch_in_place_of_the_loader_gives_a_ratio_of_one(monkeypatch):
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(end_to_end, "settle", lambda: None)
+    runs = {name: end_to_end.Run(trained(clock, 0.0), "fixed", 2, CPU) for name in ("fixed", "again")}
+    timed = end_to_end.measure(runs, CPU, 5, 1.0, warmup_steps=3, lead_in=4)
+    assert harness.rounds(timed["again"].rates(2), timed["fixed"].rates(2)) == pytest.approx([1.0] * 5)
+
+
+def test_a_loader_that_gives_nothing_real_is_refused():
+    zeros, noise = torch.zeros(2, 1, 4, 4), torch.rand(2, 1, 4, 4)
+    with pytest.raises(JobFailed, match="dali: every pixel of a batch is 0. Nothing real was measured"):
+        harness.checked(iter([training.Pair(zeros, None), training.Pair(noise, None)]), "dali")
+    with pytest.raises(JobFailed, match="opencv: two batches in a row are the same"):
+        harness.checked(itertools.repeat((noise, None)), "opencv")  # also as (image, label)
+    left = harness.checked(iter([(noise, None), (noise + 1, None), "third"]), "monai")
+    assert next(left) == "third"
+
+
+def test_a_loader_that_reuses_its_memory_is_not_taken_for_one_that_repeats():
+    buffer = torch.rand(2, 1, 4, 4)
+
+    def batches():
+        for number in range(3):
+            buffer[0, 0, 0, 0] = number
+            yield training.Pair(buffer, None)
+
+    harness.checked(batches(), "dali")
 
 
 def test_a_line_survives_the_disk(tmp_path):
     line = made([10.0, 30.0, 20.0, 25.0, 15.0], variant="x")
     path = harness.record(line, tmp_path)
-    assert path.name == f"{line.time_utc[:10]}_{harness.slug(line.env['gpu'] or 'cpu')}_demo.jsonl"
+    assert path.name == f"{line.time_utc[:10]}_{lines.slug(line.env['gpu'] or 'cpu')}_demo.jsonl"
     assert harness.record(line, tmp_path) == path  # appended
     assert harness.read(path) == [line, line]
     row = json.loads(path.read_text().splitlines()[0])
@@ -125,7 +230,7 @@ def test_an_unknown_ceiling_gives_its_reason():
 def test_a_failed_variant_is_a_line_without_value():
     line = harness.line("demo", [], "s", harness.Ceiling("none", None, "failed"), {"failed": "no memory"}, Args())
     assert (line.value, line.spread, line.ratio) == (None, None, None)
-    assert "failed: no memory" in harness.in_words(line)
+    assert "failed: no memory" in lines.in_words(line)
     assert "| failed |" in report.table([line])
 
 
@@ -135,6 +240,19 @@ def test_the_command_names_what_differs_and_no_folder():
     assert words.endswith("store=DIR size_px=64x96 variants=[a,b] quick=true")
     assert str(ROOT) not in words
     assert cli.load(Args, words.split()[3:]).size_px == (64, 96)  # it can be typed as it stands
+
+
+def test_a_line_of_an_older_version_can_be_read():
+    line = made([1.0])
+    row = lines.to_json(line)
+    del row["answer"]
+    assert lines.from_json(row) == line
+
+
+def test_what_is_no_line_is_named(tmp_path):
+    (tmp_path / "x.jsonl").write_text(json.dumps(lines.to_json(made([1.0]))) + "\n{}\n")
+    with pytest.raises(InputError, match="x.jsonl, line 2: no line of a benchmark"):
+        lines.read(tmp_path / "x.jsonl")
 
 
 def test_the_table_leaves_quick_lines_out_and_takes_the_latest(tmp_path, capsys):
@@ -154,54 +272,133 @@ def test_a_folder_without_lines_is_named(tmp_path):
 def test_recorded_lines_are_whole_and_name_no_folder():
     for path in harness.RESULTS.glob("*.jsonl"):
         text = path.read_text()
-        assert "/" not in text.replace("images/s", "").replace("TFLOP/s", "").replace("value / ceiling", ""), path.name
+        known = ("images/s", "TFLOP/s", "GB/s", "value / ceiling", "cases/min", "volumes/min", "slices/s")
+        for words in known:
+            text = text.replace(words, "")
+        assert "/" not in text, path.name
         for line in harness.read(path):
             assert not line.quick, f"{path.name} holds a quick line"
-            assert line.windows >= harness.MIN_WINDOWS or line.value is None or line.question == "agreement"
+            few = line.question in ("agreement", "time_to_dice") or line.value is None
+            assert few or line.windows >= harness.MIN_WINDOWS
+            assert line.question in report.QUESTIONS
 
 
-def valid(folder: Path, question: str) -> list[harness.Line]:
-    lines = [line for path in folder.glob(f"*_{question}.jsonl") for line in harness.read(path)]
-    assert lines and all(line.quick and line.question == question and line.env["torch"] for line in lines)
-    assert all(line.value is not None for line in lines), [line.config.get("failed") for line in lines]
-    return lines
+def test_the_results_of_the_readme_are_those_of_the_recorded_lines():
+    recorded = [line for line in lines.read_all("results", harness.RESULTS) if not line.quick]
+    readme = (ROOT / "README.md").read_text()
+    between = readme.partition(report.BEGIN)[2].partition(report.END)[0].strip()
+    assert between == report.section(recorded), "run: python -m benchmarks.report update=README.md"
+    page = (harness.RESULTS / "README.md").read_text()
+    assert page == f"{report.everything(recorded)}\n", "run: python -m benchmarks.report update=README.md"
 
 
-def test_loader_runs(store, tmp_path):
-    loader.main(loader.Args(store=str(store.path), out=str(tmp_path), quick=True))
-    lines = {line.config["variant"]: line for line in valid(tmp_path, "loader")}
-    assert lines["feed"].config["blocked_ms_per_batch"] > 0
-    assert lines["dali_cpu_1_poster"].ratio > 0 and lines["opencv_1_poster"].ratio > 0
+def test_an_updated_file_keeps_what_stands_around_the_section(tmp_path):
+    results, readme = tmp_path / "results", tmp_path / "README.md"
+    harness.record(made([2.0], variant="helper"), results)
+    harness.record(made([3.0], variant="it", answer=True), results)
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.main(report.Args(results=str(results), update=str(readme)))
+    text = readme.read_text()
+    assert text.startswith(f"before\n{report.BEGIN}\n\n**") and text.endswith(f"{report.END}\nafter\n")
+    assert "3 images/s [3 .. 3]" in text and "helper" not in text and "old" not in text  # the answer alone
+    assert "| helper |" in (results / "README.md").read_text()
+    assert (results / "plot.png").read_bytes()[1:4] == b"PNG"
+    report.main(report.Args(results=str(results), update=str(readme)))
+    assert readme.read_text() == text  # again changes nothing
+    readme.write_text("no markers")
+    with pytest.raises(InputError, match="must hold these two lines once"):
+        report.main(report.Args(results=str(results), update=str(readme)))
+    assert readme.read_text() == "no markers"
 
 
-def test_agreement_runs_and_agrees(store, tmp_path):
-    agreement.main(agreement.Args(store=str(store.path), out=str(tmp_path), quick=True))
-    lines = {line.config["variant"]: line for line in valid(tmp_path, "agreement")}
-    # tests/test_augment.py explains the tolerance on noisy slices
-    assert lines["dali_cpu against numpy"].value < 2
-    assert lines[f"busy_{harness.pick_device().type}"].value == 0
+def test_curves_are_drawn(tmp_path):
+    line = made([2.0], variant="kits_dist", curves=[[[1.0, 0.2], [2.0, 0.8]], [[1.0, 0.3]]], target_dice=0.7)
+    plot.draw([line, made([1.5], unit="times", variant="a against b"), made([], failed="x")], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
 
 
-def test_a_batch_that_changed_has_another_digest(store):
-    data = loader.DataConfig(store=str(store.path), size_px=(64, 64), batch_size=2)
-    batches, _ = loader.build_train_loader(store, data, loader.POSTER, 0, loader.ALONE)
-    batch = next(iter(batches))
-    changed = batch._replace(image=batch.image.clone())
-    assert agreement.digest(changed) == agreement.digest(batch)
-    changed.image[1, 0, 5, 5] += 1e-3
-    assert agreement.digest(changed) != agreement.digest(batch)
-    assert agreement.digest(batch._replace(label=batch.label.flip(0))) != agreement.digest(batch)
+def test_every_benchmark_has_its_row_in_the_readme_of_the_folder():
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    names = [name for name in benchmarks.all.ORDER if (ROOT / "benchmarks" / f"{name}.py").exists()]
+    names += ["all", "gpu_suite", "report", "compare", "rerun", "plan"]
+    assert not [name for name in names if f"`python -m benchmarks.{name}" not in text]
+    assert set(report.QUESTIONS) == {*benchmarks.all.ORDER, "phantom_dice"}
 
 
-@pytest.mark.slow
-def test_model_runs(tmp_path):
-    model.main(model.Args(out=str(tmp_path), quick=True))
-    lines = {line.config["variant"]: line for line in valid(tmp_path, "model")}
-    peak = next(line for name, line in lines.items() if name.startswith("peak"))
-    assert peak.ceiling.value is None and peak.ceiling.reason
-    train = next(line for name, line in lines.items() if name.startswith("train"))
-    infer = next(line for name, line in lines.items() if name.startswith("infer"))
-    assert train.config["gflop_per_image"] == pytest.approx(3 * infer.config["gflop_per_image"], abs=0.01)
+# compare and rerun
+
+
+def compared(tmp_path, old: list, new: list, capsys) -> str:
+    for name, found in (("old", old), ("new", new)):
+        for line in found:
+            harness.record(line, tmp_path / name)
+    capsys.readouterr()
+    compare.main(compare.Args(old=str(tmp_path / "old"), new=str(tmp_path / "new")))
+    return capsys.readouterr().out
+
+
+def test_a_change_within_the_noise_is_no_loss(tmp_path, capsys):
+    old, new = made([90.0, 100.0, 110.0], variant="x"), made([85.0, 88.0, 91.0], variant="x")
+    said = compared(tmp_path, [old], [new], capsys)
+    # 88 / 100; the windows reach 10 / 100 and 3 / 88 from their medians
+    assert "demo x: 100 -> 88 images/s, 0.880 +- 0.134: within noise" in said
+
+
+def test_a_loss_beyond_the_noise_ends_with_code_1(tmp_path):
+    harness.record(made([99.0, 100.0, 101.0], variant="x"), tmp_path / "old")
+    harness.record(made([94.0, 95.0, 96.0], variant="x"), tmp_path / "new")  # 0.95, noise 0.01 + 0.0105
+    command = [sys.executable, "-m", "benchmarks.compare", str(tmp_path / "old"), str(tmp_path / "new")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "demo x: 100 -> 95 images/s, 0.950 +- 0.021: LOST" in done.stdout
+    assert "1 of 1 lost more than their noise: demo x." in done.stderr and "Traceback" not in done.stderr
+
+
+def test_less_is_better_for_seconds_and_differences(tmp_path, capsys):
+    old = [made([10.0], unit="s", variant="a"), made([0.0], unit="batches that differ", variant="b")]
+    said = compared(tmp_path, old, [made([8.0], unit="s", variant="a"), old[1]], capsys)
+    assert "10 -> 8 s, 1.250 +- 0.000: gained" in said and "0 -> 0 batches that differ, 1.000" in said
+    worse = made([3.0], unit="batches that differ", variant="b")
+    assert compare.change(old[1], worse).lost and not compare.change(worse, old[1]).lost
+    assert compare.change(made([1.0], unit="HU (worst)"), made([2.0], unit="HU (worst)")).lost
+
+
+def test_a_figure_that_is_gone_is_a_loss_and_a_missing_line_is_counted(tmp_path, capsys):
+    gone = made([], variant="x", failed="no memory")
+    with pytest.raises(JobFailed, match="1 of 1 lost more than their noise: demo x"):
+        compared(tmp_path, [made([1.0], variant="x"), made([1.0], variant="y")], [gone], capsys)
+    assert "demo x: has no value any more: no memory" in (said := capsys.readouterr().out)
+    assert "only in old: 1" in said
+    assert not compare.change(gone, made([1.0], variant="x")).lost
+
+
+def test_other_machines_and_quick_lines_are_not_compared(tmp_path, capsys):
+    old = made([1.0], variant="x")
+    elsewhere = replace(old, env=old.env | {"gpu": "NVIDIA H100", "gpus": 1})
+    for new in (elsewhere, made([1.0], variant="x", quick=True)):
+        with pytest.raises(InputError, match="have no figure in common. Machines:"):
+            compared(tmp_path / str(new.quick), [old], [new], capsys)
+
+
+def test_a_figure_comes_again_within_twice_its_spread():
+    old = made([90.0, 100.0, 105.0], variant="x")  # reaches 10: twice that is allowed
+    assert rerun.verdict(old, made([81.0])) == ("demo x: 100 +- 20, now 81 images/s: again", True)
+    assert rerun.verdict(old, made([79.0])) == ("demo x: 100 +- 20, now 79 images/s: MISSED", False)
+    assert rerun.verdict(old, None)[1] is False
+
+
+def test_a_recorded_command_is_run_again(tmp_path, capsys):
+    line = replace(made([1.0], variant="x"), command="python -m benchmarks.loader store=DIR")
+    harness.record(line, tmp_path)
+    with pytest.raises(InputError, match="store=DIR: name that store with store=FOLDER"):
+        rerun.main(rerun.Args(results=str(tmp_path)))
+    with pytest.raises(InputError, match="no such line has a value"):
+        rerun.main(rerun.Args(results=str(tmp_path), variant="y"))
+    with pytest.raises(JobFailed, match="no store.json there"):
+        rerun.main(rerun.Args(results=str(tmp_path), store=str(tmp_path / "nowhere")))
+
+
+# counted work
 
 
 def test_the_counted_work_is_that_of_the_convolutions():
@@ -210,90 +407,170 @@ def test_the_counted_work_is_that_of_the_convolutions():
     # up, 2x2 with stride 2: a coarse pixel gives 4 fine ones: 64*2*1 + 16*4*2 + 4*8*4 + 1*16*8 = 512, * 4 * 2 =  4096
     # merge, 3x3: 256*(2+1) + 64*(8+4) + 16*(32+16) + 4*(128+64) = 3072, * 9 * 2                              =  55296
     # head, 1x1: 256 * 2                                                                                      =    512
+    forward = 36864 + 4096 + 55296 + 512
     network = model.ModelConfig(arch="simple_unet", width=1)
-    assert model.forward_gflop(network, (16, 16)) * 1e9 == pytest.approx(36864 + 4096 + 55296 + 512)
+    built = model.build_model(network, 1, pretrained=False)
+    assert roofline.forward_gflop(built, (3, 1, 16, 16)) * 1e9 == pytest.approx(forward)
+    assert built.training  # left as it was
+    # the backward pass is two of them, but for the input of the first convolution, which needs no gradient: 256 * 9 * 2
+    work = model.counted(network, model.Mode("fp32", False), (16, 16), 2, "cpu")
+    assert work.flop == 2 * (3 * forward - 4608)
+    assert model.counted(network, model.Mode("fp32", False, train=False), (16, 16), 2, "cpu").flop == 2 * forward
+
+
+def test_counting_on_fake_tensors_agrees_with_torchs_counter_on_real_ones():
+    network = model.ModelConfig(arch="unet", encoder="resnet18", encoder_weights="none")
+    mode = model.Mode("fp32", True)
+    step = model.build_step(network, mode, (32, 32), 2, CPU)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    assert model.counted(network, mode, (32, 32), 2, "cpu").flop == counter.get_total_flops()
+
+
+def test_bytes_are_those_read_and_written():
+    def build():
+        a, b = torch.zeros(4, 8), torch.zeros(8, 2)
+
+        def step():
+            c = a @ b  # reads 128 + 64, writes 32 bytes
+            c.relu_()  # reads 32, writes 32
+            c.view(2, 4).t()  # views move nothing
+            torch.empty(1000)
+            a.zero_()  # writes 128
+
+        return step
+
+    work = roofline.count(build)
+    assert [operator.nbytes for operator in work.operators] == [224, 64, 128]
+    assert work.flop == 2 * 4 * 8 * 2 and work.by_kind()["relu"] == 64
+
+
+def test_what_the_backward_pass_needs_is_counted_once():
+    def build():
+        x, weight = torch.zeros(8, 4), torch.nn.Parameter(torch.zeros(4, 3))
+        # kept: x (128 bytes) for the weight's gradient, the sigmoid's output (96) twice; the weight is no activation
+        return lambda: ((y := (x @ weight).sigmoid()) * y).sum().backward()
+
+    assert roofline.count(build).saved_bytes == 128 + 96
+
+
+def test_the_bound_takes_each_operator_for_itself():
+    work = roofline.Work([roofline.Operator("a", 100, 1), roofline.Operator("b", 1, 30)], 0)
+    seconds, memory_share = roofline.bound(work, flops=10, bytes_per_s=10)
+    assert seconds == 10 + 3 and memory_share == pytest.approx(3 / 13)  # not max(101 / 10, 31 / 10)
+
+
+def test_autocast_is_counted_as_on_a_gpu():
+    def build():
+        image = torch.zeros(1, 1, 4, 4, dtype=torch.bfloat16)
+
+        def step():
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.nn.functional.interpolate(image, scale_factor=2).dtype == torch.bfloat16
+
+        return step
+
+    work = roofline.count(build)
+    assert [operator.nbytes for operator in work.operators] == [2 * 16 + 2 * 64]  # no cast to float32
+
+
+def test_nobody_looks_at_fewer_pixels_unseen():
+    network = torch.nn.Conv2d(1, 1, 1)
+    watch = training.Watch(network)
+    network(torch.zeros(3, 1, 8, 4))
+    network(torch.zeros(2, 1, 8, 4))
+    assert (watch.images, watch.pixels_per_image()) == (5, 32)
+    network(torch.zeros(1, 1, 4, 4))
+    with pytest.raises(ValueError):
+        watch.pixels_per_image()
+
+
+# plan
+
+
+def measured(reached: float, precision: str = "bf16", gpu: str | None = "NVIDIA H100 80GB HBM3", variant: str = "a"):
+    config = {
+        "mode": "train",
+        "precision": precision,
+        "compile": False,
+        "fused": None,
+        "size_px": [64, 64],
+        "batch_size": 4,
+        "model": {"arch": "simple_unet", "encoder": "resnet34", "width": 4},
+        "roofline": {"images_per_s": 1000.0, "reached": reached, "memory_share": 0.5},
+    }
+    line = made([1000 * reached], variant=variant, **config)
+    return replace(line, question="model", env=line.env | {"gpu": gpu, "gpus": int(gpu is not None)})
+
+
+def planned(tmp_path, capsys, *recorded, **args) -> str:
+    for line in recorded:
+        harness.record(line, tmp_path)
+    capsys.readouterr()
+    small = {"arch": "simple_unet", "size_px": (64, 64), "batch_size": 4}
+    results = str(tmp_path) if recorded else ""
+    plan.main(plan.Args(**{"gpu": "A6000"} | small | args, results=results))
+    return capsys.readouterr().out
+
+
+def test_a_plan_is_marked_as_predicted_and_says_what_it_assumes(tmp_path, capsys):
+    said = planned(tmp_path, capsys, measured(0.5), measured(0.4, variant="b"), gpus=8)
+    assert said.startswith("PREDICTED, not measured: 8 x A6000")
+    assert "154.8 TFLOP/s, 768 GB/s" in said and "0.40 .. 0.50 in 2 bf16 GPU lines" in said
+    low, high = (float(word) for word in re.findall(r"^PREDICTED (?:low|high): (\d+) images/s", said, flags=re.M))
+    bound = float(re.search(r"bound: (\d+) images/s", said)[1])
+    assert low / bound == pytest.approx(0.4, rel=0.01) and high / bound == pytest.approx(0.5, rel=0.01)
+    # each line is predicted by what the other reached: 1000 * 0.4 against 500
+    assert "NVIDIA H100 80GB HBM3 a 64x64: predicted 400, measured 500 images/s, ratio 0.80; by the data sheet" in said
+
+
+def test_a_plan_without_gpu_lines_says_how_little_it_knows(tmp_path, capsys):
+    said = planned(tmp_path, capsys, measured(0.5, precision="fp32", gpu=None))
+    assert "no GPU was measured, and a CPU's share says little about one's" in said
+    assert "no other line to predict it from" in said
+
+
+def test_gradients_travel_round_a_ring():
+    # 4 GPUs: 2 * 3 / 4 of 700 MB at 0.7 of 1 GB/s
+    assert plan.all_reduce_s(7e8, 4, 1e9) == pytest.approx(1.5)
+    assert plan.all_reduce_s(7e8, 1, 1e9) == 0
+
+
+def test_a_gpu_without_a_data_sheet_is_refused():
+    with pytest.raises(InputError, match="gpu=H300: choose one of A6000"):
+        plan.Args(gpu="H300")
+    assert short_name("NVIDIA H100 80GB HBM3") == "H100" and short_name("NVIDIA RTX A6000") == "A6000"
+    assert short_name("Tesla V100-SXM2-16GB") is None
+
+
+# all of them
+
+
+def test_one_benchmark_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    good = tmp_path / "work" / "lines" / "x.jsonl"
+    good.parent.mkdir(parents=True)
+
+    def tasks(self):
+        harness.record(made([5.0], variant="fine"), self.work / "lines")
+        return [
+            Task("broken", ["benchmarks.model", "variants=[none]"], 60),
+            Task("good", ["benchmarks.report", "help"], 60, after=self._keep),
+        ]
+
+    monkeypatch.setattr(benchmarks.all.Everything, "tasks", tasks)
+    with pytest.raises(JobFailed, match="1 benchmarks failed: broken"):
+        benchmarks.all.main(benchmarks.all.Args(out=str(tmp_path / "out")))
+    said = capsys.readouterr().out
+    assert "broken             failed, exit code 2" in said and "variants=['none']: choose from" in said
+    assert "good               done" in said and "| demo | fine |" in said
+    assert len(list((tmp_path / "out").glob("*_demo.jsonl"))) == 1 and (tmp_path / "out" / "plot.png").exists()
+
+
+def test_an_unknown_benchmark_is_refused():
+    with pytest.raises(InputError, match="only=\\['speed'\\]: choose from"):
+        benchmarks.all.Args(only=("speed",))
 
 
 def test_an_unknown_variant_is_refused():
     with pytest.raises(InputError, match=r"variants=\['fast'\]: choose from"):
         model.main(model.Args(variants=("fast",)))
-
-
-@pytest.mark.slow
-def test_end_to_end_runs(tmp_path):
-    folder = tmp_path / "lines"
-    subprocess.run(  # a process of its own: it starts an Accelerator and sets the number of threads
-        [sys.executable, "-m", "benchmarks.end_to_end", "quick=true", f"out={folder}"], cwd=ROOT, check=True
-    )
-    lines = {line.config["variant"]: line for line in valid(folder, "end_to_end")}
-    assert set(lines) == {"fixed", "end_to_end"}
-    assert lines["end_to_end"].ratio > 0 and lines["fixed"].ratio is None
-    assert 0 <= lines["end_to_end"].config["data_wait"] < 1
-    assert lines["fixed"].config["step_ms"]["steps"] == lines["fixed"].windows >= 5  # windows of one step
-    assert end_to_end.EVERY_STEPS == 10
-
-
-@pytest.mark.slow
-def test_the_whole_suite_runs_tiny_without_a_gpu(tmp_path):
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "benchmarks.gpu_suite", f"out={tmp_path}", "quick=true", "limit_s=400"]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=500)
-    table = (tmp_path / "table.txt").read_text()
-    assert "failed" not in table and "stopped" not in table and "left out" not in table, table
-    questions = {line.question for line in harness.read(tmp_path / "results.jsonl")}
-    assert questions == {"agreement", "loader", "model", "end_to_end", "phantom_dice"}
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) <= 8 and all(path.stat().st_size < 16e6 for path in files)
-
-
-def test_a_step_that_fails_is_noted_and_the_suite_goes_on(tmp_path):
-    suite = gpu_suite.Suite(gpu_suite.Args(out=str(tmp_path), quick=True), tmp_path / "work")
-    suite.run(gpu_suite.Task("wrong", ["kits_dist.prepare", "source=nowhere", "store=nowhere"], 60), 0)
-    suite.run(gpu_suite.Task("late", ["kits_dist.prepare", "help"], 60), suite.args.limit_s)
-    suite.write_table()
-    table = (tmp_path / "table.txt").read_text()
-    assert "failed, exit code 2" in table and "source=nowhere" in table
-    assert "late" in table and "left out" in table
-
-
-def test_the_suite_without_a_gpu_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="no NVIDIA GPU here. With quick=true"):
-        gpu_suite.main(gpu_suite.Args(out=str(tmp_path)))
-
-
-def test_evaluate_runs_and_both_ways_agree(tmp_path):
-    for name in ("SimpleITK", "surface_distance"):
-        pytest.importorskip(name, reason=f"{name} is not installed: pip install -e .[dev]")
-    from benchmarks import evaluate
-
-    evaluate.main(evaluate.Args(out=str(tmp_path), quick=True))
-    lines = {line.config["variant"]: line for line in valid(tmp_path, "evaluate")}
-    assert set(lines) == {
-        *("official, 16 slices", "ours, 16 slices", "ours against official, 16 slices"),
-        *("memory of official, 16 slices", "memory of ours, 16 slices"),
-    }
-    assert all(line.config["largest_difference"] < 1e-9 for line in lines.values())
-    assert lines["memory of ours, 16 slices"].config["imports_mb"] > 10
-    assert lines["ours, 16 slices"].ratio > 0
-
-
-def test_a_way_that_dies_is_named():
-    from benchmarks import evaluate
-
-    scorer = evaluate.Scorer("neither")
-    with pytest.raises(JobFailed, match="benchmarks.scorers neither ended: its words stand above"):
-        scorer.ask()
-    scorer.process.wait()
-
-
-def test_the_moved_copy_is_near_the_truth_and_holds_its_labels():
-    from benchmarks.evaluate import moved
-
-    label = np.zeros((12, 40, 40), np.uint8)
-    label[3:9, 10:30, 10:30] = 1
-    label[4:8, 15:25, 15:25] = 2
-    near = moved(label, (3.0, 0.8, 0.8), seed=0)
-    assert set(np.unique(near)) == {0, 1, 2} and not np.array_equal(near, label)
-    assert 0.8 < 2 * ((near > 0) & (label > 0)).sum() / ((near > 0).sum() + (label > 0).sum()) < 1
-    assert np.array_equal(near, moved(label, (3.0, 0.8, 0.8), seed=0))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from scipy.optimize import minimize_scalar
 from benchmarks import harness, loader, peers
 from benchmarks.agreement import reference
 from benchmarks.loader import POSTER, STILL
+from benchmarks.training import Setup, Watch
 from kits_dist.batch import ALONE
-from kits_dist.config import AugmentConfig, DataConfig
+from kits_dist.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from kits_dist.data import augment, build_train_loader
 from kits_dist.data.sampler import train_positions
 from kits_dist.errors import InputError, MissingPackage
+from kits_dist.runtime import Precision, Runtime
 
 
 @pytest.fixture(params=list(peers.PEERS))
@@ -141,3 +144,48 @@ def test_peers_are_chosen_by_name():
 def test_a_peer_draws_its_window_always_or_never(store):
     with pytest.raises(ValueError, match="augment.crop=0.5"):
         peers.Slices(None, AugmentConfig(crop=0.5), None)
+
+
+# whole trainings
+
+
+@pytest.fixture(params=list(peers.TRAININGS))
+def other(request):
+    pytest.importorskip(peers.PEERS[peers.TRAININGS[request.param][1]].package, reason="needs: pip install -e .[peers]")
+    return request.param
+
+
+def setup_of(store, changes):
+    data = DataConfig(store=str(store.path), size_px=(32, 64), batch_size=4, backend="opencv")
+    network = ModelConfig(arch="simple_unet", width=2)
+    cpu = SimpleNamespace(device=torch.device("cpu"))
+    runtime = Runtime(cpu, Precision("fp32", "a test"), ALONE)
+    return Setup(runtime, store, data, changes, network, OptimConfig(lr=0.01), TrainConfig())
+
+
+def test_other_trainings_see_our_pixels_and_learn(store, other):
+    """Without changes each of their images is one of ours, with its label; on one batch their loss falls."""
+    setup = setup_of(store, STILL)
+    feed = feed_of(store, STILL, (32, 64))
+    ours = {}
+    for step in range(len(feed.rows) // 4):
+        for image, label in zip(*reference(feed, train_positions(step, 4, 0, 1)), strict=True):
+            ours[np.rint(image * feed.norm.sd + feed.norm.mean).astype(np.uint8).tobytes()] = label
+    made = peers.TRAININGS[other][2](setup, feed)
+    watch = Watch(made.model)
+    found = 0
+    for _, batch in zip(range(4), made.batches, strict=False):
+        assert batch.image.shape == (4, 1, 32, 64) and batch.image.dtype == torch.float32
+        for image, label in zip(batch.image.numpy(), batch.label.numpy(), strict=True):
+            key = np.rint(image * feed.norm.sd + feed.norm.mean).astype(np.uint8).tobytes()
+            found += key in ours and np.array_equal(ours[key], label)
+    assert found >= 14  # 16, but for the slices that four whole batches leave over
+    losses = [made.step(batch, True) for _ in range(12)]
+    assert losses[-1] < losses[0] and made.step(batch, False) is None
+    assert watch.images == 13 * 4 and watch.pixels_per_image() == 32 * 64
+
+
+def test_other_trainings_change_each_image_each_time(store, other):
+    made = peers.TRAININGS[other][2](setup_of(store, POSTER), feed_of(store, POSTER, (32, 64)))
+    seen = {image.numpy().tobytes() for _, batch in zip(range(12), made.batches, strict=False) for image in batch.image}
+    assert len(seen) == 48

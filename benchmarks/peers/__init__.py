@@ -2,9 +2,10 @@
 it. One file a library; what was chosen, and what was slower, stands in its first lines and in ../NOTES.md.
 """
 
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
-from benchmarks.peers import albumentations_loader, batchgenerators_loader, monai_loader
+from benchmarks.peers import albumentations_loader, batchgenerators_loader, monai_loader, monai_training, plain_training
 from benchmarks.peers.slices import Peer, Slices, stream
 from kits_dist.config import AugmentConfig
 from kits_dist.data.feed import Feed
@@ -16,16 +17,22 @@ PEERS: dict[str, type[Peer]] = {
     "batchgenerators": batchgenerators_loader.BatchGenerators,
 }
 
-__all__ = ["PEERS", "Peer", "Slices", "build", "chosen", "stream", "version_of"]
+# whole trainings: (what they are made of, the peer whose package they need, how they are built)
+TRAININGS = {
+    "plain_pytorch": (plain_training.CHOICES, "albumentations", plain_training.build),
+    "monai": (monai_training.CHOICES, "monai", monai_training.build),
+}
+
+__all__ = ["PEERS", "TRAININGS", "Peer", "Slices", "build", "chosen", "stream", "version_of"]
 
 
-def chosen(words: tuple[str, ...]) -> list[str]:
+def chosen(words: tuple[str, ...], known: Iterable[str] = PEERS) -> list[str]:
     """The names that `peers=` asks for: `true` is all of them. Raises InputError."""
     words = tuple(word.lower() for word in words if word.lower() != "false")
     if words == ("true",):
-        return list(PEERS)
-    if wrong := [word for word in words if word not in PEERS]:
-        raise InputError(f"peers={wrong}: choose from {list(PEERS)}, or true for all.")
+        return list(known)
+    if wrong := [word for word in words if word not in known]:
+        raise InputError(f"peers={wrong}: choose from {list(known)}, or true for all.")
     return list(words)
 
 

@@ -75,10 +75,17 @@ class Monai:
         self._geometry.clear()
 
     def sample(self, levels: np.ndarray, labels: np.ndarray) -> tuple:
-        pair = {"image": torch.from_numpy(np.array(levels)[None]), "label": torch.from_numpy(np.array(labels)[None])}
-        if levels.shape not in self._geometry:
-            self._geometry[levels.shape] = self._ways(levels.shape)
-        made = self.tail(self._geometry[levels.shape](pair))
+        return self.changed(self.tensors(levels, labels))
+
+    def tensors(self, levels: np.ndarray, labels: np.ndarray) -> dict[str, Tensor]:
+        """What the random changes begin with: (1, H, W) uint8 each."""
+        return {"image": torch.from_numpy(np.array(levels)[None]), "label": torch.from_numpy(np.array(labels)[None])}
+
+    def changed(self, pair: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        shape = tuple(pair["image"].shape[1:])
+        if shape not in self._geometry:
+            self._geometry[shape] = self._ways(shape)
+        made = self.tail(self._geometry[shape](pair))
         return made["image"], made["label"][0].to(torch.uint8)
 
     def batch(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

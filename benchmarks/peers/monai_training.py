@@ -1,0 +1,51 @@
+"""MONAI, as its fast-training tutorial has it: every slice cached on the device, transforms there, ThreadDataLoader,
+its own U-Net (16 to 256 channels, two residual units a level).
+
+The network differs from ours and does less work for an image: the line says how much, by counting.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks.peers.monai_loader import Monai
+from benchmarks.peers.slices import Slices
+from benchmarks.training import Pair, PlainStep, Setup, Training
+from kits_dist.data.feed import Feed
+
+CHANNELS = (16, 32, 64, 128, 256)
+CHOICES = "CacheDataset on the device, ThreadDataLoader, MONAI's own UNet, autocast, Adam"
+
+
+def build(setup: Setup, feed: Feed) -> Training:
+    """feed: of the same training slices."""
+    from monai.data import CacheDataset, ThreadDataLoader
+    from monai.networks.nets import UNet
+    from monai.transforms import Compose, RandomizableTransform, Transform
+
+    peer = Monai(feed, setup.changes)
+    peer.seed(setup.seed)
+    slices = Slices(feed, setup.changes, peer)
+
+    class Load(Transform):
+        """Row of store.slices -> its slice on the device; cached, since nothing random comes before."""
+
+        def __call__(self, row: int) -> dict[str, torch.Tensor]:
+            return {key: tensor.to(setup.device) for key, tensor in peer.tensors(*slices.pair(row)).items()}
+
+    class Change(RandomizableTransform):
+        def __call__(self, pair: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+            return peer.changed(pair)
+
+    rows = feed.rows.tolist()
+    cached = CacheDataset(rows, Compose([Load(), Change()]), cache_rate=1.0, num_workers=0, progress=False)
+    loader = ThreadDataLoader(cached, num_workers=0, batch_size=setup.data.batch_size, shuffle=True, drop_last=True)
+    network = UNet(2, 1, len(setup.network.regions), CHANNELS, (2, 2, 2, 2), num_res_units=2, norm="batch")
+    step = PlainStep(setup, network)
+    return Training(_endless(loader), step, step.model, CHOICES)
+
+
+def _endless(loader) -> Iterator[Pair]:
+    while True:
+        for image, label in loader:
+            yield Pair(image, label)

@@ -1,0 +1,99 @@
+"""nnU-Net v2, its own way: `python -m benchmarks.peers.nnunet source=DIR output=DIR` converts a dataset, takes its
+fingerprint, plans, and preprocesses for the 2d configuration; `trainer` opens its own trainer on that.
+
+Different work than kits_dist.prepare: resampled to one spacing, z-scored float32 in blosc2, sampled foreground.
+"""
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kits_dist import cli
+from kits_dist.cli import MISSING
+from kits_dist.data.sources import find_cases
+from kits_dist.parallel import cores
+
+NUMBER, NAME = 220, "Dataset220_KiTS"
+REGIONS = {"kidney_and_mass": [1, 2, 3], "mass": [2, 3], "tumor": 2}  # as nnU-Net's own KiTS converter has them
+
+
+@dataclass(frozen=True)
+class Args:
+    source: str = MISSING  # folder of cases
+    output: str = MISSING  # folder for nnU-Net's raw and preprocessed data
+
+
+def main(args: Args) -> None:
+    print(f"{prepare(Path(args.source), Path(args.output))} cases")
+
+
+def prepare(source: Path, folder: Path) -> int:
+    """FOLDER/{raw,preprocessed}. Returns the number of cases."""
+    count = convert(source, folder / "raw" / NAME)
+    with at(folder):
+        from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+            extract_fingerprint_dataset,
+            plan_experiment_dataset,
+            preprocess_dataset,
+        )
+
+        extract_fingerprint_dataset(NUMBER, num_processes=cores(), verbose=False, show_progress_bar=False)
+        plan_experiment_dataset(NUMBER)
+        preprocess_dataset(NUMBER, configurations=("2d",), num_processes=(cores(),), show_progress_bar=False)
+    return count
+
+
+def convert(source: Path, raw: Path) -> int:
+    """Links in nnU-Net's raw layout: nothing is copied."""
+    cases = find_cases(source).cases
+    for folder, paths in (("imagesTr", [case.image for case in cases]), ("labelsTr", [case.label for case in cases])):
+        (raw / folder).mkdir(parents=True, exist_ok=True)
+        end = "_0000.nii.gz" if folder == "imagesTr" else ".nii.gz"
+        for case, path in zip(cases, paths, strict=True):
+            (raw / folder / f"{case.case_id}{end}").symlink_to(path.resolve())
+    about = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0} | REGIONS,
+        "regions_class_order": [1, 3, 2],
+        "numTraining": len(cases),
+        "file_ending": ".nii.gz",
+    }
+    (raw / "dataset.json").write_text(json.dumps(about))
+    return len(cases)
+
+
+def open_trainer(folder: Path, device: torch.device) -> Any:
+    """Its own nnUNetTrainer of the 2d configuration on what `prepare` made, network and optimiser ready; call it within
+    `at(folder)`. It compiles its network on a GPU, as it does for everybody."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    made = folder / "preprocessed" / NAME
+    plans = json.loads((made / "nnUNetPlans.json").read_text()) | {"continue_training": False}
+    trainer = nnUNetTrainer(plans, "2d", 0, json.loads((made / "dataset.json").read_text()), device)
+    trainer.initialize()
+    trainer.set_deep_supervision_enabled(True)
+    trainer.network.train()
+    return trainer
+
+
+@contextlib.contextmanager
+def at(folder: Path):
+    """nnU-Net finds its folders by environment variables."""
+    places = {f"nnUNet_{name}": str(folder / name) for name in ("raw", "preprocessed", "results")}
+    places["nnUNet_n_proc_DA"] = str(cores())
+    before = {name: os.environ.get(name) for name in places}
+    os.environ |= places
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)

@@ -1,0 +1,197 @@
+"""How fast will it be on a GPU that nobody has measured yet? `python -m benchmarks.plan gpu=A6000 gpus=8`.
+
+The work of a training step is counted (benchmarks/roofline.py), the data sheet gives the bound (benchmarks/peaks.py),
+and what share of such a bound a real GPU reaches is taken from the measured lines of benchmarks.model. It prints its
+assumptions, and for every measured line what the same way of predicting would have said of it, from the other lines
+alone. What it says of a GPU is a prediction and is marked as one, whatever the GPU.
+"""
+
+import statistics
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from benchmarks import roofline
+from benchmarks.lines import RESULTS, Line, asked, read_all
+from benchmarks.model import Mode, counted
+from benchmarks.peaks import peak_of, short_name
+from kits_dist import cli
+from kits_dist.config import ModelConfig
+from kits_dist.errors import InputError, MissingInput
+from kits_dist.models import build_model
+
+KITS21_SLICES = 65164  # all 300 cases (the challenge's data set)
+LINK_SHARE = 0.7  # of the data sheet's link that an all-reduce uses; not measured here
+
+
+@dataclass(frozen=True)
+class Args:
+    gpu: str = cli.MISSING  # A6000, A40, L40S, A100, H100 or H200
+    gpus: int = 1  # of one machine
+    size_px: tuple[int, int] = (512, 512)  # (height, width) of the images
+    batch_size: int = 128  # images a GPU and step
+    arch: str = "unet"  # as model.arch
+    encoder: str = "resnet34"  # as model.encoder
+    precision: str = "bf16"  # bf16, tf32 or fp32
+    slices: int = KITS21_SLICES  # of an epoch; KiTS21 has 65,164 in all, a fold trains on about two thirds of them
+    results: str = ""  # folder or file of recorded lines; empty: benchmarks/results
+
+    def __post_init__(self) -> None:
+        if self.gpus < 1 or self.batch_size < 1 or self.slices < 1:
+            raise InputError(f"gpus={self.gpus}, batch_size={self.batch_size}, slices={self.slices}: use 1 or more.")
+        if self.precision not in peak_of(self.gpu).flops:
+            raise InputError(f"precision={self.precision}: choose from {list(peak_of(self.gpu).flops)}.")
+
+
+class Row(NamedTuple):
+    """A measured training step, and what its device could do at best."""
+
+    line: Line
+    bound: float  # images/s by the limits measured in the same run
+    reached: float  # measured / bound
+    device: str  # cpu or cuda
+    compiled: bool
+
+
+def main(args: Args) -> None:
+    lines = recorded(args.results)
+    rows = measured_rows(lines)
+    print(
+        f"PREDICTED, not measured: {args.gpus} x {args.gpu}, {args.size_px[0]}x{args.size_px[1]}, batch "
+        f"{args.batch_size} a GPU, {args.arch} {args.encoder}, {args.precision}"
+    )
+    for words in forecast(args, rows):
+        print(words)
+    print("\npredicted / measured, for every line there is:")
+    for words in (*check_model(rows), *check_scaling(lines)) or ["  no lines of benchmarks.model or scaling yet"]:
+        print(words)
+
+
+def recorded(results: str) -> list[Line]:
+    """The latest measured line of each thing that was asked, on each device."""
+    try:
+        lines = [line for line in read_all("results", results or RESULTS) if not line.quick]
+    except MissingInput:
+        if results:
+            raise
+        return []
+    latest = {(line.env["gpu"], line.env["cpu"], line.env["torch"], asked(line)): line for line in lines}
+    return [line for line in latest.values() if line.value is not None]
+
+
+def measured_rows(lines: list[Line]) -> list[Row]:
+    """Training steps of benchmarks.model that carry a roofline."""
+    rows = []
+    for line in lines:
+        roof = line.config.get("roofline")
+        if line.question == "model" and roof and line.config["mode"] == "train":
+            device = "cuda" if line.env["gpu"] else "cpu"
+            rows.append(Row(line, roof["images_per_s"], roof["reached"], device, line.config["compile"]))
+    return rows
+
+
+def forecast(args: Args, rows: list[Row]):
+    """What to expect, line by line, assumptions first."""
+    peak, network = peak_of(args.gpu), ModelConfig(arch=args.arch, encoder=args.encoder, encoder_weights="none")
+    work = counted(network, Mode(args.precision, True), args.size_px, args.batch_size, "cuda")
+    roof = roofline.bound(work, peak.flops[args.precision], peak.bytes_per_s)
+    at_best = args.batch_size / roof.seconds
+    gflop, mbytes = work.flop / args.batch_size / 1e9, work.nbytes / args.batch_size / 1e6
+    yield (
+        f"  an image costs {gflop:.1f} GFLOP and {mbytes:.0f} MB of memory traffic in an eager step; "
+        f"{work.saved_bytes / 1e9:.1f} GB of activations are kept for a batch"
+    )
+    yield (
+        f"  data sheet: {peak.flops[args.precision] / 1e12:g} TFLOP/s, {peak.bytes_per_s / 1e9:g} GB/s, link "
+        f"{peak.link_bytes_per_s / 1e9:g} GB/s a direction ({peak.source})"
+    )
+    yield (
+        f"  bound: {at_best:.0f} images/s, operators one after another, each at the data sheet's peak or bandwidth; "
+        f"memory is the limit for {100 * roof.memory_share:.0f} % of that time"
+    )
+    shares, whence = shares_for(args, rows)
+    yield f"  share of the bound that is reached: {whence}"
+    gradient_bytes = 4 * sum(p.numel() for p in build_model(network, 1, pretrained=False).parameters())
+    exchange_s = all_reduce_s(gradient_bytes, args.gpus, peak.link_bytes_per_s)
+    yield (
+        f"  gradients: {gradient_bytes / 1e6:.0f} MB, a ring all-reduce at {LINK_SHARE:.0%} of the link takes "
+        f"{1e3 * exchange_s:.1f} ms a step; none of it hidden behind the backward pass (DDP hides most)"
+    )
+    yield "  the data path keeps up (see end_to_end), the clock holds its boost (a power limit may not let it)"
+    for name, share in shares.items():
+        one = at_best * share
+        step_s = args.batch_size / one
+        many = args.gpus * args.batch_size / (step_s + exchange_s)
+        yield (
+            f"PREDICTED {name}: {one:.0f} images/s on one {args.gpu}"
+            + (f", {many:.0f} on {args.gpus} ({many / one:.2f} times one)" if args.gpus > 1 else "")
+            + f"; an epoch of {args.slices} slices takes {args.slices / many:.0f} s"
+        )
+
+
+def shares_for(args: Args, rows: list[Row]) -> tuple[dict[str, float], str]:
+    """{"low", "high"} shares of the bound, and where they come from: GPU rows of this precision, else what there is."""
+    for device, words in (("cuda", "GPU"), ("cpu", "CPU")):
+        for same in (True, False):
+            found = [row for row in rows if row.device == device]
+            found = [row for row in found if not same or row.line.config["precision"] == args.precision]
+            if found:
+                reached = [row.reached for row in found]
+                weak = "" if device == "cuda" else "; no GPU was measured, and a CPU's share says little about one's"
+                kind = f"{args.precision} " if same else ""
+                about = f"{min(reached):.2f} .. {max(reached):.2f} in {len(found)} {kind}{words} lines{weak}"
+                return {"low": min(reached), "high": min(1.0, max(reached))}, about
+    return {"bound": 1.0}, "not known, no line of benchmarks.model was recorded: only the bound is printed"
+
+
+def all_reduce_s(nbytes: float, gpus: int, link_bytes_per_s: float) -> float:
+    """A ring: each GPU sends and receives 2 (n - 1) / n of the gradients."""
+    return 2 * (gpus - 1) / gpus * nbytes / (LINK_SHARE * link_bytes_per_s)
+
+
+def check_model(rows: list[Row]):
+    """Of each measured step: its bound times the median share that the other rows of its kind of device reached."""
+    for row in rows:
+        others = [other.reached for other in rows if other.device == row.device and other is not row]
+        size = "x".join(map(str, row.line.config["size_px"]))
+        name = f"{row.line.env['gpu'] or 'CPU'} {row.line.config['variant']} {size}"
+        if not others:
+            yield f"  {name}: no other line to predict it from"
+            continue
+        predicted = row.bound * statistics.median(others)
+        sheet = short_name(row.line.env["gpu"] or "")
+        paper = f"; by the data sheet alone {_on_paper(row, sheet):.0f}" if sheet else ""
+        yield (
+            f"  {name}: predicted {predicted:.4g}, measured {row.line.value:g} images/s, ratio "
+            f"{predicted / row.line.value:.2f}{paper}"
+        )
+
+
+def _on_paper(row: Row, gpu: str) -> float:
+    config, peak = row.line.config, peak_of(gpu)
+    network = ModelConfig(**{key: config["model"][key] for key in ("arch", "encoder", "width")}, encoder_weights="none")
+    mode = Mode(config["precision"], True, fused=config["fused"])
+    work = counted(network, mode, tuple(config["size_px"]), config["batch_size"], "cuda")
+    return config["batch_size"] / roofline.bound(work, peak.flops[mode.precision], peak.bytes_per_s).seconds
+
+
+def check_scaling(lines: list[Line]):
+    """Of each measured number of GPUs: one process' step and an exchange that hides behind nothing. Processes that
+    share the cores of a CPU have no link to speak of, so theirs is predicted as no exchange at all."""
+    ones = {line.env["gpu"]: line for line in lines if line.question == "scaling" and line.config["variant"] == "one"}
+    for line in lines:
+        if line.question != "scaling" or not line.config["variant"].startswith("weak_"):
+            continue
+        one, n = ones.get(line.env["gpu"]), line.config["processes"]
+        if one is None:
+            continue
+        step_s = one.config["batch_size"] / one.value
+        gpu = short_name(line.env["gpu"] or "")
+        exchange_s = all_reduce_s(1e6 * line.config["gradient_mb"], n, peak_of(gpu).link_bytes_per_s) if gpu else 0.0
+        predicted = n * line.config["batch_size"] / (step_s + exchange_s)
+        name = f"{line.env['gpu'] or 'CPU'} {line.config['variant']}"
+        ratio = predicted / line.value
+        yield f"  {name}: predicted {predicted:.4g}, measured {line.value:g} images/s, ratio {ratio:.2f}"
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)
