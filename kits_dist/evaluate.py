@@ -11,26 +11,31 @@ from typing import Literal
 import numpy as np
 
 from kits_dist import cli
-from kits_dist.config import Config
+from kits_dist.cleaning import clean, load_rules
 from kits_dist.data.sources import MARKER, data_kind, find_cases, some, stem
-from kits_dist.data.store import Store
 from kits_dist.data.volume import Volume, read_labels, same_grid, write_nifti
 from kits_dist.drawing import Tile, panel, save_png
 from kits_dist.errors import InputError, JobFailed, MissingInput
 from kits_dist.evaluation import CaseScore, as_text, score_case, summarize, write_tables
-from kits_dist.inference import Predictor
+from kits_dist.figures import draw_cases
+from kits_dist.files import write_bytes
+from kits_dist.findings import as_csv, findings
+from kits_dist.held_out import held_out
+from kits_dist.inference import Predictor, Tta
 from kits_dist.labels import PLAIN, REGIONS, TUMOR, scored_regions
 from kits_dist.parallel import progress_bar
 
 
 @dataclass(frozen=True)
 class Args:
-    run: str = ""  # folder of a trained run: predict a split in native geometry and score it
+    run: str = ""  # folder of a trained run: predict a split in native geometry and score it; several as [A,B]
     split: Literal["test", "val"] = "test"  # which cases; val chose the checkpoint, so report test
     store: str = ""  # the run's store, where it has moved
     predictions: str = ""  # folder of label maps to score (CASE.nii.gz), any system's
     truth: str = ""  # folder of cases, or of CASE.nii.gz files
-    output: str = ""  # where the tables of predictions= go
+    output: str = ""  # where the tables of predictions=, or of several runs, go
+    tta: Tta = "none"  # flip: the mean with the mirrored slice's prediction; takes twice as long
+    postprocess: bool = True  # apply the rules that kits_dist.postprocess chose for this run
     regions: tuple[str, ...] = ()  # what predictions= can hold, as [kidney_and_mass]; default: everything
     missing: Literal["error", "zero"] = "error"  # a true case without prediction: refuse, or count as all background
     panel: int = 6  # test slices drawn with contours
@@ -53,40 +58,38 @@ def main(args: Args) -> None:
 
 
 def _evaluate_run(args: Args) -> None:
-    predictor = Predictor(args.run, args.batch_size)
-    config: Config = predictor.config
-    store = Store(args.store, key="store") if args.store else Store(config.data.store, key="store")
-    case_ids = store.splits.test if args.split == "test" else store.splits.select(config.data.fold)[1]
-    if not case_ids:
-        raise InputError(f"split={args.split}: this store has no such cases (it holds {len(store.cases)}).")
-    if store.window != predictor.window:
-        raise InputError(
-            f"the run was trained on HU {list(predictor.window)} but the store {store.path} holds "
-            f"{list(store.window)}. "
-            "Prepare a store with the run's window: window_hu=[...]"
-        )
-    seen = [case for case in case_ids if store.cases[store.row[case]].voxels_sha256 in predictor.trained_on]
-    if seen:
-        raise InputError(
-            f"split={args.split}: the run was trained on {some(seen)}; such a score says nothing about new patients. "
-            "Use split=test with the store that the run was trained on."
-        )
-    output = Path(args.run) / "evaluation" / args.split
+    predictor = Predictor(args.run, args.batch_size, args.tta)
+    store, case_ids = held_out(predictor, args.split, args.store)
+    runs = [member.run for member in predictor.members]
+    rules, said = load_rules(runs, predictor.step, args.postprocess)
+    print(said)
+    output = _output_of_runs(args, runs)
+    (output / "summary.json").unlink(missing_ok=True)  # written last: without it the folder is unfinished
     regions = scored_regions(predictor.regions)
-    scores, tiles = [], []
+    scores, tiles, found = [], [], {}
     for case_id in progress_bar(f"evaluate {args.split}", "case", items=case_ids):
         row = store.row[case_id]
         case = store.cases[row]
-        predicted = predictor.predict_levels(store.image(row), case)
+        predicted = clean(predictor.predict_levels(store.image(row), case), case.spacing_mm, rules)
+        found[case_id] = findings(predicted, case.spacing_mm, predictor.regions, case.body["axial"].center[1])
         truth = np.asarray(store.label(row))
         write_nifti(output / "predictions" / f"{case_id}.nii.gz", predicted, case.geometry)
         scores.append(score_case(case_id, predicted, truth, case.spacing_mm, regions))
         tiles.append(_largest_slice(np.asarray(store.image(row)), truth, predicted, case_id, store.window.levels))
     summary = summarize(scores, store.meta["data"], args.split)
     summary |= {"step": predictor.step, "store_sha256": store.fingerprint()}
+    summary |= {"tta": args.tta, "postprocess": rules.active}
+    write_bytes(output / "findings.csv", as_csv(found).encode())
     write_tables(output, scores, summary)
+    draw_cases(output, store, predictor.regions)
     save_png(output / "panel.png", panel(tiles[: args.panel], f"data: {summary['data']}   split: {args.split}"))
     _print(summary, output)
+
+
+def _output_of_runs(args: Args, runs: list[Path]) -> Path:
+    if len(runs) > 1 and not args.output:
+        raise InputError(f"run={args.run} names several runs: say with output=DIR where their common scores go.")
+    return Path(args.output) if args.output else runs[0] / "evaluation" / args.split
 
 
 def _largest_slice(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, case_id: str, levels: int) -> Tile:

@@ -21,6 +21,7 @@ from kits_dist.batch import Shard
 from kits_dist.config import TrainConfig
 from kits_dist.errors import InputError
 from kits_dist.parallel import cores
+from kits_dist.ranks import whole_number
 
 
 class Precision(NamedTuple):
@@ -65,8 +66,8 @@ def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
         # counted by the train loop; accelerate would divide the loss a second time
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
-    launcher.refuse_other_world_size(wishes, _whole_number("WORLD_SIZE", 1), accelerator.num_processes)
-    local_world = _whole_number("LOCAL_WORLD_SIZE", accelerator.num_processes)
+    launcher.refuse_other_world_size(wishes, whole_number("WORLD_SIZE", 1), accelerator.num_processes)
+    local_world = whole_number("LOCAL_WORLD_SIZE", accelerator.num_processes)
     if accelerator.device.type == "cpu":
         torch.set_num_threads(max(1, cores() // local_world))  # torchrun sets OMP_NUM_THREADS=1
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision.mode != "fp32"
@@ -86,13 +87,6 @@ def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
         torch.float16 if half else torch.float32,
     )
     return Runtime(accelerator, precision, shard)
-
-
-def _whole_number(name: str, default: int) -> int:
-    text = os.environ.get(name, str(default))
-    if not text.isdigit():
-        raise InputError(f"{name}={text} in the environment is no number; the launcher sets it.")
-    return int(text)
 
 
 def choose_precision(asked: str, launched: str) -> Precision:

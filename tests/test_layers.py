@@ -11,11 +11,49 @@ import kits_dist
 
 ROOT = Path(kits_dist.__file__).parent
 FLOORS = {
-    "ground": {"errors", "cli", "config", "labels", "batch", "files", "parallel", "launcher", "runtime", "signals"},
-    "parts": {"losses", "metrics", "schedule", "checkpoint", "tracking", "drawing", "machine", "data.*", "models.*"},
+    "ground": {
+        "errors",
+        "cli",
+        "config",
+        "labels",
+        "batch",
+        "files",
+        "parallel",
+        "launcher",
+        "runtime",
+        "signals",
+        "ranks",
+        "pipeline",
+        "pieces",
+    },
+    "parts": {
+        "losses",
+        "metrics",
+        "schedule",
+        "checkpoint",
+        "tracking",
+        "drawing",
+        "cleaning",
+        "findings",
+        "surfaces",
+        "machine",
+        "data.*",
+        "models.*",
+    },
     "builders": {"data", "models"},  # their __init__: names in the configuration -> a loader, a network
-    "assembly": {"scoring", "inference", "evaluation", "run_folder"},
-    "programs": {"phantom", "audit", "prepare", "train", "evaluate", "predict", "report", "doctor", "__main__"},
+    "assembly": {"scoring", "inference", "evaluation", "run_folder", "held_out", "figures"},
+    "programs": {
+        "phantom",
+        "audit",
+        "prepare",
+        "train",
+        "evaluate",
+        "predict",
+        "postprocess",
+        "report",
+        "doctor",
+        "__main__",
+    },
 }
 ORDER = list(FLOORS)
 
