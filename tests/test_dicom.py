@@ -1,6 +1,7 @@
 """DICOM series that SimpleITK writes here, against SimpleITK's own reading of them."""
 
 import builtins
+import locale
 import shutil
 
 import numpy as np
@@ -40,6 +41,7 @@ def write_series(
         writer.SetUseCompression(True)
         writer.SetCompressor(compressor)
     paths = []
+    before = locale.setlocale(locale.LC_ALL)
     for k, pixels in enumerate(hu):
         position = positions[k] if positions is not None else axes[:, 2] * spacing[2] * k + [-90, -120, 50]
         image = sitk.GetImageFromArray(pixels)
@@ -68,6 +70,7 @@ def write_series(
         assert edit[0] in content
         path.write_bytes(content.replace(*edit, 1))
         paths.append(path)
+    locale.setlocale(locale.LC_ALL, before)  # writing sets it to C, and later tests would read subprocesses as ASCII
     return paths
 
 
