@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from kits_dist.labels import COLORS, REGIONS
+from kits_dist.labels import COLORS, LABEL_COLORS, REGIONS
 
 
 class Tile(NamedTuple):
@@ -52,7 +52,7 @@ def side_by_side(pairs: list[Pair], title: str) -> np.ndarray:
     pen.text((margin, 4), title, fill="white")
     for column, name in enumerate(("expected", "predicted")):
         pen.text((margin + column * (side + margin), 24), name, fill=(200, 200, 200))
-    _legend(pen, sheet.width - margin, 24)
+    _legend(pen, sheet.width - margin, 24, LABEL_COLORS)
     for row, pair in enumerate(pairs):
         y = head + row * (side + text + margin)
         pen.text((margin, y), pair.caption, fill=(200, 200, 200))
@@ -100,11 +100,11 @@ def contact_sheet(thumbs: list[Thumb], title: str, columns: int = 10) -> np.ndar
     return np.asarray(sheet)
 
 
-def _legend(pen: ImageDraw.ImageDraw, right: int, top: int) -> None:
-    """Names of the outlines beside their colours, ending at column `right`."""
-    for name in reversed(COLORS):
+def _legend(pen: ImageDraw.ImageDraw, right: int, top: int, colors: dict[str, tuple] = COLORS) -> None:
+    """Names of what is drawn beside their colours, ending at column `right`."""
+    for name in reversed(colors):
         right -= int(pen.textlength(name)) + 22
-        pen.rectangle((right, top + 2, right + 10, top + 12), fill=COLORS[name])
+        pen.rectangle((right, top + 2, right + 10, top + 12), fill=colors[name])
         pen.text((right + 14, top), name, fill=(200, 200, 200))
 
 

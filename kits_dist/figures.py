@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from kits_dist.data.store import Case, Store
 from kits_dist.data.volume import read_labels
@@ -70,10 +71,8 @@ def _slice(
     """The slice with the most true tumor, or else the most of what is true: chosen by the truth, never by the score."""
     area = (expected == TUMOR).sum(axis=(1, 2)) * 1000 + (expected > 0).sum(axis=(1, 2))
     index = int(area.argmax())
-    _, rows, columns = foreground_box((expected[index] | predicted[index])[None])
-    margin = [round(MARGIN_MM / mm) for mm in case.spacing_mm[1:]]
-    window = tuple(
-        slice(max(0, part.start - px), part.stop + px) for part, px in zip((rows, columns), margin, strict=True)
+    window = _square(
+        foreground_box((expected[index] | predicted[index])[None])[1:], image.shape[1:], case.spacing_mm[1:]
     )
     grey = np.clip(image[index][window].astype(np.float32) * 255 / levels, 0, 255).astype(np.uint8)
     return Tile(
@@ -81,9 +80,23 @@ def _slice(
     )
 
 
+def _square(box: tuple[slice, ...], shape: tuple[int, ...], pixel_mm: tuple[float, ...]) -> tuple[slice, ...]:
+    """As wide as high in mm, `box` in its middle with a margin; moved, and if need be cut, to lie within the slice."""
+    side_mm = 2 * MARGIN_MM + max((part.stop - part.start) * mm for part, mm in zip(box, pixel_mm, strict=True))
+    window = []
+    for part, length, mm in zip(box, shape, pixel_mm, strict=True):
+        side = min(length, round(side_mm / mm))
+        first = min(max(0, (part.start + part.stop - side) // 2), length - side)
+        window.append(slice(first, first + side))
+    return tuple(window)
+
+
 def _surfaces(expected: np.ndarray, predicted: np.ndarray, case: Case, caption: str) -> Pair:
     """Both at one scale, in one box."""
     box = foreground_box(expected | predicted)
     camera = camera_at(expected[box].shape, case.spacing_mm, SIDE_PX, View())
-    pictures = (render(labels[box], case.spacing_mm, camera) for labels in (expected, predicted))
-    return Pair(*pictures, caption, camera.mm_per_px)
+    pictures = (
+        np.asarray(Image.fromarray(render(labels[box], case.spacing_mm, camera)).resize((SIDE_PX, SIDE_PX)))
+        for labels in (expected, predicted)
+    )
+    return Pair(*pictures, caption, camera.mm_per_px * camera.side_px / SIDE_PX)

@@ -21,6 +21,8 @@ PLAIN: dict[str, tuple[int, ...]] = {"kidney": (KIDNEY,), "cyst": (CYST,)}
 
 # RGB, from the Okabe-Ito palette, which stays apart for colour-blind readers.
 COLORS = {"kidney_and_mass": (0, 158, 115), "mass": (240, 228, 66), "tumor": (213, 94, 0)}
+# By plain label, for surfaces.
+LABEL_COLORS = {"kidney": COLORS["kidney_and_mass"], "cyst": COLORS["mass"], "tumor": COLORS["tumor"]}
 
 PAINT = {"kidney_and_mass": KIDNEY, "mass": CYST, "tumor": TUMOR}  # painted in the order of REGIONS
 

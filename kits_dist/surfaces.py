@@ -6,11 +6,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from kits_dist.labels import COLORS, CYST, KIDNEY, TUMOR
+from kits_dist.labels import LABEL_COLORS, LABELS
 from kits_dist.pieces import foreground_box
 
-LAYERS = {KIDNEY: COLORS["kidney_and_mass"], CYST: COLORS["mass"], TUMOR: COLORS["tumor"]}
-SMOOTH_MM = 1.0  # sd of the Gaussian that rounds off voxels; larger ones would shrink small tumors
+# sd of the Gaussian that rounds off voxels, along each axis at least so many mm and voxels. A sheet of one voxel keeps
+# its surface (0.6 in its middle), a single voxel (0.6^3) is not drawn.
+SMOOTH_MM, SMOOTH_VOXELS = 1.0, 0.6
 VEIL = 0.45  # how much of the kidney's surface is seen where a tumor or cyst lies behind it
 BACKGROUND_GREY = 24
 AMBIENT = 0.3  # brightness of what turns away from the light
@@ -46,14 +47,18 @@ class Camera(NamedTuple):
     mm_per_px: float
 
 
-def camera_at(shape: tuple[int, ...], spacing_mm: tuple[float, float, float], side_px: int, view: View) -> Camera:
-    """A volume of `shape` fills the picture, whatever is in it: so label maps of one shape are drawn at one scale."""
+def camera_at(shape: tuple[int, ...], spacing_mm: tuple[float, float, float], most_px: int, view: View) -> Camera:
+    """A volume of `shape` fills the picture, whatever is in it: so label maps of one shape are drawn at one scale.
+
+    The picture has at most `most_px` pixels a side, and no more than two for the smallest side of a voxel.
+    """
     axes = np.stack(view.axes)
     high_mm, wide_mm, deep_mm = np.abs(axes) @ (np.array(shape) * spacing_mm) + 4 * SMOOTH_MM  # of the turned box
-    mm_per_px = float(max(high_mm, wide_mm) / side_px)
+    mm_per_px = max(high_mm / most_px, wide_mm / most_px, min(spacing_mm) / 2)
+    side_px = round(max(high_mm, wide_mm) / mm_per_px)
     matrix = axes.T * mm_per_px / np.array(spacing_mm)[:, None]
     middle_px = np.array([(side_px - 1) / 2, (side_px - 1) / 2, deep_mm / mm_per_px / 2])
-    return Camera(matrix, (np.array(shape) - 1) / 2 - matrix @ middle_px, side_px, mm_per_px)
+    return Camera(matrix, (np.array(shape) - 1) / 2 - matrix @ middle_px, side_px, float(mm_per_px))
 
 
 def render(labels: np.ndarray, spacing_mm: tuple[float, float, float], camera: Camera) -> np.ndarray:
@@ -61,10 +66,10 @@ def render(labels: np.ndarray, spacing_mm: tuple[float, float, float], camera: C
 
     A surface is where the smoothed mask is 0.5, as marching cubes would have it.
     """
-    surfaces = [_surface(labels == label, spacing_mm, camera) for label in LAYERS]
+    surfaces = [_surface(labels == LABELS[name], spacing_mm, camera) for name in LABEL_COLORS]  # the kidney first
     depth = np.stack([surface[0] for surface in surfaces])
     color = np.stack(
-        [surface[1][..., None] * np.float32(c) for surface, c in zip(surfaces, LAYERS.values(), strict=True)]
+        [surface[1][..., None] * np.float32(c) for surface, c in zip(surfaces, LABEL_COLORS.values(), strict=True)]
     )
     picture = _picked(color, depth.argmin(axis=0))
     # the kidney is a veil over what lies within or behind it
@@ -86,18 +91,21 @@ def _surface(mask: np.ndarray, spacing_mm: tuple[float, float, float], camera: C
     box = foreground_box(mask)
     if box is None:
         return depth, brightness
-    soft = ndimage.gaussian_filter(mask.astype(np.float32), SMOOTH_MM / np.array(spacing_mm), mode="constant")
+    sd = np.maximum(SMOOTH_MM / np.array(spacing_mm), SMOOTH_VOXELS)
+    around = np.ceil(3 * sd).astype(int)  # the surface lies up to half a voxel outside of the mask
+    padded = np.pad(mask[box], [(n, n) for n in around]).astype(np.float32)
+    soft = ndimage.gaussian_filter(padded, sd)
     low, high = _seen(box, camera)
-    seen = ndimage.affine_transform(
-        soft, camera.matrix, camera.offset + camera.matrix @ low, tuple(high - low), order=1
-    )
+    offset = camera.offset + camera.matrix @ low - [part.start for part in box] + around
+    seen = ndimage.affine_transform(soft, camera.matrix, offset, tuple(high - low), order=1)
     inside = seen > 0.5
     hit = inside.any(axis=2)
     rows, columns = np.nonzero(hit)
     first = inside.argmax(axis=2)[hit]
     outer, inner = seen[rows, columns, np.maximum(first - 1, 0)], seen[rows, columns, first]
     points = np.stack([rows, columns, first - np.clip((inner - 0.5) / np.maximum(inner - outer, 1e-6), 0, 1)])
-    steps = 1.5 * np.eye(3)[:, :, None]
+    # half a voxel: within one the interpolated mask has one slope, and the surface would show facets
+    steps = (1 + max(spacing_mm) / camera.mm_per_px / 2) * np.eye(3)[:, :, None]
     rise = [
         ndimage.map_coordinates(seen, points + step, order=1) - ndimage.map_coordinates(seen, points - step, order=1)
         for step in steps
