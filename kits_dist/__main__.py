@@ -5,7 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
-VERBS = ("phantom", "audit", "prepare", "train", "evaluate", "predict", "report", "doctor")
+VERBS = ("phantom", "audit", "prepare", "train", "evaluate", "postprocess", "predict", "report", "doctor")
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
         runpy.run_module(f"kits_dist.{verb}", run_name="__main__", alter_sys=True)
         return
     asked = verb in ("help", "--help", "-h")
-    lines = [f"  {name:<9} {_first_line(name)}" for name in VERBS]
+    lines = [f"  {name:<11} {_first_line(name)}" for name in VERBS]
     text = "usage: kits-dist VERB key=value ...     kits-dist VERB help\n\n" + "\n".join(lines)
     if not asked:
         text = f"kits-dist: unknown verb {verb!r}.\n{text}"

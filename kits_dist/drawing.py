@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from kits_dist.labels import COLORS, REGIONS
+from kits_dist.labels import COLORS, LABEL_COLORS, REGIONS
 
 
 class Tile(NamedTuple):
@@ -14,6 +14,7 @@ class Tile(NamedTuple):
     expected: np.ndarray  # (H, W) uint8 labels
     predicted: np.ndarray  # (H, W) uint8 labels
     caption: str
+    pixel_mm: tuple[float, float] = (1.0, 1.0)  # (row, column): what is drawn is as high and wide as the patient
 
 
 def panel(tiles: list[Tile], title: str, tile_px: int = 320) -> np.ndarray:
@@ -30,8 +31,40 @@ def panel(tiles: list[Tile], title: str, tile_px: int = 320) -> np.ndarray:
         y = head + row * (tile_px + text + margin)
         pen.text((margin, y), tile.caption, fill=(200, 200, 200))
         for column, labels in enumerate((None, tile.expected, tile.predicted)):
-            picture = outlined(tile.image, labels, tile_px)
+            picture = outlined(tile.image, labels, tile_px, tile.pixel_mm)
             sheet.paste(Image.fromarray(picture), (margin + column * (tile_px + margin), y + text))
+    return np.asarray(sheet)
+
+
+class Pair(NamedTuple):
+    expected: np.ndarray  # (side, side, 3) uint8
+    predicted: np.ndarray
+    caption: str
+    mm_per_px: float
+
+
+def side_by_side(pairs: list[Pair], title: str) -> np.ndarray:
+    """One row a pair of pictures with a bar of 50 mm; returns (H, W, 3) uint8."""
+    margin, head, text = 6, 44, 18
+    side = len(pairs[0].expected)
+    sheet = Image.new("RGB", (2 * (side + margin) + margin, head + len(pairs) * (side + text + margin)), (24, 24, 24))
+    pen = ImageDraw.Draw(sheet)
+    pen.text((margin, 4), title, fill="white")
+    for column, name in enumerate(("expected", "predicted")):
+        pen.text((margin + column * (side + margin), 24), name, fill=(200, 200, 200))
+    _legend(pen, sheet.width - margin, 24, LABEL_COLORS)
+    for row, pair in enumerate(pairs):
+        y = head + row * (side + text + margin)
+        pen.text((margin, y), pair.caption, fill=(200, 200, 200))
+        for column, picture in enumerate((pair.expected, pair.predicted)):
+            x = margin + column * (side + margin)
+            sheet.paste(Image.fromarray(picture), (x, y + text))
+            pen.rectangle((x, y + text, x + side - 1, y + text + side - 1), outline=(60, 60, 60))
+            pen.text((x + 6, y + text + 4), "R", fill=(200, 200, 200))
+            pen.text((x + side - 14, y + text + 4), "L", fill=(200, 200, 200))
+            bar = (x + 10, y + text + side - 12, x + 10 + 50 / pair.mm_per_px, y + text + side - 10)
+            pen.rectangle(bar, fill=(200, 200, 200))
+            pen.text((bar[2] + 6, bar[1] - 6), "50 mm", fill=(200, 200, 200))
     return np.asarray(sheet)
 
 
@@ -67,19 +100,21 @@ def contact_sheet(thumbs: list[Thumb], title: str, columns: int = 10) -> np.ndar
     return np.asarray(sheet)
 
 
-def _legend(pen: ImageDraw.ImageDraw, right: int, top: int) -> None:
-    """Names of the outlines beside their colours, ending at column `right`."""
-    for name in reversed(COLORS):
+def _legend(pen: ImageDraw.ImageDraw, right: int, top: int, colors: dict[str, tuple] = COLORS) -> None:
+    """Names of what is drawn beside their colours, ending at column `right`."""
+    for name in reversed(colors):
         right -= int(pen.textlength(name)) + 22
-        pen.rectangle((right, top + 2, right + 10, top + 12), fill=COLORS[name])
+        pen.rectangle((right, top + 2, right + 10, top + 12), fill=colors[name])
         pen.text((right + 14, top), name, fill=(200, 200, 200))
 
 
-def outlined(image: np.ndarray, labels: np.ndarray | None, side_px: int) -> np.ndarray:
+def outlined(
+    image: np.ndarray, labels: np.ndarray | None, side_px: int, pixel_mm: tuple[float, float] = (1.0, 1.0)
+) -> np.ndarray:
     """(H, W) grey and labels -> (side_px, side_px, 3) uint8, the larger side filling it, regions outlined."""
-    height, width = image.shape
+    height, width = (pixels * mm for pixels, mm in zip(image.shape, pixel_mm, strict=True))
     factor = side_px / max(height, width)
-    size = (round(width * factor), round(height * factor))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
     grey = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
     canvas = np.zeros((side_px, side_px, 3), np.uint8)
     top, left = (side_px - size[1]) // 2, (side_px - size[0]) // 2

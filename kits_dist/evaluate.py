@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from kits_dist import cli, comparison, files, ranks
-from kits_dist.config import Config
+from kits_dist.cleaning import clean, load_rules
 from kits_dist.data.predictions import find_predictions, find_truths, pair
 from kits_dist.data.sources import MARKER, data_kind, find_cases, some
 from kits_dist.data.store import Store, array_path
@@ -26,6 +26,9 @@ from kits_dist.data.volume import write_nifti
 from kits_dist.drawing import Tile, panel, save_png
 from kits_dist.errors import InputError, JobFailed, MissingInput
 from kits_dist.evaluation import Job, Reference, score_job, score_raters
+from kits_dist.figures import draw_cases
+from kits_dist.findings import as_csv, findings
+from kits_dist.held_out import held_out
 from kits_dist.labels import PLAIN, REGIONS, TUMOR, scored_regions
 from kits_dist.metrics import CaseScore
 from kits_dist.parallel import progress_bar, run_all
@@ -38,15 +41,17 @@ WORTH_S = 5  # other processes are started where they save more than they cost
 
 @dataclass(frozen=True)
 class Args:
-    run: str = ""  # folder of a trained run: predict a split in native geometry and score it
+    run: str = ""  # folder of a trained run: predict a split in native geometry and score it; several as [A,B]
     split: Literal["test", "val"] = "test"  # which cases; val chose the checkpoint, so report test
     store: str = ""  # the run's store, where it has moved; with truth= or raters=: score its test cases alone
     predictions: str = ""  # folder of label maps to score (CASE.nii.gz, MONAI's CASE/CASE_seg.nii.gz), any system's
     truth: str = ""  # folder of cases, or of CASE.nii.gz files
-    output: str = ""  # where the tables of predictions=, compare= and raters= go
+    output: str = ""  # where the tables of predictions=, compare=, raters= and of several runs go
     compare: tuple[str, ...] = ()  # two of: run folder, folder with cases.csv, with truth= folder of label maps
     raters: str = ""  # KiTS21 folder with segmentations/: score each annotator against the majority of the others
     reference: Reference = "file"  # file: the case's label map; samples, majority: made of truth=/CASE/segmentations/
+    tta: Literal["none", "flip"] = "none"  # flip: the mean with the mirrored slice's prediction; takes twice as long
+    postprocess: bool = True  # apply the rules that kits_dist.postprocess chose for this run
     regions: tuple[str, ...] = ()  # what predictions= can hold, as [kidney_and_mass]; default: everything
     missing: Literal["error", "zero"] = "error"  # a true case without prediction: refuse, or 0 in every mean
     panel: int = 6  # test slices drawn with contours
@@ -90,35 +95,25 @@ def _evaluate_run(args: Args, group: Ranks) -> None:
     from kits_dist.inference import Predictor  # torch takes seconds, and the processes that score need none
 
     group.take_device()
-    predictor = Predictor(args.run, args.batch_size)
-    config: Config = predictor.config
-    store = Store(args.store, key="store") if args.store else Store(config.data.store, key="store")
-    case_ids = store.splits.test if args.split == "test" else store.splits.select(config.data.fold)[1]
-    if not case_ids:
-        raise InputError(f"split={args.split}: this store has no such cases (it holds {len(store.cases)}).")
-    if store.window != predictor.window:
-        raise InputError(
-            f"the run was trained on HU {list(predictor.window)} but the store {store.path} holds "
-            f"{list(store.window)}. "
-            "Prepare a store with the run's window: window_hu=[...]"
-        )
-    seen = [case for case in case_ids if store.cases[store.row[case]].voxels_sha256 in predictor.trained_on]
-    if seen:
-        raise InputError(
-            f"split={args.split}: the run was trained on {some(seen)}; such a score says nothing about new patients. "
-            "Use split=test with the store that the run was trained on."
-        )
+    predictor = Predictor(args.run, args.batch_size, args.tta)
+    config = predictor.config
+    store, case_ids = held_out(predictor, args.split, args.store)
+    runs = [member.run for member in predictor.members]
+    rules, said = load_rules(runs, predictor.step, args.postprocess)
     truths = {} if args.reference == "file" else _only(case_ids, _case_folders(Path(args.truth), "truth"), args)
-    # another reference is another table, which the report shows beside this one
-    name = args.split if args.reference == "file" else f"{args.split}_{args.reference}"
-    output = Path(args.run) / "evaluation" / name
+    output = _output_of_runs(args, runs)
+    if group.rank == 0:
+        print(said)
+        (output / "summary.json").unlink(missing_ok=True)  # written last: without it the folder is unfinished
     regions = scored_regions(predictor.regions)
-    jobs, tiles = [], []
+    jobs, tiles, found = [], [], []
     for number in progress_bar(f"predict {args.split}", "case", items=group.share(list(range(len(case_ids))))):
         case_id = case_ids[number]
         row = store.row[case_id]
         case = store.cases[row]
-        predicted = predictor.predict_levels(store.image(row), case)
+        predicted = clean(predictor.predict_levels(store.image(row), case), case.spacing_mm, rules)
+        midline = case.body["axial"].center[1]
+        found.append((case_id, findings(predicted, case.spacing_mm, predictor.regions, midline)))
         path = output / "predictions" / f"{case_id}.nii.gz"
         write_nifti(path, predicted, case.geometry)
         if truths:
@@ -129,17 +124,28 @@ def _evaluate_run(args: Args, group: Ranks) -> None:
         if number < args.panel:
             images = np.asarray(store.image(row)), np.asarray(store.label(row)), predicted
             tiles.append((number, _largest_slice(*images, case_id, store.window.levels)))
-    tiles = group.gather(tiles)
+    tiles, found = group.gather(tiles), group.gather(found)
     scores = _score(score_job, jobs, group, args.workers)
-    if scores is None or tiles is None:
+    if scores is None or tiles is None or found is None:
         return
     summary = summarize(scores, store.meta["data"], args.split)
     summary |= {"reference": args.reference, "step": predictor.step, "store_sha256": store.fingerprint()}
+    summary |= {"tta": args.tta, "postprocess": rules.active}
     summary["tuned"] = {"checkpoint": f"by {config.optim.best_by} of the validation cases of fold {config.data.fold}"}
+    files.write_bytes(output / "findings.csv", as_csv(dict(sorted(found))).encode())
     write_tables(output, scores, summary)
+    draw_cases(output, store, predictor.regions)
     drawn = [tile for _, tile in sorted(tiles, key=lambda pair: pair[0])]
     save_png(output / "panel.png", panel(drawn, f"data: {summary['data']}   split: {args.split}"))
     _print(summary, output)
+
+
+def _output_of_runs(args: Args, runs: list[Path]) -> Path:
+    if len(runs) > 1 and not args.output:
+        raise InputError(f"run={args.run} names several runs: say with output=DIR where their common scores go.")
+    # another reference is another table, which the report shows beside this one
+    name = args.split if args.reference == "file" else f"{args.split}_{args.reference}"
+    return Path(args.output) if args.output else runs[0] / "evaluation" / name
 
 
 def _largest_slice(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, case_id: str, levels: int) -> Tile:

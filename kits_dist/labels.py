@@ -3,6 +3,8 @@
 Source: the challenge's hierarchical evaluation classes, kits23/configuration/labels.py (neheller/kits23).
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 BACKGROUND, KIDNEY, TUMOR, CYST = 0, 1, 2, 3
@@ -26,8 +28,10 @@ TOLERANCES_MM = {
 
 # RGB, from the Okabe-Ito palette, which stays apart for colour-blind readers.
 COLORS = {"kidney_and_mass": (0, 158, 115), "mass": (240, 228, 66), "tumor": (213, 94, 0)}
+# By plain label, for surfaces.
+LABEL_COLORS = {"kidney": COLORS["kidney_and_mass"], "cyst": COLORS["mass"], "tumor": COLORS["tumor"]}
 
-_PAINT = {"kidney_and_mass": KIDNEY, "mass": CYST, "tumor": TUMOR}  # painted in the order of REGIONS
+PAINT = {"kidney_and_mass": KIDNEY, "mass": CYST, "tumor": TUMOR}  # painted in the order of REGIONS
 
 
 def scored_regions(regions: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -39,6 +43,11 @@ def scored_regions(regions: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     if {"mass", "tumor"} <= have:
         scored["cyst"] = PLAIN["cyst"]
     return scored
+
+
+def hardest(regions: Iterable[str]) -> str:
+    """The innermost of them, by which cases are ranked."""
+    return [name for name in REGIONS if name in set(regions)][-1]
 
 
 def regions_to_labels(inside: np.ndarray, regions: tuple[str, ...]) -> np.ndarray:
@@ -53,5 +62,5 @@ def regions_to_labels(inside: np.ndarray, regions: tuple[str, ...]) -> np.ndarra
     within = inside[regions.index("kidney_and_mass")] if "kidney_and_mass" in regions else True
     for name in REGIONS:
         if name in regions:
-            labels[inside[regions.index(name)] & within] = _PAINT[name]
+            labels[inside[regions.index(name)] & within] = PAINT[name]
     return labels

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import NamedTuple, TypeVar
 
 from kits_dist import launcher
+from kits_dist.errors import InputError
 from kits_dist.parallel import cores
 
 Item = TypeVar("Item")
@@ -49,17 +50,25 @@ class Ranks(NamedTuple):
         return None if everyone is None else [item for part in everyone for item in part]
 
 
+def launched() -> Ranks:
+    """This process as the launcher's environment names it. Raises InputError for an environment that is not whole."""
+    number = launcher.whole_number
+    world = number("WORLD_SIZE", 1)
+    ranks = Ranks(number("RANK", 0), world, number("LOCAL_RANK", 0), number("LOCAL_WORLD_SIZE", world))
+    if ranks.rank >= world:
+        raise InputError(f"RANK={ranks.rank} and WORLD_SIZE={world} in the environment contradict each other.")
+    return ranks
+
+
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """Join the other processes of the launch, if there are any (gloo: CPUs alone are needed).
 
     Raises InputError when the launcher was asked for another number of processes than it started.
     """
-    number = launcher.whole_number
-    world = number("WORLD_SIZE", 1)
-    ranks = Ranks(number("RANK", 0), world, number("LOCAL_RANK", 0), number("LOCAL_WORLD_SIZE", world))
-    launcher.refuse_other_world_size(launcher.asked(), world, world)
-    if world == 1:
+    ranks = launched()
+    launcher.refuse_other_world_size(launcher.asked(), ranks.world, ranks.world)
+    if ranks.world == 1:
         yield ranks
         return
     import torch.distributed

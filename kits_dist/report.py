@@ -5,16 +5,16 @@ Dice tables, worst cases, contours, curves, machine and configuration; it says w
 
 import base64
 import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader, UndefinedError, select_autoescape
 
 from kits_dist import cli, files
 from kits_dist.cli import MISSING
 from kits_dist.errors import InputError, MissingInput
+from kits_dist.labels import hardest
 from kits_dist.tracking import log_lines
 
 WORST = 5
@@ -32,43 +32,67 @@ class Chart(NamedTuple):
     caption: str
 
 
+class Figure(NamedTuple):
+    title: str
+    png: str  # base64
+
+
+FIGURES = {
+    "contours.png": "Worst, median and best case: expected and predicted contours",
+    "surfaces.png": "The same cases in three dimensions: kidney, tumor, cyst",
+    "panel.png": "Slices of the first cases",
+}
+
+
 def main(args: Args) -> None:
     run = Path(args.run)
     if not (run / "config.yaml").is_file():
         raise MissingInput(f"run={run}: no config.yaml there; name the folder that kits_dist.train made.")
-    evaluations, worst, panels = {}, {}, {}
+    evaluations, worst, figures = {}, {}, {}
     for path in sorted(run.glob("evaluation/*/summary.json")):
         split = path.parent.name
-        evaluations[split] = _json(path)
+        evaluations[split] = files.read_json(path)
         try:
             worst[split] = _worst(path.parent / "cases.csv", list(evaluations[split]["regions"]))
         except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
             raise InputError(
                 f"{path.parent}: damaged tables ({type(error).__name__}: {error}). Run evaluate again."
             ) from error
-        panel = path.parent / "panel.png"
-        panels[split] = base64.b64encode(panel.read_bytes()).decode() if args.images and panel.is_file() else ""
-    environment = _json(run / "environment.json")
+        figures[split] = _figures(path.parent) if args.images else []
+    environment = files.read_json(run / "environment.json")
     page = Environment(
         loader=PackageLoader("kits_dist", "."), autoescape=select_autoescape(default=True, default_for_string=True)
     )
-    text = page.get_template("report.html.j2").render(
-        name=f"{run.resolve().parent.name}/{run.name}",
-        data=environment.get("data", "unknown"),
-        evaluations=evaluations,
-        worst=worst,
-        panels=panels,
-        charts=_charts(run / "log.jsonl"),
-        environment=environment,
-        config=(run / "config.yaml").read_text(encoding="utf-8", errors="replace"),
-    )
+    try:
+        text = page.get_template("report.html.j2").render(
+            name=f"{run.resolve().parent.name}/{run.name}",
+            data=environment.get("data", "unknown"),
+            evaluations=evaluations,
+            worst=worst,
+            figures=figures,
+            pictures=any(figures.values()),
+            rules=files.read_json(run / "postprocess.json") if (run / "postprocess.json").is_file() else {},
+            charts=_charts(run / "log.jsonl"),
+            environment=environment,
+            config=(run / "config.yaml").read_text(encoding="utf-8", errors="replace"),
+        )
+    except (TypeError, UndefinedError) as error:
+        raise InputError(
+            f"{run}: damaged tables ({error}). Run evaluate again, and postprocess where it was run."
+        ) from error
     files.write_bytes(run / "report.html", text.encode())
     print(f"report: {run / 'report.html'}")
 
 
+def _figures(evaluation: Path) -> list[Figure]:
+    """The pictures that evaluate left, in order."""
+    found = {title: evaluation / name for name, title in FIGURES.items() if (evaluation / name).is_file()}
+    return [Figure(title, base64.b64encode(path.read_bytes()).decode()) for title, path in found.items()]
+
+
 def _worst(path: Path, regions: list[str]) -> dict:
     """The cases with the lowest Dice of the hardest region that the run predicts."""
-    region = next((name for name in ("tumor", "mass", "kidney_and_mass") if name in regions), regions[0])
+    region = hardest(regions)
     with open(path, encoding="utf-8") as file:
         rows = [
             {"case": row["case"]} | {key: float(row[f"{region}_{key}"]) for key in ("dice", "truth_ml", "predicted_ml")}
@@ -121,16 +145,6 @@ def line_chart(curves: dict[str, list[tuple[float, float]]], width: int = 440, h
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
         parts.append(f'<text x="{left_px + 8 + 120 * number}" y="18" fill="{color}">{name}</text>')
     return "".join([*parts, "</svg>"])
-
-
-def _json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not an object")
-        return content
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}).") from error
 
 
 if __name__ == "__main__":

@@ -136,14 +136,14 @@ def test_what_predict_takes(trained, raw, tmp_path):
     folder, _ = trained
     one_case = raw / "case_00003"
     predict.main(predict.Args(run=str(folder), input=str(one_case), output=str(tmp_path / "a")))
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["case_00003.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["case_00003.json", "case_00003.nii.gz"]
     scans = tmp_path / "scans"
     scans.mkdir()
     shutil.copy(one_case / "imaging.nii.gz", scans / "good.nii.gz")
     (scans / "bad.nii.gz").write_bytes(b"")
     with pytest.raises(JobFailed, match="1 of 2 scans could not be read: bad"):
         predict.main(predict.Args(run=str(folder), input=str(scans), output=str(tmp_path / "b")))
-    assert [p.name for p in (tmp_path / "b").iterdir()] == ["good.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["good.json", "good.nii.gz"]
     for wrong, words in ((tmp_path / "nowhere", "no such file or folder"), (scans / "bad.nii.gz", "the file is empty")):
         with pytest.raises(InputError, match=words):
             predict.main(predict.Args(run=str(folder), input=str(wrong), output=str(tmp_path / "c")))
@@ -299,7 +299,9 @@ def test_a_wrong_argument_under_the_launcher_is_said_once():
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
-@pytest.mark.parametrize("program", ["phantom", "audit", "prepare", "train", "evaluate", "predict", "report", "doctor"])
+@pytest.mark.parametrize(
+    "program", ["phantom", "audit", "prepare", "train", "evaluate", "postprocess", "predict", "report", "doctor"]
+)
 def test_every_program_answers_help(program):
     import runpy
     from unittest import mock

@@ -332,7 +332,7 @@ def test_a_ct_painted_onto_a_real_512x796_annotation(tmp_path, monkeypatch, data
     seer = Predictor(run, batch_size=8)
     framing = augment.Framing(seer.config.data.size_px, seer.config.data.pixel_mm)
     matrix = augment.centred(framing, [seer.case_of(seer.window.to_levels(ct.array), ct).view("axial")]).matrix[0]
-    seer.model = Seer(truth.array, matrix, framing.size_px)
+    seer.members[0].model = Seer(truth.array, matrix, framing.size_px)
     found = seer.predict(ct)
     write_nifti(tmp_path / "out" / "case_00160.nii.gz", found, ct.geometry)
     (row,) = scored(tmp_path / "out", tmp_path / "raw", tmp_path / "scores")

@@ -12,19 +12,22 @@ import kits_dist
 ROOT = Path(kits_dist.__file__).parent
 FLOORS = {
     "ground": {
-        *("errors", "cli", "config", "labels", "batch", "files", "parallel", "launcher", "ranks", "process_group"),
-        *("runtime", "signals"),
+        *("errors", "cli", "config", "labels", "batch", "files", "parallel", "pipeline", "pieces", "launcher", "ranks"),
+        *("process_group", "runtime", "signals"),
     },
     "parts": {
         *("losses", "metrics", "surfaces", "lesions", "bootstrap", "schedule", "averaging", "checkpoint", "tracking"),
-        *("profiling", "gpu_monitor", "drawing", "machine", "data.*", "models.*"),
+        *("profiling", "gpu_monitor", "drawing", "rendering", "cleaning", "findings", "machine", "data.*", "models.*"),
     },
     "builders": {"data", "models"},  # their __init__: names in the configuration -> a loader, a network
     "assembly": {
         *("scoring", "learner", "loss_watch", "inference", "run_folder"),
-        *("evaluation", "summary", "tables", "comparison"),
+        *("held_out", "evaluation", "summary", "tables", "figures", "comparison"),
     },
-    "programs": {"phantom", "audit", "prepare", "train", "evaluate", "predict", "report", "doctor", "__main__"},
+    "programs": {
+        *("phantom", "audit", "prepare", "train", "evaluate", "postprocess", "predict", "report", "doctor"),
+        "__main__",
+    },
 }
 ORDER = list(FLOORS)
 

@@ -50,6 +50,51 @@ def test_images_may_be_left_out(run):
     assert "data:image/png" not in (run / "report.html").read_text()
 
 
+def test_it_says_whether_it_holds_patient_images(run):
+    about = run / "environment.json"
+    about.write_text(about.read_text().replace("phantom", "kits"))
+    report.main(report.Args(run=str(run)))
+    assert "<b>contains patient images</b> (images=false leaves them out)" in (run / "report.html").read_text()
+    report.main(report.Args(run=str(run), images=False))
+    page = (run / "report.html").read_text()
+    assert "contains no patient images" in page and "data:image/png" not in page
+
+
+def test_all_pictures_of_an_evaluation_are_in_the_page_in_order(run):
+    for name in ("surfaces", "contours"):
+        save_png(run / "evaluation" / "test" / f"{name}.png", np.full((8, 8, 3), len(name), np.uint8))
+    report.main(report.Args(run=str(run)))
+    page = (run / "report.html").read_text()
+    titles = ["Worst, median and best case", "The same cases in three dimensions", "Slices of the first cases"]
+    assert page.count("data:image/png;base64,") == 3
+    places = [page.index(f"{title}") for title in titles]
+    assert places == sorted(places)
+
+
+def test_rules_that_were_chosen_are_shown_with_their_gain(run):
+    row = {"rule": "min_tumor_ml", "value": 0.5, "dice": 0.61, "gain": 0.02}
+    about = {
+        "rules": {"min_tumor_ml": 0.5},
+        "step": 7,
+        "val": {"cases": 6, "before": 0.59, "after": 0.61},
+        "alone": [row, row | {"rule": "two_kidneys", "value": True, "gain": -0.01}],
+        "test": {"cases": 5, "before": 0.5, "after": 0.49},
+    }
+    (run / "postprocess.json").write_text(json.dumps(about))
+    summary = run / "evaluation" / "test" / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"tta": "flip", "postprocess": about["rules"]}))
+    report.main(report.Args(run=str(run)))
+    page = (run / "report.html").read_text()
+    assert "chosen on val (6 cases, weights of step 7)" in page
+    assert "min_tumor_ml=0.5</td><td>0.6100</td><td>+0.0200" in page
+    assert "two_kidneys</td><td>0.6100</td><td>-0.0100" in page
+    assert "test 0.5000 to 0.4900, looked at after the choice" in page
+    assert "Predicted with tta=flip" in page and "After post-processing chosen on val:" in page
+    (run / "postprocess.json").write_text(json.dumps(about | {"alone": [{"rule": "x"}]}))
+    with pytest.raises(InputError, match="damaged tables .*Run evaluate again, and postprocess"):
+        report.main(report.Args(run=str(run)))
+
+
 def test_a_run_without_evaluation_says_how(run):
     (run / "evaluation" / "test" / "summary.json").unlink()
     report.main(report.Args(run=str(run)))

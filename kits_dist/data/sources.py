@@ -76,15 +76,16 @@ def find_all(source: str, labels: LabelChoice = "majority") -> Source:
     )
 
 
-def folders_of(source: str) -> list[Path]:
-    """`A` or `[A,B]` of a command line. A folder may be called anything, so a list is read only where no folder is."""
+def folders_of(source: str, key: str = "source") -> list[Path]:
+    """`A` or `[A,B]` of a command line, the value of `key`. A folder may be called anything, so a list is read only
+    where no folder is."""
     if Path(source).is_dir() or not (source.startswith("[") and source.endswith("]")):
         if "," in source and not Path(source).is_dir():
-            raise MissingInput(f"source={source}: no such folder. Several are written source=[A,B]")
+            raise MissingInput(f"{key}={source}: no such folder. Several are written {key}=[A,B]")
         return [Path(source)]
     names = [name.strip(" \"'") for name in source[1:-1].split(",")]
     if not all(names):
-        raise InputError(f"source={source} names an empty folder. Several are written source=[A,B]")
+        raise InputError(f"{key}={source} names an empty folder. Several are written {key}=[A,B]")
     return [Path(name) for name in names]
 
 

@@ -6,6 +6,7 @@ contradicts itself, is refused: programs differ in what they guess (`_affine` sa
 """
 
 import gzip
+import io
 import itertools
 import math
 import zlib
@@ -80,7 +81,7 @@ def read_image(path: Path) -> Volume:
         whole = True
     fits = -(2**15) <= array.min() and array.max() < 2**15
     array = array.astype(np.int16 if whole and fits else np.float32, copy=False)
-    return Volume(_to_canonical(array, geometry), geometry)
+    return Volume(to_canonical(array, geometry), geometry)
 
 
 def read_labels(path: Path) -> Volume:
@@ -108,15 +109,27 @@ def to_native(array: np.ndarray, geometry: Geometry) -> np.ndarray:
     return np.ascontiguousarray(stored)
 
 
-def write_nifti(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    """(D, H, W) -> .nii.gz on the grid of `geometry`, in one step. Nothing but voxels and geometry is written."""
-    image = nib.Nifti1Image(to_native(array, geometry), geometry.affine)
-    image.header.set_xyzt_units("mm")
-    image.set_qform(geometry.affine, code=1)
-    image.set_sform(geometry.affine, code=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_nifti(path: Path, array: np.ndarray, geometry: Geometry, slope: float = 1.0) -> None:
+    """(D, H, W) -> .nii.gz on the grid of `geometry`, in one step. Nothing but voxels and geometry is written.
+
+    slope   what a reader multiplies the stored values by (scl_slope)
+    """
+    native = to_native(array, geometry)
+    header = nib.Nifti1Header()
+    header.set_data_shape(native.shape)
+    header.set_data_dtype(native.dtype)
+    header.set_xyzt_units("mm")
+    header.set_qform(geometry.affine, code=1)
+    header.set_sform(geometry.affine, code=1)
+    header["vox_offset"], header["scl_slope"], header["scl_inter"] = 352, slope, 0
+    packed = io.BytesIO()
     # Level 1: labels shrink 200-fold at any level, CT noise at none. mtime=0: the same voxels are the same bytes.
-    files.write_bytes(path, gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
+    with gzip.GzipFile("", "wb", compresslevel=1, fileobj=packed, mtime=0) as stream:
+        stream.write(header.binaryblock + bytes(4))
+        for k in range(native.shape[2]):  # the first axis runs fastest; one plane at a time, for memory's sake
+            stream.write(native[:, :, k].tobytes(order="F"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(path, packed.getvalue())
 
 
 def kits_geometry(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> Geometry:
@@ -277,8 +290,8 @@ def _scaled(path: Path, array: np.ndarray, header: nib.Nifti1Header) -> np.ndarr
         return (array * np.float64(slope) + inter).astype(np.float32)
 
 
-def _to_canonical(array: np.ndarray, geometry: Geometry) -> np.ndarray:
-    # A copy even where nothing turns: the file's own bytes are read-only.
+def to_canonical(array: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """As stored -> (D, H, W); a copy even where nothing turns: the file's own bytes are read-only."""
     return np.array(_turned(array, geometry), order="C")
 
 

@@ -1,0 +1,164 @@
+"""Choose on `val` which rules of anatomy mend a run's predictions: `python -m kits_dist.postprocess run=RUN_DIR`.
+
+Each rule is tried alone; then the one that adds most to the mean Dice is kept, and so on until none adds `min_gain`.
+The choice is stored in RUN_DIR/postprocess.json, which `predict` and `evaluate` apply. `test` has no say: it is looked
+at afterwards, and only if evaluation/test is there.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from kits_dist import cli, files
+from kits_dist.cleaning import FILE, Rules, candidates, clean
+from kits_dist.cli import MISSING
+from kits_dist.data.store import Store
+from kits_dist.data.volume import read_labels
+from kits_dist.errors import InputError
+from kits_dist.held_out import Split, held_out
+from kits_dist.inference import Predictor
+from kits_dist.labels import REGIONS
+from kits_dist.metrics import dice, volume_counts
+from kits_dist.parallel import progress_bar
+from kits_dist.pieces import foreground_box
+
+
+@dataclass(frozen=True)
+class Args:
+    run: str = MISSING  # folder of a trained run
+    store: str = ""  # the run's store, where it has moved
+    min_gain: float = 0.001  # mean Dice over cases and regions that a rule must add to be kept
+    batch_size: int = 16  # slices at once
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_gain < 1:
+            raise InputError(f"min_gain={self.min_gain}: use 0 or more, below 1.")
+
+
+class Pair(NamedTuple):
+    """One case, cut to where prediction or truth is not background."""
+
+    predicted: np.ndarray  # (d, h, w) uint8, as the network painted it
+    truth: np.ndarray
+    spacing_mm: tuple[float, float, float]
+
+
+class Choice(NamedTuple):
+    rules: Rules
+    before: float  # mean Dice over cases and regions
+    after: float
+    alone: list[dict]  # {rule, value, dice, gain} of each rule by itself
+    steps: list[dict]  # of the rules that were kept, in the order of keeping
+
+
+def main(args: Args) -> None:
+    if not Path(args.run).is_dir():
+        raise InputError(f"run={args.run}: no such folder. Rules are chosen for one run.")
+    predictor = Predictor(args.run, args.batch_size)
+    regions = predictor.regions
+    store, case_ids = held_out(predictor, "val", args.store)
+    choice = choose(_pairs(args, predictor, store, case_ids, "val"), regions, args.min_gain)
+    _print(choice, f"val, {len(case_ids)} cases, data: {store.meta['data']}")
+    about = {
+        "rules": choice.rules.active,
+        "step": predictor.step,
+        "regions": list(regions),
+        "data": store.meta["data"],
+        "store_sha256": store.fingerprint(),
+        "val": {"cases": len(case_ids), "before": choice.before, "after": choice.after},
+        "kept": choice.steps,
+        "alone": choice.alone,
+    }
+    path = Path(args.run) / FILE
+    files.write_json(path, about)  # before anything of `test` is read
+    print(f"chosen: {choice.rules}; stored in {path}")
+    if (Path(args.run) / "evaluation" / "test" / "summary.json").is_file():
+        store, case_ids = held_out(predictor, "test", args.store)
+        pairs = _pairs(args, predictor, store, case_ids, "test")
+        before, after = (mean_dice(pairs, regions, rules) for rules in (Rules(), choice.rules))
+        print(f"effect on test ({len(case_ids)} cases): mean Dice {before:.4f} -> {after:.4f} ({after - before:+.4f})")
+        files.write_json(path, about | {"test": {"cases": len(case_ids), "before": before, "after": after}})
+
+
+def choose(pairs: list[Pair], regions: tuple[str, ...], min_gain: float) -> Choice:
+    """The greedy combination for a model of `regions`."""
+    tried = candidates(regions)
+    before = best = mean_dice(pairs, regions, Rules())
+    rules, alone, steps = Rules(), [], []
+    while tried:
+        with progress_bar(f"rules beside {rules}", "rule", items=tried) as bar:
+            found = [(mean_dice(pairs, regions, replace(rules, **{rule: value})), rule, value) for rule, value in bar]
+        if not steps and not alone:
+            alone = [_row(rule, value, score, before) for score, rule, value in found]
+        score, rule, value = max(found, key=lambda one: one[0])  # the first of equals: the mildest value
+        if score - best < max(min_gain, 1e-9):
+            break
+        steps.append(_row(rule, value, score, best))
+        rules, best = replace(rules, **{rule: value}), score
+        tried = [one for one in tried if one[0] != rule]
+    return Choice(rules, before, best, alone, steps)
+
+
+def mean_dice(pairs: list[Pair], regions: tuple[str, ...], rules: Rules) -> float:
+    """Volume Dice after `rules`, mean over cases and regions."""
+    wanted = {name: REGIONS[name] for name in regions}
+    values = []
+    for pair in pairs:
+        counts = volume_counts(clean(pair.predicted, pair.spacing_mm, rules), pair.truth, wanted)
+        values.append(dice(np.stack(list(counts.values()))))
+    return float(np.mean(values))
+
+
+def _row(rule: str, value: bool | float, score: float, before: float) -> dict:
+    return {"rule": rule, "value": value, "dice": score, "gain": score - before}
+
+
+def _pairs(args: Args, predictor: Predictor, store: Store, case_ids: list[str], split: Split) -> list[Pair]:
+    """Of all cases at once: cut to their boxes they are a few MB each."""
+    painted = _painted(args, predictor, store, case_ids, split)
+    pairs = []
+    for case_id, predicted in zip(case_ids, painted, strict=True):
+        row = store.row[case_id]
+        truth = np.asarray(store.label(row))
+        box = foreground_box(predicted | truth) or (slice(0, 1),) * 3
+        pairs.append(Pair(predicted[box].copy(), truth[box].copy(), store.cases[row].spacing_mm))
+    return pairs
+
+
+def _painted(args: Args, predictor: Predictor, store: Store, case_ids: list[str], split: Split) -> Iterator[np.ndarray]:
+    """Label maps as the network painted them: evaluate's, where it left them so, else predicted again."""
+    folder = Path(args.run) / "evaluation" / split
+    if _is_raw(folder, predictor, store):
+        print(f"{split}: label maps of {folder / 'predictions'}")
+        for case_id in case_ids:
+            yield read_labels(folder / "predictions" / f"{case_id}.nii.gz").array
+        return
+    for case_id in progress_bar(f"predict {split}", "case", items=case_ids):
+        row = store.row[case_id]
+        yield predictor.predict_levels(store.image(row), store.cases[row])
+
+
+def _is_raw(folder: Path, predictor: Predictor, store: Store) -> bool:
+    """Whether evaluate has written, for these very weights and cases, what the network alone says."""
+    try:
+        summary = files.read_json(folder / "summary.json")
+    except InputError:
+        return False
+    wanted = {"step": predictor.step, "store_sha256": store.fingerprint(), "tta": "none", "postprocess": {}}
+    return all(summary.get(key) == value for key, value in wanted.items())
+
+
+def _print(choice: Choice, title: str) -> None:
+    print(f"{title}: mean Dice {choice.before:.4f} without rules\n{'rule alone':<22} {'Dice':>7} {'gain':>8}")
+    for row in choice.alone:
+        name = str(Rules(**{row["rule"]: row["value"]}))
+        print(f"{name:<22} {row['dice']:>7.4f} {row['gain']:>+8.4f}")
+    for row in choice.steps:
+        print(f"kept {Rules(**{row['rule']: row['value']})}: {row['dice']:.4f} ({row['gain']:+.4f})")
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)
