@@ -76,6 +76,7 @@ def main(args: Args) -> None:
             print(f"{len(scans)} scans; {about}; research use only")
             for note in (*notes, *_tta_notes(predictor), said):
                 print(f"note     {note}")
+        files.make_folder(Path(args.output), "output")
         done = _predict(args, predictor, rules, scans, group)
         everyone = group.gathered(done)
     if group.ranks.rank == 0:
