@@ -38,6 +38,14 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
+def make_folder(folder: Path, key: str) -> None:
+    """`folder`, the value of `key`, where results will be written. Raises InputError when it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{key}={folder} cannot be made ({error.strerror}). Name another folder.") from error
+
+
 def read_json(path: Path) -> dict:
     """Raises InputError naming `path` when it is not there, not readable or holds no object."""
     try:

@@ -121,7 +121,10 @@ class Predictor:
         """
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1.")
-        self.members = [RunModel(folder, batch_size, tta) for folder in folders_of(str(run), "run")]
+        folders = folders_of(str(run), "run")
+        if len({folder.resolve() for folder in folders}) < len(folders):
+            raise InputError(f"run={run} names a run twice; it would count twice. Name each once.")
+        self.members = [RunModel(folder, batch_size, tta) for folder in folders]
         self.model: RegionModel = self.members[0] if len(self.members) == 1 else _averaged(self.members)
         self.regions, self.tta = self.model.regions, tta
         first = self.members[0]

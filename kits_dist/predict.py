@@ -75,6 +75,7 @@ def main(args: Args) -> None:
             print(f"{len(scans)} scans; {about}; research use only")
             for note in (*notes, *_tta_notes(predictor), said):
                 print(f"note     {note}")
+        files.make_folder(Path(args.output), "output")
         everyone = group.gather([_predict(args, predictor, rules, scans, group)])
     if everyone is not None:
         _conclude(args, scans, everyone)

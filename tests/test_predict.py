@@ -108,7 +108,11 @@ def test_runs_that_do_not_fit_are_refused_naming_both(tmp_path, monkeypatch):
         InputError, match=r"c was trained on HU \[-100, 300\], but .*d was trained on HU \[0.0, 200.0\]"
     ):
         Predictor(f"[{c},{d}]")
-    for wrong, words in ((f"{a},{b}", r"Several are written run=\[A,B\]"), (f"[{a},]", "names an empty folder")):
+    for wrong, words in (
+        (f"{a},{b}", r"Several are written run=\[A,B\]"),
+        (f"[{a},]", "names an empty folder"),
+        (f"[{a},{a}]", "names a run twice"),
+    ):
         with pytest.raises(InputError, match=words):
             Predictor(wrong)
 
@@ -212,6 +216,7 @@ def test_places_that_cannot_be_written_to_are_refused_before_anything_is_predict
     for output, more, words in (
         (scans, {}, "would overwrite the CT .*a.nii.gz"),
         (tmp_path / "file", {}, "output=.*file is a file. Name a folder"),
+        (tmp_path / "file" / "below", {}, "output=.*below cannot be made .Not a directory.. Name another folder"),
         (tmp_path / "out", {"probabilities": True}, "two files would be called a_tumor.nii.gz"),
     ):
         with pytest.raises(InputError, match=words):
