@@ -33,7 +33,7 @@ ORDER = {
     "time_to_dice": [],
     "nnunet": [],
 }
-WITH_PEERS = {"loader", "end_to_end", "prepare"}
+WITH_PEERS = {"loader", "end_to_end", "prepare", "time_to_dice"}
 WITH_STORE = {"feed", "loader", "end_to_end", "agreement", "time_to_dice"}
 LIMIT_S = 1800.0
 
@@ -75,13 +75,14 @@ class Everything(Runner):
         self.lines: list[Line] = []
 
     def tasks(self) -> list[Task]:
-        names = self.args.only or [name for name in ORDER if find_spec(f"benchmarks.{name}")]
+        there = [name for name in ORDER if find_spec(f"benchmarks.{name}") and (self.args.peers or name != "nnunet")]
+        names = self.args.only or there
         return [Task(name, self._words(name), LIMIT_S, after=self._keep) for name in names]
 
     def _words(self, name: str) -> list[str]:
         words = [f"benchmarks.{name}", f"out={self.work / 'lines'}"]
         words += ["quick=true"] if self.args.quick else ORDER[name]
-        words += ["peers=true"] if self.args.peers and name in WITH_PEERS else []
+        words += [f"peers={str(self.args.peers).lower()}"] if name in WITH_PEERS else []
         return words + ([f"store={self.args.store}"] if self.args.store and name in WITH_STORE else [])
 
     def _keep(self) -> None:

@@ -49,9 +49,7 @@ OURS = {"dali": ("dali", "mmap"), "dali_resident": ("dali", "gpu"), "opencv": ("
 
 @dataclass(frozen=True)
 class Args:
-    store: str = (
-        ""  # folder written by kits_dist.prepare; empty: phantoms, 24 of 32x512x512 on a GPU, else 10 of 24x128x128
-    )
+    store: str = ""  # a store of kits_dist.prepare; empty: phantoms, 24 of 32x512x512 on a GPU, else 10 of 24x128x128
     size_px: tuple[int, int] = (0, 0)  # (height, width) of the images; 0x0: 512x512 on a GPU, 128x128 without
     batch_size: int = 0  # images a step; 0: 128 on a GPU, 8 without
     arch: str = ""  # as model.arch; empty: unet with a ResNet34 encoder on a GPU, simple_unet of width 12 without

@@ -46,9 +46,7 @@ CPU_BATCH = 16  # for all ways on the CPU: a batch of 128 at 512x512 takes DALI'
 
 @dataclass(frozen=True)
 class Args:
-    store: str = (
-        ""  # folder written by kits_dist.prepare; empty: phantoms, of 256x256 where that holds size_px, else 512x512
-    )
+    store: str = ""  # a store of kits_dist.prepare; empty: phantoms of 256x256, or 512x512 where size_px is larger
     size_px: tuple[int, int] = (0, 0)  # (height, width) of the images; 0x0: 512x512 on a GPU, 256x256 without
     batch_size: int = 0  # images a batch; 0: 128 on a GPU. CPU ways take 16 at most, their pace is the same
     devices: tuple[str, ...] = ()  # cpu, cuda or both; empty: all that this machine has

@@ -26,9 +26,7 @@ LESS = Ceiling("none", None, "seconds to a score: less is better")
 
 @dataclass(frozen=True)
 class Args:
-    store: str = (
-        ""  # folder written by kits_dist.prepare; empty: phantoms, 40 of 32x256x256 on a GPU, else 24 of 16x96x96
-    )
+    store: str = ""  # a store of kits_dist.prepare; empty: phantoms, 40 of 32x256x256 on a GPU, else 24 of 16x96x96
     size_px: tuple[int, int] = (0, 0)  # (height, width) of the images; 0x0: 256x256 on a GPU, 96x96 without
     batch_size: int = 0  # images a step; 0: 32 on a GPU, 8 without
     arch: str = ""  # as model.arch; empty: unet with a ResNet34 encoder on a GPU, simple_unet of width 8 without
