@@ -55,7 +55,6 @@ class Predicted(NamedTuple):
 class Summary(NamedTuple):
     """What one process has done."""
 
-    scans: int
     slices: int
     failed: list[str]
     network_s: float
@@ -114,7 +113,7 @@ def _predict(args: Args, predictor: Predictor, rules: Rules, scans: list[Scan], 
             else:
                 slices += result
             bar.update()
-    return Summary(len(mine), slices, failed, predictor.network_s, time.perf_counter() - began)
+    return Summary(slices, failed, predictor.network_s, time.perf_counter() - began)
 
 
 def _write(output: Path, predicted: Predicted, predictor: Predictor, rules: Rules) -> int:
@@ -161,7 +160,7 @@ def _refuse_overwriting(args: Args, scans: list[Scan]) -> None:
     inputs = {scan.source.resolve() for scan in scans if isinstance(scan.source, Path)}
     if over := [path for path in targets if path.resolve() in inputs]:
         raise InputError(f"output={output} would overwrite the CT {over[0]}. Name another folder.")
-    if Path(args.input).is_dir() and output.resolve() == Path(args.input).resolve():
+    if Path(args.input).is_dir() and output.resolve() in {scan.root.resolve() for scan in scans}:
         raise InputError(f"output={output} is the input folder; next time labels would pass for CTs. Name another.")
     if len(set(targets)) < len(targets):
         twice = next(path for k, path in enumerate(targets) if path in targets[:k])

@@ -75,3 +75,17 @@ def test_leftovers_of_killed_writers_are_swept_and_those_of_living_ones_kept(tmp
     (tmp_path / "case").mkdir()
     with files.exclusive(tmp_path, "store"):
         assert sorted(p.name for p in tmp_path.iterdir()) == [f".case.{os.getpid()}.part", ".lock", "case"]
+
+
+def test_json_that_is_no_object_and_folders_that_cannot_be_made_are_refused(tmp_path):
+    files.write_json(tmp_path / "a.json", {"a": 1})
+    assert files.read_json(tmp_path / "a.json") == {"a": 1}
+    for name, content in (("b.json", "[]"), ("c.json", "{"), ("none.json", None)):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+        with pytest.raises(InputError, match=f"{name}: cannot be read"):
+            files.read_json(tmp_path / name)
+    files.make_folder(tmp_path / "x" / "y", "output")
+    assert (tmp_path / "x" / "y").is_dir()
+    with pytest.raises(InputError, match="output=.*b.json cannot be made .File exists.. Name another folder"):
+        files.make_folder(tmp_path / "b.json", "output")

@@ -15,7 +15,7 @@ from torch import nn
 from kits_dist import checkpoint, cli, inference, predict
 from kits_dist.config import Config, as_plain
 from kits_dist.data.scans import find_scans
-from kits_dist.data.volume import read_image, read_labels, same_grid, write_nifti
+from kits_dist.data.volume import read_image, read_labels, same_grid
 from kits_dist.errors import InputError, JobFailed, MissingInput
 from kits_dist.inference import Chunk, Mean, Predictor, RunModel, painted
 from kits_dist.labels import REGIONS, regions_to_labels
@@ -24,7 +24,7 @@ from kits_dist.ranks import Ranks, launched
 from tests.conftest import write_case
 from tests.test_end_to_end import LAUNCH, ROOT
 from tests.test_end_to_end import run as run_program
-from tests.test_inference import NORM, SHAPE, Threshold, export_run, scan
+from tests.test_inference import NORM, Threshold, export_run, scan
 
 ALL = tuple(REGIONS)
 
@@ -188,10 +188,9 @@ def test_files_of_the_same_name_are_replaced_in_one_step_and_others_left(tmp_pat
 
 def test_nnunet_names_and_folders(raw, tmp_path):
     tests, training = tmp_path / "d" / "imagesTs", tmp_path / "d" / "imagesTr"
-    for folder, name in ((tests, "kidney_7"), (tests, "plain"), (training, "kidney_1")):
-        folder.mkdir(parents=True, exist_ok=True)
-        ending = "" if name == "plain" else "_0000"
-        shutil.copy(raw / "case_00000" / "imaging.nii.gz", folder / f"{name}{ending}.nii.gz")
+    for path in (tests / "kidney_7_0000.nii.gz", tests / "plain.nii.gz", training / "kidney_1_0000.nii.gz"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(raw / "case_00000" / "imaging.nii.gz", path)
     assert [s.name for s in find_scans(tests).scans] == ["kidney_7", "plain"]
     found = find_scans(tmp_path / "d")
     assert [s.name for s in found.scans] == ["kidney_7", "plain"] and "those of imagesTr are left out" in found.notes[0]
@@ -202,6 +201,10 @@ def test_nnunet_names_and_folders(raw, tmp_path):
     (tests / "kidney_7_0001.nii.gz").rename(tests / "kidney_7.nii.gz")
     with pytest.raises(InputError, match="holds kidney_7.nii.gz and kidney_7_0000.nii.gz, whose label maps would"):
         find_scans(tests)
+    (tests / "kidney_7.nii.gz").unlink()
+    (tests / "plain.nii.gz").rename(tests / "plain_0000.nii.gz")
+    with pytest.raises(InputError, match="is the input folder; next time labels would pass for CTs"):
+        main(real_run(tmp_path / "run"), tmp_path / "d", tests)
     shutil.rmtree(tests)
     assert [s.name for s in find_scans(tmp_path / "d").scans] == ["kidney_1"]
 
@@ -325,8 +328,3 @@ def test_memory_does_not_grow_with_the_number_of_scans(tmp_path):
         peak[count] = int(done.stdout.rsplit("peak kB", 1)[1]) / 1024
     # 8 further scans are 226 MB as read, 113 MB as levels, and as much again as labels
     assert peak[11] - peak[3] < 60, peak
-
-
-def test_shape_of_the_fixture():
-    assert scan().array.shape == SHAPE  # test_tta's reasoning about columns: 90
-    assert write_nifti.__defaults__ == (1.0,)

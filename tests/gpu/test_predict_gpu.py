@@ -1,0 +1,48 @@
+"""Prediction on a GPU: the same label maps as on the CPU, and a clock that does not make it wait."""
+
+import numpy as np
+import pytest
+import torch
+
+from kits_dist.inference import Predictor
+from tests.test_inference import scan
+from tests.test_predict import ALL, real_run
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+
+@pytest.mark.parametrize("planes", ["[axial]", "[axial,coronal]"])
+def test_a_gpu_paints_what_the_cpu_paints(tmp_path, monkeypatch, planes):
+    run = real_run(tmp_path / "run", size_px="64x96", planes=planes)
+    labels, shares = {}, {}
+    for kind in ("cuda", "cpu"):
+        if kind == "cpu":
+            monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        predictor = Predictor(run, 2, "flip")
+        assert predictor.members[0].device.type == kind
+        levels = predictor.levels_of(scan())
+        of_255 = np.empty((len(ALL), *levels.shape), np.uint8)
+        labels[kind] = predictor.predict_levels(levels, predictor.case_of(levels, scan()), of_255)
+        shares[kind] = of_255.astype(int)
+        assert predictor.network_s > 0
+    assert np.abs(shares["cuda"] - shares["cpu"]).max() <= 3  # TF32 keeps 10 bits, of 255 steps that is a quarter
+    assert (labels["cuda"] != labels["cpu"]).mean() < 0.01
+
+
+def test_the_clock_counts_what_the_gpu_did_and_waits_only_when_asked(tmp_path):
+    predictor = Predictor(real_run(tmp_path / "run", size_px="64x96"), 1)
+    levels = predictor.levels_of(scan())
+    model, case = predictor.members[0], predictor.case_of(levels, scan())
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with model.watch.running():
+            torch.ones(64, 64, device=model.device) @ torch.ones(64, 64, device=model.device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    before = model.watch.seconds
+    predictor.predict_levels(levels, case)
+    assert 0 < before < predictor.network_s
