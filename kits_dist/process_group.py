@@ -25,7 +25,8 @@ from kits_dist.launcher import whole_number
 
 _LOOK_S = 0.1  # between two looks at the store
 # Texts of RuntimeErrors about another process; nccl's are of the class dist.DistError.
-_OF_GLOO = ("gloo/transport/", "Gloo connectFullMesh failed", "Application timeout caused pair closure")
+_MESH = "Gloo connectFullMesh failed"
+_OF_GLOO = (_MESH, "gloo/transport/", "Application timeout caused pair closure")
 _HERE = Path(__file__).parent
 _SIOCGIFADDR = 0x8915  # ioctl(2): the address of an interface
 
@@ -61,26 +62,23 @@ def join(backend: str, timeout_s: int) -> None:
             f"rank {rank} of {world} could not meet the others at {host}:{port}: {_first_words(error)}. Does another "
             "program use this port, or did rank 0 say anything?"
         ) from error
-    except RuntimeError as error:
-        if not _is_of_gloo(error):
-            raise
-        raise JobFailed(
-            f"rank {rank} of {world} met the others at {host}:{port}, but they cannot reach each other "
-            f"({_first_words(error)}). Name the network between the machines: GLOO_SOCKET_IFNAME=eth0, "
-            "NCCL_SOCKET_IFNAME=eth0 (ip -br addr lists them)."
-        ) from error
 
 
 def lost(error: RuntimeError) -> str:
     """What to say when `error` means that another process is gone or silent; "" when it is about something else."""
     if not (isinstance(error, dist.DistError) or _is_of_gloo(error)):
         return ""
+    who = f"rank {os.environ.get('RANK', 0)} of {os.environ.get('WORLD_SIZE', 1)}"
+    if _MESH in str(error):
+        return (
+            f"{who} met the others, but they cannot reach each other ({_first_words(error)}). Name the network between "
+            "the machines: GLOO_SOCKET_IFNAME=eth0, NCCL_SOCKET_IFNAME=eth0 (ip -br addr lists them)."
+        )
     ours = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).parent == _HERE]
     where = f" in `{ours[-1].line.split('  #')[0]}` ({Path(ours[-1].filename).name}:{ours[-1].lineno})" if ours else ""
     return (
-        f"rank {os.environ.get('RANK', 0)} of {os.environ.get('WORLD_SIZE', 1)} waited for the others{where}, and one "
-        f"of them is gone or silent: {_first_words(error)}. If it said nothing itself, it was killed, or its machine "
-        "or the network between them failed."
+        f"{who} waited for the others{where}, and one of them is gone or silent: {_first_words(error)}. If it said "
+        "nothing itself, it was killed, or its machine or the network between them failed."
     )
 
 
@@ -148,10 +146,10 @@ def _meet(store: dist.Store, rank: int, world: int, timeout_s: float, place: str
 
 def missing(there: dict[int, str], world: int, place: str, timeout_s: float) -> str:
     """there: {rank: its machine} of those who came."""
-    machines = {}
+    machines: dict[str, list[int]] = {}
     for rank, machine in there.items():
         machines.setdefault(machine, []).append(rank)
-    came = "; ".join(f"{machine}: rank {_listed(ranks)}" for machine, ranks in machines.items()) or "nobody"
+    came = "; ".join(f"{machine}: rank {_listed(ranks)}" for machine, ranks in machines.items())
     absent = [rank for rank in range(world) if rank not in there]
     return (
         f"{len(there)} of {world} processes joined at {place} within train.timeout_s={timeout_s:g} ({came}). Missing: "

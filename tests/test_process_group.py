@@ -93,6 +93,9 @@ def test_an_error_of_another_process_is_told_from_our_own(monkeypatch):
     assert "one of them is gone or silent: Read error [10.0.0.2]:20178: Connection reset by peer. If it said" in said
     assert "NCCL communicator was aborted" in process_group.lost(dist.DistBackendError("NCCL communicator was aborted"))
     assert "Application timeout" in process_group.lost(RuntimeError("Application timeout caused pair closure"))
+    mesh = "Gloo connectFullMesh failed with [/src/gloo/transport/tcp/pair.cc:152] timed out connecting: refused"
+    said = process_group.lost(RuntimeError(mesh))
+    assert "rank 3 of 4 met the others, but they cannot reach each other (timed out connecting: refused). Name" in said
     for ours in ("CUDA out of memory", "mat1 and mat2 shapes cannot be multiplied"):
         assert process_group.lost(RuntimeError(ours)) == ""
     assert process_group.lost(JobFailed("the loss is not finite")) == ""
