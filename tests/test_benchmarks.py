@@ -447,9 +447,10 @@ def test_bytes_are_those_read_and_written():
 
 def test_what_the_backward_pass_needs_is_counted_once():
     def build():
-        x, weight = torch.zeros(8, 4), torch.nn.Parameter(torch.zeros(4, 3))
-        # kept: x (128 bytes) for the weight's gradient, the sigmoid's output (96) twice; the weight is no activation
-        return lambda: ((y := (x @ weight).sigmoid()) * y).sum().backward()
+        x, first, second = torch.zeros(8, 4), *(torch.nn.Parameter(torch.zeros(n, n - 1)) for n in (4, 3))
+        # kept: x (128 bytes) for the gradient of `first`, the sigmoid's output (96) for its own and that of `second`;
+        # the weight `second`, kept for the gradient of what comes before it, is no activation
+        return lambda: ((x @ first).sigmoid() @ second).sum().backward()
 
     assert roofline.count(build).saved_bytes == 128 + 96
 
@@ -519,6 +520,8 @@ def test_a_plan_is_marked_as_predicted_and_says_what_it_assumes(tmp_path, capsys
     assert "154.8 TFLOP/s, 768 GB/s" in said and "0.40 .. 0.50 in 2 bf16 GPU lines" in said
     low, high = (float(word) for word in re.findall(r"^PREDICTED (?:low|high): (\d+) images/s", said, flags=re.M))
     bound = float(re.search(r"bound: (\d+) images/s", said)[1])
+    work = model.counted(plan.ModelConfig(arch="simple_unet"), model.Mode("bf16", True), (64, 64), 4, "cuda")
+    assert bound == pytest.approx(4 / roofline.bound(work, 154.8e12, 768e9).seconds, abs=0.5)
     assert low / bound == pytest.approx(0.4, rel=0.01) and high / bound == pytest.approx(0.5, rel=0.01)
     # each line is predicted by what the other reached: 1000 * 0.4 against 500
     assert "NVIDIA H100 80GB HBM3 a 64x64: predicted 400, measured 500 images/s, ratio 0.80; by the data sheet" in said
