@@ -33,7 +33,7 @@ from benchmarks.harness import (
 from kits_dist import cli
 from kits_dist.config import Config, DataConfig, ModelConfig
 from kits_dist.data.volume import read_image, write_nifti
-from kits_dist.inference import Predictor, region_probabilities
+from kits_dist.inference import Predictor, RunModel, region_probabilities
 from kits_dist.models import build_model
 from kits_dist.run_folder import export_best
 
@@ -70,7 +70,7 @@ def main(args: Args) -> None:
         predictor = Predictor(place / "run", args.batch_size)
         scans = sorted((place / "raw").glob("*/imaging.nii.gz"))
         volumes = itertools.cycle([read_image(path) for path in scans])
-        in_network = InNetwork(predictor.model, device)
+        in_network = InNetwork(predictor.members[0].model, device)
         paths = itertools.cycle(scans)
 
         def from_file() -> None:
@@ -81,7 +81,7 @@ def main(args: Args) -> None:
             "predict": Run(lambda: predictor.predict(next(volumes)), in_network),
             "file_to_file": Run(from_file, in_network),
         }
-        alone = Variant(network_alone(predictor, slices, size))
+        alone = Variant(network_alone(predictor.members[0], slices, size))
         timed = interleave(
             {"network": alone} | {name: Variant(run.step, run.before, run.after) for name, run in runs.items()},
             device,
@@ -89,7 +89,7 @@ def main(args: Args) -> None:
             window_s=window_s,
             warmup_steps=warmup_steps,
         )
-        gflop = roofline.forward_gflop(predictor.model, (1, 1, *size))
+        gflop = roofline.forward_gflop(predictor.members[0].model, (1, 1, *size))
         kind = store.meta["data"]
     common = {
         "device": device.type,
@@ -171,16 +171,14 @@ class Run:
         self.shares.append(self._in_network.take() / sum(self._window))
 
 
-def network_alone(predictor: Predictor, slices: int, size: tuple[int, int]) -> Callable[[], None]:
+def network_alone(run: RunModel, slices: int, size: tuple[int, int]) -> Callable[[], None]:
     """The forward passes of one volume, on batches that are already there."""
-    whole, rest = divmod(slices, predictor.batch_size)
-    batches = [
-        torch.randn(n, 1, *size, device=predictor.device) for n in [predictor.batch_size] * whole + [rest] * (rest > 0)
-    ]
+    whole, rest = divmod(slices, run.batch_size)
+    batches = [torch.randn(n, 1, *size, device=run.device) for n in [run.batch_size] * whole + [rest] * (rest > 0)]
 
     def work() -> None:
         for batch in batches:
-            region_probabilities(predictor.model, batch)
+            region_probabilities(run.model, batch)
 
     return work
 
