@@ -28,7 +28,7 @@ SMALL = [
     "data.batch_size=3",
     "data.size_px=64x64",
     "model.arch=simple_unet",
-    "model.width=4",
+    "model.width=6",
     "optim.lr=1e-2",
     "log.every_steps=2",
 ]
