@@ -183,7 +183,7 @@ def test_everything_runs_tiny(tmp_path):
     model = found["model"]
     assert model["copy"].ceiling.value is None and model["copy"].ceiling.reason
     train, infer = model["train_fp32_channels_last"], model["infer_fp32"]
-    assert 2 < train.config["gflop_per_image"] / infer.config["gflop_per_image"] < 3
+    assert 2 < train.config["gflop_per_image"] / infer.config["gflop_per_image"] <= 3  # rounded figures
     assert train.config["roofline"]["reached"] > 0 and train.config["saved_mb_per_image"] > 0
 
     steps = found["end_to_end"]
