@@ -27,7 +27,7 @@ from kits_dist.drawing import Tile, panel, save_png
 from kits_dist.errors import InputError, JobFailed, MissingInput
 from kits_dist.evaluation import Job, Reference, score_job, score_raters
 from kits_dist.figures import draw_cases
-from kits_dist.findings import as_csv, findings
+from kits_dist.findings import findings
 from kits_dist.held_out import held_out
 from kits_dist.labels import PLAIN, REGIONS, TUMOR, scored_regions
 from kits_dist.metrics import CaseScore
@@ -132,8 +132,8 @@ def _evaluate_run(args: Args, group: Ranks) -> None:
     summary |= {"reference": args.reference, "step": predictor.step, "store_sha256": store.fingerprint()}
     summary |= {"tta": args.tta, "postprocess": rules.active}
     summary["tuned"] = {"checkpoint": f"by {config.optim.best_by} of the validation cases of fold {config.data.fold}"}
-    files.write_bytes(output / "findings.csv", as_csv(dict(sorted(found))).encode())
-    write_tables(output, scores, summary)
+    of_case = dict(found)
+    write_tables(output, [score._replace(findings=of_case[score.case_id]) for score in scores], summary)
     draw_cases(output, store, predictor.regions)
     drawn = [tile for _, tile in sorted(tiles, key=lambda pair: pair[0])]
     save_png(output / "panel.png", panel(drawn, f"data: {summary['data']}   split: {args.split}"))

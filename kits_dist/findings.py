@@ -1,8 +1,5 @@
 """What a label map says of the patient, in ml and mm. Research use only, not a medical device."""
 
-import csv
-import io
-
 import numpy as np
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist
@@ -46,15 +43,6 @@ def findings(
         largest = numbers == 1 + sizes.argmax() if len(sizes) else None
         found["tumor_diameter_mm"] = round(diameter_mm(largest, spacing_mm), 2) if len(sizes) else 0.0
     return found
-
-
-def as_csv(rows: dict[str, dict[str, float | int]]) -> str:
-    """{case: its findings} -> a row a case."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, ["case", *next(iter(rows.values()), {})], lineterminator="\n")
-    table.writeheader()
-    table.writerows({"case": case_id} | found for case_id, found in rows.items())
-    return text.getvalue()
 
 
 def diameter_mm(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> float:

@@ -20,11 +20,13 @@ class CaseScore(NamedTuple):
     case_id: str
     regions: dict[str, Figures]
     lesions: Figures  # of tumor; empty where tumor is not scored
+    findings: Figures = {}  # what the prediction says of the patient, in ml and mm (findings.py)
 
     def row(self) -> Figures:
         """{column of cases.csv: value}."""
         row = {f"{name}_{key}": value for name, figures in self.regions.items() for key, value in figures.items()}
-        return row | {f"lesions_{key}": value for key, value in self.lesions.items()}
+        row |= {f"lesions_{key}": value for key, value in self.lesions.items()}
+        return row | {f"findings_{key}": value for key, value in self.findings.items()}
 
 
 def slice_counts(

@@ -1,7 +1,7 @@
 """Figures as files and text: cases.csv (ours, every figure), challenge.csv (the challenge's own), summary.json.
 
-cases.csv has a row a case and no summary row; REGION_FIGURE and lesions_FIGURE are its columns, an empty field is a
-figure that the case does not have.
+cases.csv has a row a case and no summary row; REGION_FIGURE, lesions_FIGURE and findings_FIGURE are its columns, an
+empty field is a figure that the case does not have.
 """
 
 import csv

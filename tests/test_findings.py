@@ -1,15 +1,12 @@
 """Volumes, sides and diameters of shapes known in closed form."""
 
-import csv
-import io
-
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
 
 from kits_dist.data.volume import kits_geometry, read_labels, write_nifti
-from kits_dist.findings import as_csv, diameter_mm, findings
+from kits_dist.findings import diameter_mm, findings
 from kits_dist.labels import KIDNEY, REGIONS, TUMOR
 
 SHAPE, MM = (20, 60, 100), (3.0, 0.8, 0.8)
@@ -106,10 +103,5 @@ def test_only_the_largest_tumor_is_measured(patient):
     assert findings(patient, MM)["tumor_diameter_mm"] == pytest.approx(diameter_mm(alone, MM), abs=0.01)
 
 
-def test_a_row_a_case():
-    table = as_csv({"a": {"tumor_ml": 1.5, "tumors": 1}, "b": {"tumor_ml": 0.0, "tumors": 0}})
-    assert list(csv.DictReader(io.StringIO(table))) == [
-        {"case": "a", "tumor_ml": "1.5", "tumors": "1"},
-        {"case": "b", "tumor_ml": "0.0", "tumors": "0"},
-    ]
+def test_all_regions_are_asked_for_by_default():
     assert tuple(REGIONS) == findings.__defaults__[0]

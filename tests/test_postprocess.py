@@ -156,11 +156,11 @@ def test_evaluate_takes_several_runs_and_mirrored_slices(store, tmp_path, monkey
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["tta"] == "flip" and summary["step"] == [None, None] and summary["postprocess"] == {}
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"cases.csv", "findings.csv", "contours.png", "surfaces.png", "panel.png", "predictions"} <= names
-    with open(tmp_path / "out" / "findings.csv") as file:
+    assert {"cases.csv", "contours.png", "surfaces.png", "panel.png", "predictions"} <= names
+    with open(tmp_path / "out" / "cases.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [row["case"] for row in rows] == store.splits.test and float(rows[0]["kidney_right_ml"]) > 0
-    assert "tumor_ml" not in rows[0]  # these runs predict no tumor
+    assert [row["case"] for row in rows] == store.splits.test and float(rows[0]["findings_kidney_right_ml"]) > 0
+    assert "findings_tumor_ml" not in rows[0]  # these runs predict no tumor
 
 
 @pytest.mark.parametrize(
