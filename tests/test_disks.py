@@ -64,7 +64,7 @@ def test_prepare_on_a_full_disk_keeps_what_is_finished(mounted, raw, tmp_path, c
 def test_training_on_a_full_disk_keeps_its_checkpoints(mounted, store):
     disk = mounted("size=3m")  # a checkpoint of this network takes 1.4 MB
     command = [sys.executable, "-m", "kits_dist.train", f"data.store={store.path}", f"run={disk / 'run'}", *SMALL]
-    command += ["optim.epochs=30", "optim.patience=0", "train.keep=9", "log.images=0"]
+    command += ["optim.epochs=30", "optim.patience=0", "train.keep=9", "log.images=0", "model.width=4"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "No space left on device" in done.stderr.splitlines()[-1]
