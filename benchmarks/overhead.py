@@ -2,10 +2,11 @@
 
 `kits_dist.train` as a user starts it (Accelerate, log lines, TensorBoard, early-stopping books, stop requests) on one
 batch repeated, against a loop written by hand for the same network, batch and precision: forward, BCE, backward, Adam,
-nothing else. Rounds of both alternate; the answer is the median of their ratios. 1: the trainer costs nothing.
+nothing else. 1: the trainer costs nothing.
 
-Validation, checkpoints and start-up are outside: of each training only the steps between two log lines of its one epoch
-count, and a log line is written when the device has finished the step.
+The two take turns inside one training: each time the trainer has written a log line, the loop by hand takes as many
+steps as lie between two of them. A pair is seconds apart, so a machine that slows down meets both alike; the answer is
+the median of the pairs' ratios. Start-up is left out, and pairs between whose log lines there was a validation.
 """
 
 import contextlib
@@ -13,15 +14,16 @@ import io
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 from benchmarks.harness import MIN_WINDOWS, Ceiling, drain, line, pick_device, plain, record
 from benchmarks.harness import store_or_phantoms as open_store
 from kits_dist import cli, train
-from kits_dist.batch import Batch
 from kits_dist.config import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
 from kits_dist.data import build_train_loader
 from kits_dist.data.store import Store
@@ -29,9 +31,9 @@ from kits_dist.errors import InputError
 from kits_dist.learner import build_optimizer
 from kits_dist.models import build_model
 from kits_dist.runtime import Runtime, start
-from kits_dist.tracking import log_lines
+from kits_dist.tracking import Tracker
 
-SKIPPED = 1  # log intervals at the start: memory, kernels, caches
+SKIPPED = 2  # log lines at the start: memory, kernels, caches
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Args:
     batch_size: int = 0  # images a step; 0: 16 on a GPU, 8 without. Small ones make overhead show
     arch: str = ""  # as model.arch; empty: unet with a ResNet34 encoder on a GPU, simple_unet of width 12 without
     precision: str = "auto"  # as train.precision
-    windows: int = 5  # rounds of both, at least 5
+    windows: int = 21  # pairs, at least 5
     out: str = ""  # folder for the line; empty: benchmarks/results
     quick: bool = False  # tiny images: proves that it runs
 
@@ -55,33 +57,33 @@ def main(args: Args) -> None:
     arch = args.arch or ("unet" if on_gpu and not args.quick else "simple_unet")
     shape = (12, 64, 64) if args.quick else (32, 512, 512) if on_gpu else (24, 128, 128)
     width = 2 if args.quick else 12 if arch == "simple_unet" else 64
-    rounds: dict[str, list[float]] = {"trainer": [], "bare": []}
     with open_store(args.store, 8 if args.quick else 24, shape) as store, tempfile.TemporaryDirectory() as folder:
         config = Config(
-            run=folder,
+            run=str(Path(folder) / "run"),
             data=DataConfig(store=str(store.path), size_px=size, batch_size=batch_size, backend="fixed"),
             model=ModelConfig(arch=arch, encoder_weights="none", width=width),
-            optim=OptimConfig(epochs=1),
+            optim=OptimConfig(epochs=10**6, patience=0),  # the turns end it
             train=TrainConfig(precision=args.precision),
             log=LogConfig(every_steps=2 if args.quick else 10, images=0),
         )
-        steps = counted_steps(store, config)
-        for number in range(args.windows):
-            rounds["trainer"].append(trainer_rate(config, Path(folder) / f"run_{number}"))
-            rounds["bare"].append(bare_rate(store, config, Path(folder), steps))
-        precision = start(config.train, 1, Path(folder), 0).precision.mode
-    common = {"device": pick_device().type, "precision": precision, "model": plain(config.model), **plain(config.data)}
-    common |= {"data": store.meta["data"], "steps": steps, "log_every_steps": config.log.every_steps}
-    ratios = [a / b for a, b in zip(rounds["trainer"], rounds["bare"], strict=True)]
-    ceiling = Ceiling("bare (a loop written by hand)", statistics.median(rounds["bare"]))
+        runtime = start(config.train, 1, Path(folder), 0)
+        turns = Turns(by_hand(store, config, runtime), config, runtime.accelerator.device, args.windows)
+        with contextlib.redirect_stdout(io.StringIO()), mock.patch.object(train, "Tracker", turns.tracker()):
+            with contextlib.suppress(Done):
+                train.main(config)
+    common = {"device": pick_device().type, "precision": runtime.precision.mode, "model": plain(config.model)}
+    common |= {**plain(config.data), "data": store.meta["data"], "log_every_steps": config.log.every_steps}
+    ratios = [a / b for a, b in zip(turns.trainer, turns.bare, strict=True)]
+    ceiling = Ceiling("bare (a loop written by hand)", statistics.median(turns.bare))
     none = Ceiling("none", None, "it is the ceiling of trainer")
     about = {"variant": "trainer", "ratio_spread": [min(ratios), max(ratios)]}
-    first = config.log.every_steps * SKIPPED + 1
+    about["ratio_quartiles"] = [round(value, 4) for value in statistics.quantiles(ratios, n=4)]
+    warm = SKIPPED * config.log.every_steps
     rows = [
-        line("overhead", rounds["bare"], "images/s", none, common | {"variant": "bare"}, args, warmup_steps=first),
+        line("overhead", turns.bare, "images/s", none, common | {"variant": "bare"}, args, warmup_steps=warm),
         line(
-            *("overhead", rounds["trainer"], "images/s", ceiling, common | about, args),
-            warmup_steps=first,
+            *("overhead", turns.trainer, "images/s", ceiling, common | about, args),
+            warmup_steps=warm,
             ratio=statistics.median(ratios),
             answer=True,
         ),
@@ -90,32 +92,55 @@ def main(args: Args) -> None:
         record(row, args.out)
 
 
-def counted_steps(store: Store, config: Config) -> int:
-    """Steps between the first log line that counts and the last of an epoch. Raises InputError when there are none."""
-    slices = sum(case.shape[0] for case in store.cases if case.case_id in store.splits.select(config.data.fold)[0])
-    every = config.log.every_steps
-    last = (-(-slices // config.data.batch_size) - 1) // every * every
-    if last <= SKIPPED * every:
-        raise InputError(
-            f"{slices} training slices are {last} steps of {config.data.batch_size}: too few. Lower batch_size, or "
-            "name a larger store."
-        )
-    return last - SKIPPED * every
+class Done(Exception):
+    """Enough pairs: the training is left."""
 
 
-def trainer_rate(config: Config, run: Path) -> float:
-    """Images/s of kits_dist.train, from the times of its own log lines."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        train.main(replace(config, run=str(run)))
-    logged = [entry for entry in log_lines(run / "log.jsonl") if "train/loss" in entry][SKIPPED:]
-    seconds = logged[-1]["time_s"] - logged[0]["time_s"]
-    return config.data.batch_size * (logged[-1]["step"] - logged[0]["step"]) / seconds
+class Turns:
+    """The trainer's steps between two log lines, then as many by hand; a pair of rates each time, in images/s."""
+
+    def __init__(self, step: Callable[[], None], config: Config, device: torch.device, windows: int):
+        self.trainer: list[float] = []
+        self.bare: list[float] = []
+        self._step, self._device, self._windows = step, device, windows
+        self._steps, self._images = config.log.every_steps, config.log.every_steps * config.data.batch_size
+        self._lines, self._whole, self._began = 0, True, 0.0
+
+    def tracker(self) -> type[Tracker]:
+        """A Tracker that hands over after each of its lines."""
+        turns = self
+
+        class Alternating(Tracker):
+            def log(self, step: int, scalars: dict[str, float]) -> None:
+                super().log(step, scalars)
+                turns.line_written("train/loss" in scalars)
+
+        return Alternating
+
+    def line_written(self, of_training: bool) -> None:
+        """of_training: False after a validation, which spoils the pair that it falls into. Raises Done."""
+        if not of_training:
+            self._whole = False
+            return
+        drain(self._device)
+        of_trainer = time.perf_counter() - self._began
+        begin = time.perf_counter()
+        for _ in range(self._steps):
+            self._step()
+        drain(self._device)
+        if self._lines >= SKIPPED and self._whole:
+            self.trainer.append(self._images / of_trainer)
+            self.bare.append(self._images / (time.perf_counter() - begin))
+        if len(self.bare) == self._windows:
+            raise Done
+        self._lines, self._whole, self._began = self._lines + 1, True, time.perf_counter()
 
 
-def bare_rate(store: Store, config: Config, folder: Path, steps: int) -> float:
-    """Images/s of a loop written by hand: what a reader of the network's documentation would write."""
-    runtime = start(config.train, 1, folder, 0)
-    model, batch = network_and_batch(store, config, runtime)
+def by_hand(store: Store, config: Config, runtime: Runtime) -> Callable[[], None]:
+    """A training step as a reader of the network's documentation would write it."""
+    loader, feed = build_train_loader(store, config.data, AugmentConfig(), 0, runtime.shard)
+    model = build_model(config.model, feed.frames, pretrained=False)
+    model, batch = train.placed(model, config.train, runtime.accelerator.device).train(), next(iter(loader))
     optimizer = build_optimizer(model, config.optim, batch.image.device)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(runtime.precision.mode)
     scaler = torch.amp.GradScaler(batch.image.device.type, enabled=half is torch.float16)
@@ -130,20 +155,7 @@ def bare_rate(store: Store, config: Config, folder: Path, steps: int) -> float:
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
 
-    for _ in range(SKIPPED * config.log.every_steps + 1):
-        step()
-    drain(batch.image.device)
-    begin = time.perf_counter()
-    for _ in range(steps):
-        step()
-    drain(batch.image.device)
-    return config.data.batch_size * steps / (time.perf_counter() - begin)
-
-
-def network_and_batch(store: Store, config: Config, runtime: Runtime) -> tuple[torch.nn.Module, Batch]:
-    loader, feed = build_train_loader(store, config.data, AugmentConfig(), 0, runtime.shard)
-    model = build_model(config.model, feed.frames, pretrained=False)
-    return train.placed(model, config.train, runtime.accelerator.device).train(), next(iter(loader))
+    return step
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ QUESTIONS = {  # what a line's file asks, in words
     "model": "training step on a batch that is there",
     "end_to_end": "training step on the real data path",
     "overhead": "what the trainer adds to a bare loop",
+    "settings": "defaults against other settings",
     "scaling": "several processes",
     "prepare": "CT files to a slice store",
     "predict": "segmenting a volume, file to file",

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import benchmarks.all
-from benchmarks import agreement, feed, gpu_suite, gunzip, harness, loader, nnunet, predict, scaling, training
+from benchmarks import agreement, feed, gpu_suite, gunzip, harness, loader, nnunet, predict, scaling, settings, training
 from benchmarks.peers.nnunet import convert
 from benchmarks.scaling_rank import Way
 from benchmarks.steps import Task
@@ -70,6 +70,21 @@ def test_loader_runs(store, tmp_path):
     loader.main(loader.Args(store=str(store.path), out=str(tmp_path), quick=True))
     found = valid(tmp_path, "loader")
     assert found["dali_cpu_1_poster"].ratio > 0 and found["opencv_1_poster"].ratio > 0
+
+
+def test_settings_runs(store, tmp_path):
+    values = ("data.prefetch=4", "train.channels_last=false")
+    settings.main(settings.Args(store=str(store.path), out=str(tmp_path), quick=True, values=values))
+    found = valid(tmp_path, "settings")
+    assert found["default"].ratio is None and found["data.prefetch=4"].ratio > 0
+    assert [found[name].config["prefetch"] for name in ("default", *values)] == [2, 4, 2]
+    assert [found[name].config["train"]["channels_last"] for name in ("default", *values)] == [True, True, False]
+
+
+def test_a_setting_that_changes_the_batch_is_refused():
+    for words in ("data.size_px=64x64", "model.width=4", "data.batch_size=2"):
+        with pytest.raises(InputError, match="leave the batch as it is"):
+            settings.changed(words, [])
 
 
 def test_agreement_runs_and_agrees(store, tmp_path):
