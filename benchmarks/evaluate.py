@@ -23,11 +23,11 @@ from scipy import ndimage
 
 from benchmarks.harness import Ceiling, Variant, interleave, line, record
 from kits_dist import cli
-from kits_dist.data.foreground import box_of
 from kits_dist.data.phantom import make_case
 from kits_dist.data.predictions import find_truths
 from kits_dist.data.volume import Volume, kits_geometry, read_labels, write_nifti
 from kits_dist.errors import InputError, JobFailed
+from kits_dist.pieces import box_of
 
 CPU = torch.device("cpu")  # nothing here runs on a GPU
 NEEDS = {"official": ("SimpleITK", "surface_distance"), "ours": ()}

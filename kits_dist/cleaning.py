@@ -14,7 +14,7 @@ import numpy as np
 from kits_dist import files
 from kits_dist.errors import InputError
 from kits_dist.labels import BACKGROUND, CYST, KIDNEY, TUMOR
-from kits_dist.pieces import foreground_box, pieces
+from kits_dist.pieces import box_of, pieces
 
 FILE = "postprocess.json"  # in the run folder
 
@@ -65,10 +65,9 @@ def candidates(regions: tuple[str, ...]) -> list[tuple[str, bool | float]]:
 def clean(labels: np.ndarray, spacing_mm: tuple[float, float, float], rules: Rules) -> np.ndarray:
     """(D, H, W) uint8 -> another (D, H, W) uint8. The cost follows the foreground's box, not the volume."""
     cleaned = labels.copy()
-    box = foreground_box(labels)
-    if not rules.active or box is None:
+    inside = cleaned[box_of(labels)]  # a view: what changes in it changes in `cleaned`
+    if not rules.active or not inside.size:
         return cleaned
-    inside = cleaned[box]  # a view: what changes in it changes in `cleaned`
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     if rules.fill_holes:
         inside[_holes(inside == TUMOR) & (inside != CYST)] = TUMOR

@@ -34,6 +34,8 @@ class DataConfig:
     slices: Literal["all", "kidney"] = "all"  # train on all slices, or on those within `margin` of a kidney
     margin: int = 10  # slices kept above and below the kidneys when slices=kidney
     planes: tuple[str, ...] = ("axial",)  # cut along these: axial, coronal, sagittal, as the store was prepared
+    box: Literal["body", "kidney"] = "body"  # kidney: a sample is one slice of one kidney's box (phase 2 of a cascade)
+    box_margin_mm: float = 20.0  # kept around each kidney on all sides when box=kidney
     context: int = 0  # neighbouring slices on each side, as further input channels
     backend: Literal["dali", "opencv", "fixed"] = "dali"  # opencv: CPU threads; fixed: one batch repeated, a ceiling
     residency: Literal["mmap", "gpu", "auto"] = "mmap"  # gpu: training slices stay in GPU memory; auto: where they fit
@@ -57,6 +59,11 @@ class DataConfig:
             bool(self.planes) and set(self.planes) <= _PLANES and len(set(self.planes)) == len(self.planes),
             f"data.planes={list(self.planes)}: choose from {sorted(_PLANES)}, each once.",
         )
+        _require(
+            self.box == "body" or self.planes == ("axial",),
+            f"data.box=kidney cuts axial slices only, not data.planes={list(self.planes)}.",
+        )
+        _require(0 <= self.box_margin_mm <= 200, f"data.box_margin_mm={self.box_margin_mm} mm: use 0..200.")
         _require(0 <= self.context <= 8, f"data.context={self.context} must lie in 0..8 neighbours on each side.")
         _require(self.pixel_mm is None or 0.1 <= self.pixel_mm <= 20, f"data.pixel_mm={self.pixel_mm} mm: use 0.1..20.")
         _require(
@@ -73,6 +80,7 @@ class AugmentConfig:
     scale: tuple[float, float] = (0.85, 1.15)  # magnification range
     scale_p: float = 0.3  # probability of a magnification
     crop: float = 1.0  # probability of a random window of size_px; otherwise it is centred on the body
+    box_mm: float = 10.0  # each side of a kidney's box is moved by up to +- this, in mm (data.box=kidney)
     shift_mm: float = 10.0  # the window is moved by up to this along each axis, in mm
     shift_p: float = 0.0  # probability of such a move
     blur_px: tuple[float, float] = (0.5, 1.5)  # sd of Gaussian blur, in pixels of the network
@@ -102,7 +110,7 @@ class AugmentConfig:
                 lowest <= low <= high <= highest,
                 f"augment.{name}={[low, high]}: use {lowest} <= low <= high <= {highest}.",
             )
-        for name in ("noise_hu", "brightness_hu", "shift_mm"):
+        for name in ("noise_hu", "brightness_hu", "shift_mm", "box_mm"):
             _require(0 <= getattr(self, name) <= 200, f"augment.{name}={getattr(self, name)}: use 0..200.")
 
 

@@ -9,12 +9,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from kits_dist.data import raters
-from kits_dist.data.foreground import Foreground, box_of, check_grids, foreground_of, read_foreground, together
+from kits_dist.data.foreground import Foreground, check_grids, foreground_of, read_foreground, together
 from kits_dist.data.volume import Geometry, Volume, kits_geometry
 from kits_dist.errors import InputError
 from kits_dist.labels import REGIONS, TOLERANCES_MM
 from kits_dist.lesions import detect
 from kits_dist.metrics import SIZES, WEIGHTS, CaseScore, Figures, dice, size_of, slice_counts
+from kits_dist.pieces import box_of
 from kits_dist.surfaces import Surface, surface_of, surface_scores
 
 Regions = dict[str, tuple[int, ...]]

@@ -5,7 +5,7 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist
 
 from kits_dist.labels import BACKGROUND, KIDNEY, REGIONS, TUMOR
-from kits_dist.pieces import foreground_box, pieces
+from kits_dist.pieces import box_of, pieces
 
 TUMOR_ML = 0.1  # smaller pieces are in tumor_ml but are not counted as tumors: a ball of 0.1 ml is 5.8 mm wide
 HORSESHOE = 0.2  # a piece with at least this share on either side of the midline is cut there
@@ -29,10 +29,10 @@ def findings(
     """
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     found: dict[str, float | int] = {}
-    box = foreground_box(labels)
-    inside = labels[box] if box else labels[:0]
+    box = box_of(labels)
+    inside = labels[box]
     if "kidney_and_mass" in regions:
-        middle = (labels.shape[2] / 2 if midline is None else midline) - (box[2].start if box else 0)
+        middle = (labels.shape[2] / 2 if midline is None else midline) - box[2].start
         right, left = (voxels * voxel_ml for voxels in _sides(inside, middle))
         found |= {"kidney_right_ml": round(right, 3), "kidney_left_ml": round(left, 3)}
     if "tumor" in regions:

@@ -1,4 +1,4 @@
-"""Which lesions were found: connected components of the true and the predicted mask.
+"""Which lesions were found: connected pieces (26 neighbours) of the true and the predicted mask.
 
 A true lesion is found when a predicted voxel lies in it; a predicted one is a false positive when no true voxel lies in
 it. The Dice of a true lesion is that of it and all predicted ones that touch it, 0 where none does.
@@ -6,10 +6,9 @@ it. The Dice of a true lesion is that of it and all predicted ones that touch it
 
 from typing import NamedTuple
 
-import cc3d
 import numpy as np
 
-CONNECTIVITY = 26  # voxels that share a corner belong together
+from kits_dist.pieces import pieces
 
 
 class Lesion(NamedTuple):
@@ -26,16 +25,15 @@ class Detection(NamedTuple):
 
 def detect(predicted: np.ndarray, truth: np.ndarray, voxel_ml: float) -> Detection:
     """predicted, truth: (D, H, W) bool of one grid."""
-    ours, num_ours = cc3d.connected_components(predicted, connectivity=CONNECTIVITY, return_N=True)
-    theirs, num_theirs = cc3d.connected_components(truth, connectivity=CONNECTIVITY, return_N=True)
-    our_voxels, their_voxels = (np.bincount(labels.ravel(), minlength=1) for labels in (ours, theirs))
+    (ours, our_voxels), (theirs, their_voxels) = pieces(predicted), pieces(truth)
+    num_ours, num_theirs = len(our_voxels), len(their_voxels)
     both = predicted & truth
     pairs, voxels = np.unique(theirs[both].astype(np.int64) * (num_ours + 1) + ours[both], return_counts=True)
     which, touching = np.divmod(pairs, num_ours + 1)  # a true lesion, and a predicted one that shares voxels with it
     shared = np.bincount(which, voxels, num_theirs + 1)
-    touched = np.bincount(which, our_voxels[touching], num_theirs + 1)
+    touched = np.bincount(which, our_voxels[touching - 1], num_theirs + 1)
     lesions = [
-        Lesion(float(their_voxels[n] * voxel_ml), float(2 * shared[n] / (their_voxels[n] + touched[n])))
+        Lesion(float(their_voxels[n - 1] * voxel_ml), float(2 * shared[n] / (their_voxels[n - 1] + touched[n])))
         for n in range(1, num_theirs + 1)
     ]
     return Detection(lesions, num_ours - len(np.unique(touching)))

@@ -23,7 +23,7 @@ from kits_dist.inference import Predictor
 from kits_dist.labels import REGIONS
 from kits_dist.metrics import dice, volume_counts
 from kits_dist.parallel import progress_bar
-from kits_dist.pieces import foreground_box
+from kits_dist.pieces import box_of
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _pairs(args: Args, predictor: Predictor, store: Store, case_ids: list[str], 
     for case_id, predicted in zip(case_ids, painted, strict=True):
         row = store.row[case_id]
         truth = np.asarray(store.label(row))
-        box = foreground_box(predicted | truth) or (slice(0, 1),) * 3
+        box = box_of(predicted | truth)
         pairs.append(Pair(predicted[box].copy(), truth[box].copy(), store.cases[row].spacing_mm))
     return pairs
 

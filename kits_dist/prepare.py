@@ -19,6 +19,7 @@ from kits_dist.cli import MISSING
 from kits_dist.data import store
 from kits_dist.data.audit import Finding, as_lines, examine, find_twins, unusable
 from kits_dist.data.intensity import Window, body_box
+from kits_dist.data.kidneys import find_kidneys
 from kits_dist.data.sources import CaseFiles, LabelChoice, Source, find_all
 from kits_dist.data.splits import Traits, make_splits
 from kits_dist.errors import InputError, JobFailed
@@ -117,6 +118,7 @@ def _prepare_case(case: CaseFiles, root: Path, window: Window, planes: tuple[str
             geometry=image.geometry,
             source=source,
             voxels_sha256=facts.voxels_sha256,
+            kidneys=tuple(find_kidneys(label.array, image.spacing_mm)),
         )
         record = {
             "format": store.FORMAT,

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import ndimage
 
 from kits_dist.labels import LABEL_COLORS, LABELS
-from kits_dist.pieces import foreground_box
+from kits_dist.pieces import box_of
 
 # sd of the Gaussian that rounds off voxels, along each axis at least so many mm and voxels. A sheet of one voxel keeps
 # its surface (0.6 in its middle), a single voxel (0.6^3) is not drawn.
@@ -88,8 +88,8 @@ def _surface(mask: np.ndarray, spacing_mm: tuple[float, float, float], camera: C
     """(side_px, side_px) depth in pixels, infinite where no ray hits, and brightness 0..1."""
     depth = np.full((camera.side_px, camera.side_px), np.inf)
     brightness = np.zeros(depth.shape, np.float32)
-    box = foreground_box(mask)
-    if box is None:
+    box = box_of(mask)
+    if not mask[box].size:
         return depth, brightness
     sd = np.maximum(SMOOTH_MM / np.array(spacing_mm), SMOOTH_VOXELS)
     around = np.ceil(3 * sd).astype(int)  # the surface lies up to half a voxel outside of the mask

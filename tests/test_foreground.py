@@ -3,9 +3,10 @@ import itertools
 import numpy as np
 import pytest
 
-from kits_dist.data.foreground import box_of, check_grids, foreground_of, read_foreground, together
+from kits_dist.data.foreground import check_grids, foreground_of, read_foreground, together
 from kits_dist.data.volume import Volume, kits_geometry, read_labels, view_labels, write_nifti
 from kits_dist.errors import InputError
+from kits_dist.pieces import box_of
 
 SPACING = (3.0, 0.8, 0.7)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from kits_dist import evaluate, phantom, predict, prepare
 from kits_dist.data import augment
-from kits_dist.data.feed import select_rows
+from kits_dist.data.selection import select_rows
 from kits_dist.data.store import SliceTable, Store
 from kits_dist.data.volume import Volume, kits_geometry, read_image, read_labels, write_nifti
 from kits_dist.errors import JobFailed

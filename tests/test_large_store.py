@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from kits_dist.config import AugmentConfig, DataConfig
-from kits_dist.data.feed import Feed, select_rows
+from kits_dist.data.feed import Feed
 from kits_dist.data.pixels import Resident, stacks_of
+from kits_dist.data.selection import Samples, select_rows
 from kits_dist.data.store import FORMAT, TABLES, Store, array_path, case_to_json, file_entry
 
 DEPTH, SIDE = 200, 64
@@ -50,7 +51,7 @@ def feed_of(path: Path, **data) -> Feed:
     store = Store(path)
     config = DataConfig(store=str(path), batch_size=16, size_px=(64, 64), **data)
     rows = select_rows(store, store.splits.select(0)[0], config.slices, config.margin, config.planes)
-    return Feed(store, rows, config, AugmentConfig(), 0, store.normalization(0))
+    return Feed(store, Samples(rows), config, AugmentConfig(), 0, store.normalization(0))
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from kits_dist import prepare
 from kits_dist.batch import ALONE
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment, build_train_loader, build_val_loader, opencv_backend
-from kits_dist.data.feed import select_rows
 from kits_dist.data.pixels import slab_of
 from kits_dist.data.sampler import train_positions
+from kits_dist.data.selection import select_rows
 from kits_dist.data.store import Store
 from kits_dist.data.volume import kits_geometry, write_nifti
 from kits_dist.errors import InputError

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from kits_dist.data.foreground import box_of
 from kits_dist.data.volume import read_labels
 from kits_dist.evaluation import score_case
 from kits_dist.labels import REGIONS, TOLERANCES_MM
+from kits_dist.pieces import box_of
 from kits_dist.surfaces import element_areas_mm2, surface_of, surface_scores
 from tests.test_surfaces import blob
 

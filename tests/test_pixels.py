@@ -8,9 +8,10 @@ from kits_dist.batch import ALONE
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import build_train_loader, pixels
 from kits_dist.data.dali_backend import DaliLoader
-from kits_dist.data.feed import Feed, Plan, select_rows
+from kits_dist.data.feed import Feed, Plan
 from kits_dist.data.pixels import Mapped, Resident, choose, queue_bytes
 from kits_dist.data.sampler import train_positions
+from kits_dist.data.selection import Samples, select_rows
 from kits_dist.errors import InputError
 
 CPU = torch.device("cpu")
@@ -45,7 +46,7 @@ def test_the_same_batches_come_out_of_dali(store):
     data = DataConfig(store=str(store.path), batch_size=4, size_px=(64, 64), threads=1, context=1)
     real, feed = build_train_loader(store, data, AugmentConfig(), 0, ALONE)
     held = OnTheHost(store, feed.rows, data.context, CPU)
-    other = Feed(store, feed.rows, data, AugmentConfig(), 0, feed.norm, held)
+    other = Feed(store, Samples(feed.rows), data, AugmentConfig(), 0, feed.norm, held)
     plan = Plan(lambda step: train_positions(step, 4, 0, 1), None)
     resident = DaliLoader(other, plan, 4, CPU, 1, 2, torch.float32)
     for _, a, b in zip(range(8), real, resident, strict=False):

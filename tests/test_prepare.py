@@ -132,7 +132,7 @@ def test_a_store_that_is_not_whole_is_refused(raw, tmp_path):
     meta = tmp_path / "s" / "store.json"
     content = json.loads(meta.read_text())
     meta.write_text(json.dumps(content | {"format": 99}))
-    with pytest.raises(InputError, match="has format 99, this version reads 3"):
+    with pytest.raises(InputError, match="has format 99, this version reads 4"):
         Store(tmp_path / "s")
     meta.write_text("{")
     with pytest.raises(InputError, match="is damaged"):

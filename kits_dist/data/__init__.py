@@ -26,20 +26,21 @@ def build_train_loader(
     step_bytes: GPU memory of a training step, for data.residency=auto.
     Raises InputError when one global batch is larger than the epoch.
     """
-    from kits_dist.data.feed import Feed, Plan, select_rows
+    from kits_dist.data.feed import Feed, Plan
     from kits_dist.data.pixels import choose
     from kits_dist.data.sampler import train_positions
+    from kits_dist.data.selection import select
     from kits_dist.errors import InputError
 
-    rows = select_rows(store, store.splits.select(data.fold)[0], data.slices, data.margin, data.planes)
-    most = len(rows) // shard.world
+    samples = select(store, store.splits.select(data.fold)[0], data, near_kidney=True)
+    most = len(samples.rows) // shard.world
     if data.batch_size > most:
         raise InputError(
-            f"data.batch_size={data.batch_size} on {shard.world} processes is larger than the {len(rows)} training "
-            f"slices. " + (f"Use {most} or less, or fewer processes." if most else "Use fewer processes.")
+            f"data.batch_size={data.batch_size} on {shard.world} processes is larger than the {len(samples.rows)} "
+            f"training slices. " + (f"Use {most} or less, or fewer processes." if most else "Use fewer processes.")
         )
-    pixels = choose(store, rows, data, shard.device, step_bytes)
-    feed = Feed(store, rows, data, augment, seed, store.normalization(data.fold), pixels)
+    pixels = choose(store, samples.rows, data, shard.device, step_bytes)
+    feed = Feed(store, samples, data, augment, seed, store.normalization(data.fold), pixels)
     plan = Plan(lambda step: train_positions(step, data.batch_size, shard.rank, shard.world, start), None)
     return _build(feed, plan, data, shard, data.backend), feed
 
@@ -49,12 +50,13 @@ def build_val_loader(store: Store, data: DataConfig, case_ids: list[str], shard:
 
     Always real data: a repeated batch (backend=fixed) would be no validation.
     """
-    from kits_dist.data.feed import Feed, Plan, select_rows
+    from kits_dist.data.feed import Feed, Plan
     from kits_dist.data.sampler import val_positions
+    from kits_dist.data.selection import select
 
-    rows = select_rows(store, case_ids, "all", 0, data.planes)
-    batches = val_positions(len(rows), data.batch_size, shard.rank, shard.world)
-    feed = Feed(store, rows, data, None, 0, store.normalization(data.fold))
+    samples = select(store, case_ids, data, near_kidney=False)
+    batches = val_positions(len(samples.rows), data.batch_size, shard.rank, shard.world)
+    feed = Feed(store, samples, data, None, 0, store.normalization(data.fold))
     backend = "dali" if data.backend == "fixed" else data.backend
     return _build(feed, Plan(batches.__getitem__, len(batches)), data, shard, backend), feed
 

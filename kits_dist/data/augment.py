@@ -18,13 +18,14 @@ import numpy as np
 from scipy import ndimage
 
 from kits_dist.config import AugmentConfig
-from kits_dist.data.intensity import Window
+from kits_dist.data.intensity import Box, Window
 from kits_dist.data.shuffle import hashed, mix
 from kits_dist.data.store import Normalization, View
 
 _STREAMS = (
     *("rotate", "angle", "flip", "scale", "zoom", "crop", "row", "column", "noise", "noise_sd", "noise_offset"),
     *("shift", "shift_y", "shift_x", "blur", "blur_px", "brightness", "bias", "contrast", "gain", "gamma", "exponent"),
+    *("top", "bottom", "left", "right"),
 )
 # each stream's own key: multiples of the golden ratio, as splitmix64 steps
 _KEYS = np.array([[k * 0x9E3779B97F4A7C15 % 2**64] for k in range(1, len(_STREAMS) + 1)], np.uint64)
@@ -54,10 +55,12 @@ class Framing(NamedTuple):
     pixel_mm: float | None  # None: the slice's own pixels if axial, else square ones as wide as its columns
 
     def ratio(self, view: View) -> np.ndarray:
-        """(row, column) source pixels per output pixel."""
+        """(row, column) source pixels per output pixel; larger where the window would not hold a box that it must."""
         if self.pixel_mm is not None:
-            return self.pixel_mm / np.array(view.spacing_mm[1:])
-        return np.ones(2) if view.plane == "axial" else view.spacing_mm[2] / np.array(view.spacing_mm[1:])
+            ratio = self.pixel_mm / np.array(view.spacing_mm[1:])
+        else:
+            ratio = np.ones(2) if view.plane == "axial" else view.spacing_mm[2] / np.array(view.spacing_mm[1:])
+        return ratio * max(1.0, *(np.array(view.body.size) / (ratio * self.size_px))) if view.whole else ratio
 
 
 def uniforms(seed: int, rounds: np.ndarray, sample: np.ndarray) -> dict[str, np.ndarray]:
@@ -73,6 +76,7 @@ def draw(
 
     A sagittal slice is never mirrored: that would turn front to back, which no patient shows.
     """
+    views = [_jittered(view, config.box_mm, u, i) if view.whole else view for i, view in enumerate(views)]
     degrees = np.where(u["rotate"] < config.rotate_p, (2 * u["angle"] - 1) * config.rotate_deg, 0.0)
     symmetric = np.array([view.plane != "sagittal" for view in views])
     mirror = np.where((u["flip"] < config.flip) & symmetric, -1.0, 1.0)
@@ -100,6 +104,15 @@ def draw(
         noise_sd=_drawn(u["noise"] < config.noise_p, u["noise_sd"] * config.noise_hu / window.step_hu, 0),
         noise_offset=(u["noise_offset"] * bank_size).astype(np.int32),
     )
+
+
+def _jittered(view: View, most_mm: float, u: dict[str, np.ndarray], i: int) -> View:
+    """Each side of a kidney's box moved by whole pixels, as a network might have found it: within the slice, and not
+    past the opposite side."""
+    way = (2 * np.array([u[side][i] for side in Box._fields]) - 1) * most_mm
+    mm, length = np.repeat(view.spacing_mm[1:], 2), np.repeat(view.shape[1:], 2)
+    moved = Box(*np.clip(np.array(view.body) + np.rint(way / mm).astype(int), 0, length).tolist())
+    return view._replace(body=moved) if min(moved.size) > 0 else view
 
 
 def _between(limits: tuple[float, float], u: np.ndarray) -> np.ndarray:
@@ -142,15 +155,20 @@ def matrices(
 
 def _corner(view: View, framing: Framing, where: np.ndarray | None) -> np.ndarray:
     """(row, column) of the window's corner in source pixels; `where` in [0, 1)^2 places it, None centres it on the
-    body.
+    box.
 
-    A window larger than the slice holds it whole. Along an axis that keeps its pixels the corner is a whole number: an
-    odd difference of sizes would otherwise put an identity crop on half pixels and blur it.
+    A window larger than the slice holds it whole, and one that must hold a box does so wherever it is placed. Along an
+    axis that keeps its pixels the corner is a whole number: an odd difference of sizes would otherwise put an identity
+    crop on half pixels and blur it.
     """
     ratio = framing.ratio(view)
     whole = ratio == 1
     room = np.array(view.shape[1:]) - np.array(framing.size_px) * ratio
     low, high = np.minimum(room, 0), np.maximum(room, 0)
+    if view.whole:
+        box, window = view.body, np.array(framing.size_px) * ratio
+        low = np.maximum(low, np.array([box.bottom, box.right]) - window)
+        high = np.maximum(low, np.minimum(high, np.array([box.top, box.left])))
     if where is not None:
         return low + np.where(whole, np.floor(where * (high - low + 1)), where * (high - low))
     corner = np.clip(np.array(view.body.center) - np.array(framing.size_px) * ratio / 2, low, high)

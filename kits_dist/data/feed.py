@@ -1,16 +1,16 @@
 """Positions in the stream -> what a backend needs on the host: mapped views of slices and drawn parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment
-from kits_dist.data.pixels import Mapped, Resident, stacks_of
-from kits_dist.data.sampler import Group, TrainOrder
-from kits_dist.data.store import PLANES, Normalization, Store
-from kits_dist.errors import InputError
+from kits_dist.data.pixels import Mapped, Resident
+from kits_dist.data.sampler import TrainOrder
+from kits_dist.data.selection import Samples, groups_of
+from kits_dist.data.store import PLANES, Normalization, Store, View
 
 
 class HostBatch(NamedTuple):
@@ -32,20 +32,22 @@ class Feed:
     def __init__(
         self,
         store: Store,
-        rows: np.ndarray,
+        samples: Samples,
         data: DataConfig,
         changes: AugmentConfig | None,
         seed: int,
         norm: Normalization,
         pixels: Mapped | Resident | None = None,
     ):
-        """rows: (n,) rows of store.slices. changes: None takes rows in order, unaugmented (validation). pixels: where
+        """changes: None takes samples in order, unaugmented (validation). pixels: where
         the slices lie; None: in the store's mapped files."""
-        self.store, self.rows, self.data, self.changes, self.seed, self.norm = store, rows, data, changes, seed, norm
+        self.store, self.data, self.changes, self.seed, self.norm = store, data, changes, seed, norm
+        self.rows, self.kidneys = samples
+        self._keys = samples.keys(len(store.slices.case))
         self.pixels = pixels or Mapped(store, data.context)
-        self.order = TrainOrder(_groups(store, rows, data), seed) if changes else None
+        self.order = TrainOrder(groups_of(store, samples, data), seed) if changes else None
         self.framing = augment.Framing(data.size_px, data.pixel_mm)
-        self._views = {(i, p): case.view(p) for i, case in enumerate(store.cases) for p in store.planes}
+        self._views = self._all_views()
         self.frames = 1 + 2 * data.context
         self.noise_need = self.frames * data.size_px[0] * data.size_px[1]
 
@@ -56,9 +58,10 @@ class Feed:
         case, index, plane = table.case[rows], table.index[rows], table.plane[rows]
         stacks = [(c, _PLANE_NAMES[p]) for c, p in zip(case.tolist(), plane.tolist(), strict=True)]
         self.pixels.check(set(stacks))
-        views = [self._views[stack] for stack in stacks]
+        of_kidney = stacks if self.kidneys is None else zip(case.tolist(), self.kidneys[samples].tolist(), strict=True)
+        views = [self._views[one] for one in of_kidney]
         if self.changes:
-            u = augment.uniforms(self.seed, rounds, rows)
+            u = augment.uniforms(self.seed, rounds, self._keys[samples])
             offsets = augment.bank_offsets(self.noise_need)
             params = augment.draw(self.changes, self.framing, views, self.store.window, u, offsets)
         else:
@@ -67,6 +70,14 @@ class Feed:
         labels = [self.pixels.label(stack, i) for stack, i in zip(stacks, index.tolist(), strict=True)]
         identity = np.stack([case, index, plane], axis=1).astype(np.int32)
         return HostBatch(slabs, labels, params, self._normals(params), identity)
+
+    def _all_views(self) -> dict[tuple, View]:
+        """By (case, plane), or by (case, number of its kidney)."""
+        cases = enumerate(self.store.cases)
+        if self.kidneys is None:
+            return {(i, plane): case.view(plane) for i, case in cases for plane in self.store.planes}
+        margin = self.data.box_margin_mm
+        return {(i, k): case.kidney_view(one, margin) for i, case in cases for k, one in enumerate(case.kidneys)}
 
     def _normals(self, params: augment.Params) -> list[np.ndarray]:
         """Views of the bank: contiguous because the bank is 1-D. Only noisy samples carry any to the device."""
@@ -88,54 +99,3 @@ class Plan(NamedTuple):
 
     positions: Callable[[int], np.ndarray]
     num_batches: int | None  # None: endless
-
-
-def _groups(store: Store, rows: np.ndarray, data: DataConfig) -> list[Group]:
-    """Samples (numbers in `rows`) by what data.sampler asks for. Raises InputError when there are no such slices."""
-    everyone, table = np.arange(len(rows)), store.slices
-    if data.sampler == "natural":
-        return [Group("all", everyone, 1.0)]
-    if data.sampler == "case":  # a tenth of KiTS's cases own a third of its slices, because they are thin
-        cases, sizes = np.unique(table.case[rows], return_counts=True)
-        mine = np.split(np.argsort(table.case[rows], kind="stable"), np.cumsum(sizes)[:-1])
-        return [Group(store.cases[c].case_id, one, 1 / len(cases)) for c, one in zip(cases, mine, strict=True)]
-    holds = (getattr(table, data.sampler) > 0)[rows]
-    if holds.all() or not holds.any():
-        raise InputError(
-            f"data.sampler={data.sampler}: {holds.sum()} training slices hold it and {(~holds).sum()} do not; both are "
-            "needed. Use data.sampler=natural"
-        )
-    return [
-        Group(f"with {data.sampler}", everyone[holds], data.share),
-        Group("others", everyone[~holds], 1 - data.share),
-    ]
-
-
-def select_rows(store: Store, case_ids: list[str], slices: str, margin: int, planes: Sequence[str]) -> np.ndarray:
-    """Rows of store.slices of these cases and planes: all, or those within `margin` slices of any foreground.
-
-    Raises InputError for a plane that was not prepared.
-    """
-    if absent := [plane for plane in planes if plane not in store.planes]:
-        raise InputError(
-            f"data.planes={list(planes)}: the store {store.path} holds {store.planes}. Prepare it again with planes="
-            f"[{','.join(p for p in PLANES if p in (*store.planes, *absent))}]"
-        )
-    table = store.slices
-    chosen = np.isin(table.plane, [_PLANE_NAMES.index(plane) for plane in planes])
-    chosen &= np.isin(table.case, [store.row[case] for case in case_ids])
-    if slices == "kidney":
-        chosen &= _near(table.foreground > 0, stacks_of(table), margin)
-    return np.flatnonzero(chosen)
-
-
-def _near(holds: np.ndarray, stacks: np.ndarray, margin: int) -> np.ndarray:
-    """(n,) bool: rows within `margin` of one that `holds`, in the same stack. The rows of a stack lie together."""
-    here = np.arange(len(holds))
-    before = np.maximum.accumulate(np.where(holds, here, -1))
-    after = np.minimum.accumulate(np.where(holds, here, len(here))[::-1])[::-1]
-    near = np.zeros(len(holds), bool)
-    for other, exists in ((before, before >= 0), (after, after < len(here))):
-        other = np.where(exists, other, 0)
-        near |= exists & (stacks[other] == stacks) & (abs(here - other) <= margin)
-    return near

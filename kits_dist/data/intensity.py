@@ -43,6 +43,11 @@ class Box(NamedTuple):
         """(row, column) in pixel edges: a pixel covers [i, i+1)."""
         return (self.top + self.bottom) / 2, (self.left + self.right) / 2
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.bottom - self.top, self.right - self.left
+
 
 def body_box(levels: np.ndarray) -> Box:
     """In-plane box of the body over all slices of one case; the whole slice where no body is found.

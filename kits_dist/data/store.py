@@ -1,7 +1,7 @@
 """The slice store: what `prepare` writes and every loader maps. Layout and reasons: README, "The slice store".
 
 STORE/store.json      format, window, data kind, which labels, sha256 of every array file, normalisation per fold
-STORE/cases.json      per case: geometry, body box, voxels per label, sha256 of source files and of the scan's voxels
+STORE/cases.json      per case: geometry, body box, kidneys' boxes, voxels per label, sha256 of source files and voxels
 STORE/splits.json     test set and folds
 STORE/slices.npz      columns over all slices of all cases and planes: plane, case, index, kidney, tumor, cyst (voxels)
 STORE/axial/CASE/     image.npy, label.npy  uint8 (N, H, W), slices contiguous; always there, evaluation reads it
@@ -20,11 +20,12 @@ import numpy as np
 
 from kits_dist import files
 from kits_dist.data.intensity import Box, Window
+from kits_dist.data.kidneys import Kidney
 from kits_dist.data.splits import Splits
 from kits_dist.data.volume import Geometry
 from kits_dist.errors import InputError, MissingInput
 
-FORMAT = 3
+FORMAT = 4
 TABLES = ("cases.json", "slices.npz")  # hashed in store.json; splits.json is not, a person may write another
 # Axes of a volume (D, H, W) that become (slice, row, column). Slices run cranial to caudal, anterior to posterior,
 # right to left; the upper edge is anterior (axial) or cranial.
@@ -37,7 +38,8 @@ class View(NamedTuple):
     plane: str
     shape: tuple[int, int, int]  # (slices, rows, columns)
     spacing_mm: tuple[float, float, float]  # between slices, rows, columns
-    body: Box  # in rows and columns
+    body: Box  # in rows and columns: what the window is centred on
+    whole: bool = False  # the window must hold all of that box
 
 
 class Case(NamedTuple):
@@ -50,11 +52,18 @@ class Case(NamedTuple):
     geometry: Geometry  # of the source file
     source: dict[str, str]  # image and label as `case_id/file`, and their sha256
     voxels_sha256: str = ""  # of the HU, however compressed or ordered in the file; "" for a scan that is in no store
+    kidneys: tuple[Kidney, ...] = ()  # of the annotation
 
     def view(self, plane: str) -> View:
         axes = PLANES[plane]
         shape, spacing_mm = (tuple(of[axis] for axis in axes) for of in (self.shape, self.spacing_mm))
         return View(plane, shape, spacing_mm, self.body[plane])
+
+    def kidney_view(self, kidney: Kidney, margin_mm: float) -> View:
+        """Axial slices, seen through a window that holds the kidney with a margin."""
+        _, rows, columns = kidney.around(margin_mm, self.spacing_mm, self.shape)
+        box = Box(rows.start, rows.stop, columns.start, columns.stop)
+        return View("axial", self.shape, self.spacing_mm, box, whole=True)
 
     @property
     def tumor_ml(self) -> float:
@@ -195,6 +204,7 @@ def array_path(store: Path, plane: str, case_id: str, kind: str) -> Path:
 def case_to_json(case: Case) -> dict:
     row = case._asdict() | {"shape": list(case.shape), "spacing_mm": list(case.spacing_mm)}
     row["body"] = {plane: list(box) for plane, box in case.body.items()}
+    row["kidneys"] = [kidney._asdict() for kidney in case.kidneys]
     row["geometry"] = {
         "shape": list(case.geometry.shape),
         "affine": np.asarray(case.geometry.affine).tolist(),
@@ -211,7 +221,12 @@ def case_from_json(row: dict) -> Case:
         spacing_mm=tuple(row["spacing_mm"]),
         body={plane: Box(*box) for plane, box in row["body"].items()},
         geometry=geometry,
+        kidneys=tuple(Kidney(*(_ranges(one[name]) for name in Kidney._fields)) for one in row["kidneys"]),
     )
+
+
+def _ranges(pairs: list[list[int]]) -> tuple[tuple[int, int], ...]:
+    return tuple((first, last) for first, last in pairs)
 
 
 def normalization_of(cases: list[Case]) -> Normalization:
