@@ -33,7 +33,8 @@ from benchmarks.harness import (
 from kits_dist import cli
 from kits_dist.config import Config, DataConfig, ModelConfig
 from kits_dist.data.volume import read_image, write_nifti
-from kits_dist.inference import Predictor, RunModel, region_probabilities
+from kits_dist.inference import Predictor
+from kits_dist.inference.region_models import RunModel, region_probabilities
 from kits_dist.models import build_model
 from kits_dist.run_folder import export_best
 

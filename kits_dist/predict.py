@@ -21,7 +21,8 @@ from kits_dist.data.store import Case
 from kits_dist.data.volume import write_nifti
 from kits_dist.errors import InputError, JobFailed
 from kits_dist.findings import NOTE, findings
-from kits_dist.inference import Predictor, Tta
+from kits_dist.inference import Predictor
+from kits_dist.inference.region_models import Tta
 from kits_dist.labels import REGIONS
 from kits_dist.parallel import progress_bar
 from kits_dist.pipeline import in_stages

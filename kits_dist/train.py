@@ -22,7 +22,8 @@ from kits_dist.data.store import PLANES, Store
 from kits_dist.drawing import Tile, panel
 from kits_dist.errors import InputError, JobFailed, Preempted
 from kits_dist.gpu_monitor import GpuMonitor
-from kits_dist.inference import denormalized, region_probabilities
+from kits_dist.inference.predictor import denormalized
+from kits_dist.inference.region_models import region_probabilities
 from kits_dist.labels import regions_to_labels
 from kits_dist.learner import Learner
 from kits_dist.loss_watch import LossWatch

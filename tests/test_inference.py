@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from kits_dist import checkpoint, cli, inference, predict
+from kits_dist import checkpoint, cli, predict
 from kits_dist.config import Config, as_plain
 from kits_dist.data import augment
 from kits_dist.data.volume import Volume, kits_geometry, read_labels, write_nifti
 from kits_dist.errors import InputError, JobFailed
-from kits_dist.inference import Predictor, inverse, warp
+from kits_dist.inference import Predictor, region_models
+from kits_dist.inference.warping import inverse, warp
 from tests.test_volume import HU, nifti
 from tests.test_volume import SHAPE as SMALL
 
@@ -37,7 +38,7 @@ def export_run(folder, monkeypatch, model, regions=("kidney_and_mass",), **data)
     """A run folder with `model` as its best weights, whose data config is `data`."""
     arguments = [f"data.{key}={value}" for key, value in data.items()] + [f"model.regions=[{','.join(regions)}]"]
     config = cli.load(Config, ["run=r", "data.store=s", "model.arch=simple_unet", "model.width=2", *arguments])
-    monkeypatch.setattr(inference, "build_model", lambda *a, **k: model)
+    monkeypatch.setattr(region_models, "build_model", lambda *a, **k: model)
     about = {
         "config": as_plain(config),
         "window_hu": [0, 200],

@@ -17,11 +17,31 @@ FLOORS = {
     },
     "parts": {
         *("losses", "metrics", "surfaces", "lesions", "bootstrap", "schedule", "averaging", "checkpoint", "tracking"),
-        *("profiling", "gpu_monitor", "drawing", "rendering", "cleaning", "findings", "machine", "data.*", "models.*"),
+        *(
+            "profiling",
+            "gpu_monitor",
+            "drawing",
+            "rendering",
+            "cleaning",
+            "findings",
+            "machine",
+            "data.*",
+            "models.*",
+        ),
     },
     "builders": {"data", "models"},  # their __init__: names in the configuration -> a loader, a network
     "assembly": {
-        *("scoring", "learner", "loss_watch", "inference", "run_folder"),
+        *(
+            "scoring",
+            "learner",
+            "loss_watch",
+            "region_models",
+            "cascade",
+            "fusion",
+            "inference",
+            "inference.*",
+            "run_folder",
+        ),
         *("held_out", "evaluation", "summary", "tables", "figures", "comparison"),
     },
     "programs": {
@@ -34,7 +54,7 @@ ORDER = list(FLOORS)
 
 def floor_of(module: str) -> int:
     head, _, rest = module.partition(".")
-    name = f"{head}.*" if rest and head in ("data", "models") else head
+    name = f"{head}.*" if rest and head in ("data", "models", "inference") else head
     found = [floor for floor, names in FLOORS.items() if name in names]
     assert len(found) == 1, f"kits_dist.{module} stands on no floor: name it in tests/test_layers.py"
     return ORDER.index(found[0])
@@ -77,7 +97,7 @@ def surprises() -> list[str]:
     found = []
     for name, path in modules().items():
         for used in imports(path):
-            same_folder = "." in name and name.split(".")[0] == used.split(".")[0]
+            same_folder = "." in name + used and name.split(".")[0] == used.split(".")[0]
             ground = floor_of(name) == floor_of(used) == 0
             if not (floor_of(used) < floor_of(name) or same_folder or ground):
                 found.append(

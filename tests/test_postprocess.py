@@ -7,11 +7,12 @@ import shutil
 import numpy as np
 import pytest
 
-from kits_dist import evaluate, inference, postprocess, predict
+from kits_dist import evaluate, postprocess, predict
 from kits_dist.cleaning import FILE, Rules
 from kits_dist.data.store import Store, array_path
 from kits_dist.data.volume import read_labels
 from kits_dist.errors import InputError
+from kits_dist.inference import region_models
 from kits_dist.labels import KIDNEY, REGIONS, TUMOR
 from kits_dist.postprocess import Pair, choose, mean_dice
 from tests.test_inference import Threshold, export_run
@@ -148,7 +149,7 @@ def test_evaluate_takes_several_runs_and_mirrored_slices(store, tmp_path, monkey
         export_run(tmp_path / name, monkeypatch, models[0], size_px="96x96", store=str(store.path)) for name in "ab"
     ]
     loaded = iter(models * 3)
-    monkeypatch.setattr(inference, "build_model", lambda *a, **k: next(loaded))
+    monkeypatch.setattr(region_models, "build_model", lambda *a, **k: next(loaded))
     both = f"[{runs[0]},{runs[1]}]"
     with pytest.raises(InputError, match="names several runs: say with output=DIR"):
         evaluate.main(evaluate.Args(run=both))

@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from kits_dist import checkpoint, cli, inference, predict
+from kits_dist import checkpoint, cli, predict
 from kits_dist.config import Config, as_plain
 from kits_dist.data.scans import find_scans
 from kits_dist.data.volume import read_image, read_labels, same_grid
 from kits_dist.errors import InputError, JobFailed, MissingInput
-from kits_dist.inference import Chunk, Mean, Predictor, RunModel, painted
+from kits_dist.inference import Predictor, region_models
+from kits_dist.inference.predictor import painted
+from kits_dist.inference.region_models import Chunk, Mean, RunModel
 from kits_dist.labels import REGIONS, regions_to_labels
 from kits_dist.models import build_model
 from kits_dist.ranks import Ranks, launched
@@ -84,7 +86,7 @@ def test_several_runs_are_averaged(tmp_path, monkeypatch):
     for name, model in models.items():
         export_run(tmp_path / name, monkeypatch, model, size_px="96x96")
     loaded = iter([models["a"], models["b"], models["a"], models["b"]])
-    monkeypatch.setattr(inference, "build_model", lambda *a, **k: next(loaded))
+    monkeypatch.setattr(region_models, "build_model", lambda *a, **k: next(loaded))
     both = Predictor(f"[{tmp_path / 'a'},{tmp_path / 'b'}]", batch_size=2)
     alone = [probabilities(Predictor(tmp_path / name, 2), scan()) for name in models]
     mean = (alone[0] + alone[1]) / 2

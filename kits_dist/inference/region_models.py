@@ -1,0 +1,209 @@
+"""Trained networks as one kind of thing: a scan -> the probability of each region in each of its voxels.
+
+What maps a case to region probabilities is a `RegionModel`: one run, with or without mirrored slices; several fused;
+a cascade (`cascade.py`); anything else that yields the same chunks.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kits_dist import checkpoint, cli
+from kits_dist.config import Config
+from kits_dist.data import augment
+from kits_dist.data.intensity import Window
+from kits_dist.data.pixels import slab_of
+from kits_dist.data.store import PLANES, Case, Normalization, View
+from kits_dist.errors import InputError
+from kits_dist.inference.warping import inverse, part_of, warp
+from kits_dist.models import build_model
+from kits_dist.pieces import Box3
+from kits_dist.ranks import launched
+
+Tta = Literal["none", "flip"]
+
+
+class Chunk(NamedTuple):
+    slices: range  # consecutive axial slices
+    probability: Tensor  # (n, R, H, W) float32 on the model's device
+
+
+class RegionModel(Protocol):
+    regions: tuple[str, ...]
+
+    def probabilities(self, levels: np.ndarray, case: Case) -> Iterator[Chunk]:
+        """(D, H, W) uint8 levels of the window -> all axial slices in order, each once, some at a time."""
+
+
+class RunModel:
+    """The best weights of one run, with what they expect of their input: window, normalisation, framing, context."""
+
+    def __init__(self, run: Path, batch_size: int, tta: Tta):
+        """Raises MissingInput / InputError when `run` holds no model or a damaged one."""
+        weights, about = checkpoint.read_export(run / "model.safetensors")
+        try:
+            self.config: Config = cli.from_plain(Config, about["config"])
+            self.window = Window(*about["window_hu"])
+            self.norm = Normalization(**about["normalization"])
+            self.data = about["data"]  # kits, phantom or painted: what it was trained on
+            self.step = about.get("step")  # optimiser step of these weights
+            self.trained_on = set(about["trained_on_voxels"])  # sha256 of each CT's voxels
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{run}/model.safetensors was written by another version of kits_dist ({error})."
+            ) from error
+        self.run, self.batch_size, self.tta = run, batch_size, tta
+        self.regions = self.config.model.regions
+        self.device = _device()
+        self.model = build_model(self.config.model, 1 + 2 * self.config.data.context, pretrained=False)
+        checkpoint.load_weights(self.model, weights, run / "model.safetensors")
+        self.model.to(self.device, memory_format=torch.channels_last).eval()
+        self.watch = Stopwatch(self.device)
+
+    def along_planes(self) -> list["PlaneModel"]:
+        """One model for each plane that the run was trained on."""
+        return [PlaneModel(self, plane) for plane in self.config.data.planes]
+
+    def cut(self, stack: np.ndarray, view: View, box: Box3) -> Iterator[Chunk]:
+        """Slices of one plane, seen through the window that `view` asks for.
+
+        stack   (N, rows, columns) uint8 levels
+        Yields the slices of `box`, with (n, R, h, w) probabilities of its pixels; 0 outside the window.
+        """
+        data = self.config.data
+        framing = augment.Framing(data.size_px, data.pixel_mm)
+        matrix = augment.centred(framing, [view]).matrix[0]
+        slices, rows, columns = box
+        back = part_of(inverse(matrix), columns.start, rows.start)
+        size = (rows.stop - rows.start, columns.stop - columns.start)
+        # as in training, a sagittal slice is never mirrored: no patient has the back in front
+        mirrored = self.tta == "flip" and view.plane != "sagittal"
+        for some in in_batches(slices.start, slices.stop, self.batch_size):
+            slabs = np.stack([slab_of(stack, i, data.context) for i in some])
+            source = torch.from_numpy(slabs).to(self.device).float()
+            seen = (warp(source, matrix, framing.size_px) - self.norm.mean) / self.norm.sd
+            with self.watch.running():
+                probability = region_probabilities(self.model, seen)
+                if mirrored:
+                    probability = (probability + region_probabilities(self.model, seen.flip(-1)).flip(-1)) / 2
+            yield Chunk(some, warp(probability, back, size))
+
+
+class PlaneModel:
+    """A run that looks along one plane."""
+
+    def __init__(self, of: RunModel, plane: str):
+        self.of, self.plane, self.regions = of, plane, of.regions
+
+    def probabilities(self, levels: np.ndarray, case: Case) -> Iterator[Chunk]:
+        view = case.view(self.plane)
+        chunks = self.of.cut(levels.transpose(PLANES[self.plane]), view, tuple(slice(0, n) for n in view.shape))
+        if self.plane == "axial":
+            yield from chunks
+            return
+        volume = torch.empty(len(self.regions), *levels.shape, dtype=torch.float16)  # 0.6 GB for 1,059 slices, 1 region
+        along = volume.permute(0, *(1 + axis for axis in PLANES[self.plane]))
+        for slices, probability in chunks:
+            along[:, slices.start : slices.stop] = halved(probability).transpose(0, 1).cpu()
+        for slices in in_batches(0, len(levels), self.of.batch_size):
+            yield Chunk(slices, volume[:, slices.start : slices.stop].transpose(0, 1).to(self.of.device).float())
+
+
+class Mean:
+    """Several models of the same regions: the mean of their probabilities."""
+
+    def __init__(self, members: Sequence[RegionModel]):
+        self.members, self.regions = members, members[0].regions
+
+    def probabilities(self, levels: np.ndarray, case: Case) -> Iterator[Chunk]:
+        for chunks in zip(*(member.probabilities(levels, case) for member in self.members), strict=True):
+            yield Chunk(chunks[0].slices, sum(chunk.probability for chunk in chunks) / len(chunks))
+
+
+class WeightedLogits:
+    """Several models of the same regions: the weighted mean of their logits, region by region."""
+
+    SURE = 1e-3  # a probability is taken as at least this far from 0 and 1: one sure network does not outvote all
+
+    def __init__(self, members: Sequence[RegionModel], weights: np.ndarray):
+        """weights: (M, R), 0 or more; those of a region sum to 1."""
+        self.members, self.regions = members, members[0].regions
+        self.weights = torch.from_numpy(weights).float()[:, None, :, None, None]
+
+    def probabilities(self, levels: np.ndarray, case: Case) -> Iterator[Chunk]:
+        for chunks in zip(*(member.probabilities(levels, case) for member in self.members), strict=True):
+            logits = torch.stack([chunk.probability for chunk in chunks]).logit(self.SURE)
+            yield Chunk(chunks[0].slices, (logits * self.weights.to(logits.device)).sum(0).sigmoid())
+
+
+def volume_of(model: RegionModel, levels: np.ndarray, case: Case) -> Tensor:
+    """(R, D, H, W) float16 on the CPU: all chunks of a case together."""
+    volume = torch.empty(len(model.regions), *levels.shape, dtype=torch.float16)
+    for slices, probability in model.probabilities(levels, case):
+        volume[:, slices.start : slices.stop] = halved(probability).transpose(0, 1).cpu()
+    return volume
+
+
+def halved(probability: Tensor) -> Tensor:
+    """float32 -> float16 on the same side of 0.5: rounding would paint what is just below."""
+    half = probability.half()
+    return torch.where((probability < 0.5) & (half >= 0.5), torch.nextafter(half, torch.zeros_like(half)), half)
+
+
+def in_batches(first: int, last: int, size: int) -> Iterator[range]:
+    return (range(start, min(start + size, last)) for start in range(first, last, size))
+
+
+@torch.inference_mode()
+def region_probabilities(model: nn.Module, image: Tensor) -> Tensor:
+    """(B, C, H, W) normalised -> (B, R, H, W) float32 probabilities, in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    logits = model(image.to(memory_format=torch.channels_last))
+    model.train(was_training)
+    return logits.float().sigmoid()
+
+
+class Stopwatch:
+    """Seconds that a device worked on what was asked within `running`; a GPU is not made to wait for it."""
+
+    def __init__(self, device: torch.device):
+        self._on_gpu = device.type == "cuda"
+        self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        if self._on_gpu:
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            yield
+            end.record()
+            self._marks.append((begin, end))
+        else:
+            began = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - began
+
+    @property
+    def seconds(self) -> float:
+        for begin, end in self._marks:
+            end.synchronize()  # sync
+            self._seconds += begin.elapsed_time(end) / 1000
+        self._marks.clear()
+        return self._seconds
+
+
+def _device() -> torch.device:
+    """This process's GPU: a launcher says by LOCAL_RANK which."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", launched().local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)  # events and pinned memory follow the current device
+    return device

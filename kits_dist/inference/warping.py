@@ -1,0 +1,39 @@
+"""Slices warped on the device by one 2x3 matrix, as `data.augment` defines it in NumPy; and the way back."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def warp(source: Tensor, matrix: np.ndarray, size_px: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) float -> (B, C, h, w): `augment.warp_linear` on the device; 0 outside.
+
+    A whole-pixel shift is copied, not interpolated, so a label sent there and back is unchanged.
+    """
+    shift = matrix[:, 2]
+    if np.array_equal(matrix[:, :2], np.eye(2)) and np.array_equal(shift, np.round(shift)):
+        left, top = (int(n) for n in shift)
+        height, width = source.shape[2:]
+        pad = (-left, left + size_px[1] - width, -top, top + size_px[0] - height)  # negative pads crop
+        return nn.functional.pad(source, pad)
+    height, width = source.shape[2:]
+    rows = torch.arange(size_px[0], device=source.device) + 0.5
+    columns = torch.arange(size_px[1], device=source.device) + 0.5
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    m = torch.as_tensor(matrix, device=source.device, dtype=torch.float32)
+    points = torch.stack([m[0, 0] * x + m[0, 1] * y + m[0, 2], m[1, 0] * x + m[1, 1] * y + m[1, 2]], dim=-1)
+    grid = (
+        2 * points / torch.tensor([width, height], device=source.device) - 1
+    )  # grid_sample's [-1, 1] spans pixel edges
+    return nn.functional.grid_sample(source, grid.expand(len(source), -1, -1, -1), align_corners=False)
+
+
+def inverse(matrix: np.ndarray) -> np.ndarray:
+    """(2, 3) affine -> the (2, 3) that undoes it."""
+    linear = np.linalg.inv(matrix[:, :2].astype(np.float64))
+    return np.concatenate([linear, -linear @ matrix[:, 2:]], axis=1)
+
+
+def part_of(matrix: np.ndarray, left: int, top: int) -> np.ndarray:
+    """(2, 3) affine -> the one whose output begins at pixel (left, top) of the former one's."""
+    return np.concatenate([matrix[:, :2], matrix[:, 2:] + matrix[:, :2] @ [[left], [top]]], axis=1)
