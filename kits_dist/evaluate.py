@@ -1,6 +1,7 @@
 """Score a run on held-out cases, or any folder of label maps against the truth; compare two systems.
 
 python -m kits_dist.evaluate run=RUN_DIR split=test
+python -m kits_dist.evaluate run=[PHASE1,PHASE2] split=test      a cascade; phase 1 alone and phase 2 alone beside it
 python -m kits_dist.evaluate predictions=DIR truth=DIR output=DIR [reference=samples]
 python -m kits_dist.evaluate compare=[A,B] [truth=DIR] [output=DIR]
 python -m kits_dist.evaluate raters=DIR output=DIR
@@ -13,15 +14,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from kits_dist import cli, comparison, files, ranks
 from kits_dist.cleaning import clean, load_rules
+from kits_dist.config import Config
 from kits_dist.data.predictions import find_predictions, find_truths, pair
 from kits_dist.data.sources import MARKER, data_kind, find_cases, some
-from kits_dist.data.store import Store, array_path
+from kits_dist.data.store import Case, Store, array_path
 from kits_dist.data.volume import write_nifti
 from kits_dist.drawing import Tile, panel, save_png
 from kits_dist.errors import InputError, JobFailed, MissingInput
@@ -36,12 +38,15 @@ from kits_dist.ranks import Ranks
 from kits_dist.summary import summarize
 from kits_dist.tables import as_text, read_cases, write_tables
 
+if TYPE_CHECKING:
+    from kits_dist.inference.predictor import Predictor, Stage
+
 WORTH_S = 5  # other processes are started where they save more than they cost
 
 
 @dataclass(frozen=True)
 class Args:
-    run: str = ""  # folder of a trained run: predict a split in native geometry and score it; several as [A,B]
+    run: str = ""  # folder of a trained run: predict a split, score it; several as [A,B]; a cascade as [PHASE1,PHASE2]
     split: Literal["test", "val"] = "test"  # which cases; val chose the checkpoint, so report test
     store: str = ""  # the run's store, where it has moved; with truth= or raters=: score its test cases alone
     predictions: str = ""  # folder of label maps to score (CASE.nii.gz, MONAI's CASE/CASE_seg.nii.gz), any system's
@@ -51,6 +56,7 @@ class Args:
     raters: str = ""  # KiTS21 folder with segmentations/: score each annotator against the majority of the others
     reference: Reference = "file"  # file: the case's label map; samples, majority: made of truth=/CASE/segmentations/
     tta: Literal["none", "flip"] = "none"  # flip: the mean with the mirrored slice's prediction; takes twice as long
+    fusion: str = ""  # weights of several runs or planes, written by kits_dist.fuse; empty: the mean
     postprocess: bool = True  # apply the rules that kits_dist.postprocess chose for this run
     regions: tuple[str, ...] = ()  # what predictions= can hold, as [kidney_and_mass]; default: everything
     missing: Literal["error", "zero"] = "error"  # a true case without prediction: refuse, or 0 in every mean
@@ -95,57 +101,92 @@ def _evaluate_run(args: Args, group: Ranks) -> None:
     from kits_dist.inference import Predictor  # torch takes seconds, and the processes that score need none
 
     group.take_device()
-    predictor = Predictor(args.run, args.batch_size, args.tta)
-    config = predictor.config
+    predictor = Predictor(args.run, args.batch_size, args.tta, args.fusion, annotated=True)
     store, case_ids = held_out(predictor, args.split, args.store)
     runs = [member.run for member in predictor.members]
     rules, said = load_rules(runs, predictor.step, args.postprocess)
     truths = {} if args.reference == "file" else _only(case_ids, _case_folders(Path(args.truth), "truth"), args)
-    output = _output_of_runs(args, runs)
+    stages = [_StageScores(stage, output) for stage, output in _outputs(args, predictor)]
     if group.rank == 0:
         print(said)
-        (output / "summary.json").unlink(missing_ok=True)  # written last: without it the folder is unfinished
-    regions = scored_regions(predictor.regions)
-    jobs, tiles, found = [], [], []
+        for stage in stages:  # written last: without it the folder is unfinished
+            (stage.output / "summary.json").unlink(missing_ok=True)
     for number in progress_bar(f"predict {args.split}", "case", items=group.share(list(range(len(case_ids))))):
         case_id = case_ids[number]
         row = store.row[case_id]
         case = store.cases[row]
-        predicted = clean(predictor.predict_levels(store.image(row), case), case.spacing_mm, rules)
+        for stage, painted in zip(stages, predictor.predict_stages(store.image(row), case), strict=True):
+            predicted = clean(painted, case.spacing_mm, rules)
+            path = stage.add(number, case, predicted)
+            if truths:
+                stage.jobs.append(Job(case_id, path, truths[case_id], stage.regions, args.reference))
+            else:
+                label = array_path(store.path, "axial", case_id, "label")
+                stage.jobs.append(Job(case_id, path, label, stage.regions, geometry=case.geometry))
+            if number < args.panel:
+                images = np.asarray(store.image(row)), np.asarray(store.label(row)), predicted
+                stage.tiles.append((number, _largest_slice(*images, case_id, store.window.levels)))
+    about = {"reference": args.reference, "step": predictor.step, "store_sha256": store.fingerprint()}
+    about |= {"tta": args.tta, "postprocess": rules.active, "runs": [run.resolve().name for run in runs]}
+    about["tuned"] = {"checkpoint": "; ".join(dict.fromkeys(_chosen_by(one.config) for one in predictor.members))}
+    for stage in stages:
+        _conclude_stage(stage, args, group, store, about)
+
+
+class _StageScores:
+    """One of the label maps that runs are judged by, and what this process has of it."""
+
+    def __init__(self, stage: "Stage", output: Path):
+        self.name, self.paints, self.output = stage.name, stage.regions, output
+        self.regions = scored_regions(stage.regions)
+        self.jobs: list[Job] = []
+        self.tiles: list[tuple[int, Tile]] = []
+        self.findings: list[tuple[str, dict]] = []
+
+    def add(self, number: int, case: Case, predicted: np.ndarray) -> Path:
+        """Write a case's label map."""
         midline = case.body["axial"].center[1]
-        found.append((case_id, findings(predicted, case.spacing_mm, predictor.regions, midline)))
-        path = output / "predictions" / f"{case_id}.nii.gz"
+        self.findings.append((case.case_id, findings(predicted, case.spacing_mm, self.paints, midline)))
+        path = self.output / "predictions" / f"{case.case_id}.nii.gz"
         write_nifti(path, predicted, case.geometry)
-        if truths:
-            jobs.append(Job(case_id, path, truths[case_id], regions, args.reference))
-        else:
-            label = array_path(store.path, "axial", case_id, "label")
-            jobs.append(Job(case_id, path, label, regions, geometry=case.geometry))
-        if number < args.panel:
-            images = np.asarray(store.image(row)), np.asarray(store.label(row)), predicted
-            tiles.append((number, _largest_slice(*images, case_id, store.window.levels)))
-    tiles, found = group.gather(tiles), group.gather(found)
-    scores = _score(score_job, jobs, group, args.workers)
+        return path
+
+
+STAGES = {
+    "": "",
+    "phase1": "phase 1 alone",
+    "true_boxes": "phase 2 alone, in the boxes of the annotation: what it could do if phase 1 were perfect",
+}
+
+
+def _conclude_stage(stage: _StageScores, args: Args, group: Ranks, store: Store, about: dict) -> None:
+    tiles, found = group.gather(stage.tiles), group.gather(stage.findings)
+    scores = _score(score_job, stage.jobs, group, args.workers)
     if scores is None or tiles is None or found is None:
         return
-    summary = summarize(scores, store.meta["data"], args.split)
-    summary |= {"reference": args.reference, "step": predictor.step, "store_sha256": store.fingerprint()}
-    summary |= {"tta": args.tta, "postprocess": rules.active}
-    summary["tuned"] = {"checkpoint": f"by {config.optim.best_by} of the validation cases of fold {config.data.fold}"}
+    summary = summarize(scores, store.meta["data"], args.split) | about
+    summary |= {"stage": STAGES[stage.name]} if stage.name else {}
     of_case = dict(found)
-    write_tables(output, [score._replace(findings=of_case[score.case_id]) for score in scores], summary)
-    draw_cases(output, store, predictor.regions)
+    write_tables(stage.output, [one._replace(findings=of_case[one.case_id]) for one in scores], summary)
+    draw_cases(stage.output, store, stage.paints)
     drawn = [tile for _, tile in sorted(tiles, key=lambda pair: pair[0])]
-    save_png(output / "panel.png", panel(drawn, f"data: {summary['data']}   split: {args.split}"))
-    _print(summary, output)
+    save_png(stage.output / "panel.png", panel(drawn, f"data: {summary['data']}   split: {args.split}"))
+    _print(summary, stage.output)
 
 
-def _output_of_runs(args: Args, runs: list[Path]) -> Path:
-    if len(runs) > 1 and not args.output:
+def _chosen_by(config: Config) -> str:
+    return f"by {config.optim.best_by} of the validation cases of fold {config.data.fold}"
+
+
+def _outputs(args: Args, predictor: "Predictor") -> list[tuple["Stage", Path]]:
+    """Where each stage's tables go. A cascade of two runs belongs to its second one."""
+    stages, runs = predictor.stages, [member.run for member in predictor.members]
+    if len(runs) > (2 if len(stages) > 1 else 1) and not args.output:
         raise InputError(f"run={args.run} names several runs: say with output=DIR where their common scores go.")
     # another reference is another table, which the report shows beside this one
     name = args.split if args.reference == "file" else f"{args.split}_{args.reference}"
-    return Path(args.output) if args.output else runs[0] / "evaluation" / name
+    output = Path(args.output) if args.output else runs[-1] / "evaluation" / name
+    return [(one, output.with_name(f"{output.name}_{one.name}") if one.name else output) for one in stages]
 
 
 def _largest_slice(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, case_id: str, levels: int) -> Tile:

@@ -31,10 +31,11 @@ from kits_dist.ranks import Ranks, joined
 
 @dataclass(frozen=True)
 class Args:
-    run: str = MISSING  # folder of a trained run; several as [A,B]: their probabilities are averaged
+    run: str = MISSING  # folder of a trained run; several as [A,B] are averaged; a cascade as [PHASE1,PHASE2]
     input: str = MISSING  # one CT, a folder of CTs, a case, a folder of cases, or a folder of DICOM series
     output: str = MISSING  # folder for the label maps
     tta: Tta = "none"  # flip: the mean with the mirrored slice's prediction; takes twice as long
+    fusion: str = ""  # weights of several runs or planes, written by kits_dist.fuse; empty: the mean
     probabilities: bool = False  # also write NAME_REGION.nii.gz, probabilities in steps of 1/255
     postprocess: bool = True  # apply the rules that kits_dist.postprocess chose for this run
     batch_size: int = 16  # slices at once
@@ -67,7 +68,7 @@ def main(args: Args) -> None:
         scans, notes = find_scans(Path(args.input))
         _refuse_overwriting(args, scans)
         group.take_device()
-        predictor = Predictor(args.run, args.batch_size, args.tta)
+        predictor = Predictor(args.run, args.batch_size, args.tta, args.fusion)
         runs = [member.run for member in predictor.members]
         rules, said = load_rules(runs, predictor.step, args.postprocess)
         if group.rank == 0:

@@ -74,6 +74,8 @@ def as_text(summary: dict) -> str:
     head = f"data: {summary['data']}   split: {summary['split']}   cases: {summary['cases']}"
     if "reference" in summary:
         head += f"   reference: {summary['reference']}"
+    if summary.get("stage"):
+        head = f"{summary['stage']}\n{head}"
     if summary.get("missing_cases"):
         head += f"   without prediction, scored 0: {len(summary['missing_cases'])}"
     row = "{:<16} {:>6}  {:<14} {:>7} {:>7} {:>6}  {:>7}  {:<14} {:>7} {:>7} {:>7} {:>8}".format

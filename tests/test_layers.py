@@ -45,7 +45,7 @@ FLOORS = {
         *("held_out", "evaluation", "summary", "tables", "figures", "comparison"),
     },
     "programs": {
-        *("phantom", "audit", "prepare", "train", "evaluate", "postprocess", "predict", "report", "doctor"),
+        *("phantom", "audit", "prepare", "train", "evaluate", "postprocess", "fuse", "predict", "report", "doctor"),
         "__main__",
     },
 }

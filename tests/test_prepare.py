@@ -188,7 +188,7 @@ def test_a_copy_of_a_trained_case_is_recognised_by_its_voxels(raw, store, tmp_pa
     predictor = SimpleNamespace(
         config=SimpleNamespace(data=SimpleNamespace(store="", fold=0)), window=other.window, trained_on=trained
     )
-    monkeypatch.setattr(inference, "Predictor", lambda *_: predictor)
+    monkeypatch.setattr(inference, "Predictor", lambda *_, **__: predictor)
     held_out = other.splits.test + other.splits.folds[0]
     assert sorted(held_out) == ["case_00001", "case_00900"]
     for split, cases in (("test", other.splits.test), ("val", other.splits.folds[0])):
