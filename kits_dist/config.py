@@ -119,7 +119,7 @@ class ModelConfig:
     arch: str = "unet"  # simple_unet (5 levels, no pretraining) or any architecture of segmentation_models_pytorch
     encoder: str = "resnet34"  # any encoder of segmentation_models_pytorch; not used by simple_unet
     encoder_weights: str = "imagenet"  # imagenet, none, or the path of a .safetensors or .pth state dict
-    width: int = 64  # channels of the first level of simple_unet, doubled at each of the next four
+    width: int = 64  # channels of the first level, doubled at each of the next; a resnet unet takes less untrained
     regions: tuple[str, ...] = ("kidney_and_mass",)  # nested sigmoids to predict: kidney_and_mass, mass, tumor
 
     def __post_init__(self) -> None:

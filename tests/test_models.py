@@ -1,5 +1,6 @@
 import hashlib
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -16,7 +17,7 @@ REGIONS = ("kidney_and_mass", "tumor")
 @pytest.mark.parametrize(("arch", "encoder"), [("simple_unet", "-"), ("unet", "resnet18"), ("fpn", "mobilenet_v2")])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_in_region_logits_out(arch, encoder, channels):
-    model = build_model(ModelConfig(arch, encoder, "none", 4, REGIONS), channels).eval()
+    model = build_model(ModelConfig(arch, encoder, "none", 64 if arch == "fpn" else 4, REGIONS), channels).eval()
     out = model(torch.zeros(2, channels, 64, 96))
     assert out.shape == (2, 2, 64, 96) and out.dtype == torch.float32
 
@@ -24,6 +25,19 @@ def test_images_in_region_logits_out(arch, encoder, channels):
 def test_the_posters_network_has_its_published_size():
     model = build_model(ModelConfig("unet", "resnet34", "none", regions=("kidney_and_mass", "mass", "tumor")), 1)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(24.43, abs=0.01)
+
+
+def test_a_narrower_resnet_keeps_its_layers():
+    config = ModelConfig(encoder_weights="none", width=16)
+    narrow, full = (build_model(replace(config, width=width), 1) for width in (16, 64))
+    convolutions = [sum(isinstance(m, torch.nn.Conv2d) for m in model.encoder.modules()) for model in (narrow, full)]
+    assert convolutions == [37, 36]  # where the first stage leaves the 64 channels of the stem
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (narrow, full)]
+    assert 14 < sizes[1] / sizes[0] < 16.5  # the width squared
+    assert narrow(torch.zeros(2, 1, 64, 64)).shape == (2, 1, 64, 64)
+    for wrong in ({"encoder": "efficientnet-b0"}, {"arch": "fpn"}, {"encoder_weights": "imagenet"}):
+        with pytest.raises(InputError, match="model.width=16: only simple_unet"):
+            build_model(replace(config, **wrong), 1)
 
 
 def test_unknown_names_are_answered_with_the_choices():

@@ -29,9 +29,15 @@ def build_model(config: ModelConfig, in_channels: int, *, pretrained: bool = Tru
     architectures = sorted(smp.MODEL_ARCHITECTURES_MAPPING)
     if config.arch not in architectures:
         raise InputError(f"model.arch={config.arch!r}: choose one of simple_unet, {', '.join(architectures)}.")
+    encoder, narrower = _narrowed(config)
     try:
         model = smp.create_model(
-            config.arch, config.encoder, encoder_weights=None, in_channels=in_channels, classes=len(config.regions)
+            config.arch,
+            encoder,
+            encoder_weights=None,
+            in_channels=in_channels,
+            classes=len(config.regions),
+            **narrower,
         )
     except KeyError as error:
         known = ", ".join(sorted(smp.encoders.get_encoder_names()))
@@ -39,3 +45,20 @@ def build_model(config: ModelConfig, in_channels: int, *, pretrained: bool = Tru
     if pretrained and config.encoder_weights != "none":
         load_encoder_weights(model.encoder, config.encoder, config.encoder_weights)
     return model
+
+
+def _narrowed(config: ModelConfig) -> tuple[str, dict]:
+    """The encoder's name and what makes it and the decoder narrower: timm's ResNet takes channels, smp's does not."""
+    from kits_dist.errors import InputError
+
+    width = config.width
+    if width == 64:
+        return config.encoder, {}
+    if config.arch != "unet" or not config.encoder.startswith("resnet") or config.encoder_weights != "none":
+        raise InputError(
+            f"model.width={width}: only simple_unet, and a unet with a resnet encoder and model.encoder_weights=none, "
+            "come in other widths than 64."
+        )
+    channels = tuple(width * 2**level for level in range(4))
+    decoder = tuple(max(1, width * 4 // 2**level) for level in range(5))
+    return f"tu-{config.encoder}", {"channels": channels, "decoder_channels": decoder}
