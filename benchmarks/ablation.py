@@ -25,7 +25,7 @@ AUGMENTATIONS += ("noise_p",)
 
 
 def ingredients(regions: int) -> dict[str, dict[str, tuple[str, ...]]]:
-    """{ingredient: {option: keys of the configuration}}, for a network of so many regions; the last is the innermost."""
+    """{ingredient: {option: keys of the configuration}} for a network of so many regions, the innermost one last."""
     others = "1," * (regions - 1)
     return {
         "loss": {name: (f"optim.loss={name}",) for name in ("bce", "dice", "bce_dice", "focal", "tversky")},
@@ -85,11 +85,8 @@ def main(args: Args) -> None:
     study = Study("ablation", store, (), folder, args.split)
     only = args.only or (("loss",) if args.quick else INGREDIENTS)
     chosen = variants(words, study, only, seeds)
-    conduct(study._replace(variants=chosen[:2] if args.quick else chosen), args, _out(args), args.jobs)
-
-
-def _out(args: Args) -> str:
-    return args.out or ("runs/benchmarks" if args.quick else "")
+    study = study._replace(variants=chosen[:2] if args.quick else chosen)
+    conduct(study, args, args.out or ("runs/benchmarks" if args.quick else ""), args.jobs)
 
 
 def phantoms(folder: Path, cases: int, size: tuple[int, int, int]) -> str:

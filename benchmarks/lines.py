@@ -182,7 +182,7 @@ def command(args: Any) -> str:
     words = []
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
-        if value == field.default or field.name == "out":
+        if value == field.default or field.name in ("out", "runs"):
             continue
         if field.name in _PLACES:
             value = _PLACES[field.name]

@@ -169,7 +169,7 @@ def _about(line: Line) -> str:
     """What the rows of a study have in common, from its first one."""
     of, words = line.config, [setting(line.config | {"region": ""})]
     words += [f"{count} {part} cases" for part, count in of.get("cases", {}).items()]
-    words += [f"{len(of['seeds'])} seeds"] if "seeds" in of else []
+    words += [f"seeds {', '.join(map(str, of['seeds']))}"] if "seeds" in of else []
     return (
         f"{', '.join(words)}. `{line.command}`. Intervals are over cases, of the mean over seeds; differences are "
         "paired by case. The sd between seeds tells what another seed would change, which no interval over cases does."
