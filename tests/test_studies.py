@@ -167,12 +167,16 @@ def test_what_failed_is_named_the_others_go_on_and_the_next_start_does_the_rest(
 
 
 def test_without_its_reference_nothing_is_compared(store, tmp_path, monkeypatch):
-    Machine(monkeypatch, by_hand, fail=["a/seed_0"])
-    study = study_of(store, tmp_path, one("a"), one("b", "optim.loss=dice"))
+    Machine(monkeypatch, lambda folder: {"tumor": [0.1, 0.2, 0.3]}, fail=["a/seed_0"])
+    study = study_of(store, tmp_path, one("a"), one("b", "optim.loss=dice"), one("c", "optim.loss=focal"))
     with pytest.raises(JobFailed, match="variants failed: a"):
         studies.conduct(study, Args(), tmp_path / "lines")
-    b = lines.read_all("out", tmp_path / "lines")[1]
-    assert b.config["variant"] == "b" and "difference" not in b.config
+    found = lines.read_all("out", tmp_path / "lines")
+    assert [(line.config["variant"], line.config.get("difference")) for line in found] == [
+        ("b", None),
+        ("c", None),
+        ("a", None),
+    ]
 
 
 def test_several_trainings_and_evaluations_of_one_variant(store, tmp_path, monkeypatch):
@@ -290,7 +294,7 @@ def test_a_study_is_a_table_of_its_own_under_a_heading_that_names_the_data(store
     heading, *_, last = together.removeprefix(alone).strip().splitlines()
     assert heading == "### Each ingredient of the training changed alone: Dice on phantoms"
     assert last.startswith("| b | tumor | 0.600 [0.400 .. 0.800] | +0.100 [+0.100 .. +0.100] | 0.000 (2) | 3 | 12 |")
-    assert "| a | tumor | 0.500 [0.300 .. 0.700] | reference |" in together
+    assert "| a | tumor | 0.500 [0.300 .. 0.700] | reference |" in together and "| a | kidney_and_mass |" in together
     assert "simple_unet width 6, phantoms, 4 train cases, 1 val cases, 3 test cases, seeds 0, 1." in together
     assert report.table([*found, speed]).count("| loader |") == 1
     for line in found:
