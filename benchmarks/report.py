@@ -116,7 +116,10 @@ def studies(lines: Iterable[Line]) -> str:
 def _studies(lines: Iterable[Line]) -> list[str]:
     found: dict[str, dict[str, list[Line]]] = {}
     for machine, latest in _machines(line for line in lines if line.question in STUDIES).items():
+        scored = {(line.question, line.config["variant"]) for line in latest if line.value is not None}
         for line in latest:
+            if line.value is None and (line.question, line.config["variant"]) in scored:
+                continue  # it failed another time
             title = f"### {STUDIES[line.question]}: Dice on {DATA.get(line.config['data'], line.config['data'])}"
             found.setdefault(title, {}).setdefault(machine, []).append(line)
     head = ["variant", "region", "Dice [95 % interval]", "difference to the reference", "sd between seeds (seeds)"]

@@ -22,6 +22,7 @@ import torch
 from benchmarks.lines import slug
 from kits_dist import cli, files
 from kits_dist.config import Config, as_plain
+from kits_dist.data.sources import some
 from kits_dist.data.store import Store
 from kits_dist.errors import InputError, JobFailed
 from kits_dist.labels import REGIONS
@@ -207,10 +208,10 @@ def _state(study: Study, variant: Variant, seed: int) -> dict[str, Any]:
     if not (folder / STATE).is_file():
         return asked | {"training_s": {}, "done": False}
     there = files.read_json(folder / STATE)
-    if changed := sorted(_flat(there["trainings"]).items() ^ _flat(trainings).items()):
+    if changed := _flat(there.get("trainings", {})).items() ^ _flat(trainings).items():
         raise InputError(
-            f"{folder} holds another training ({', '.join(sorted({key for key, _ in changed}))} differ). Delete it, or "
-            "keep this study elsewhere: runs=DIR"
+            f"{folder} holds another training (what differs: {some(sorted({key for key, _ in changed}))}). Delete it, "
+            "or keep this study elsewhere: runs=DIR"
         )
     return there | asked | {"done": there["done"] and there["evaluations"] == evaluations}
 

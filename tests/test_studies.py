@@ -219,7 +219,7 @@ def test_a_folder_with_another_training_is_refused_before_anything_runs(store, t
     study_runs.run(study_of(store, tmp_path, one("a")))
     machine.asked.clear()
     longer = study_of(store, tmp_path, one("b", "optim.loss=dice"), one("a", "optim.epochs=7"))
-    with pytest.raises(InputError, match=r"a/seed_0 holds another training \(optim.epochs differ\). Delete it"):
+    with pytest.raises(InputError, match=r"a/seed_0 holds another training \(what differs: optim.epochs\). Delete it"):
         study_runs.run(longer)
     assert machine.asked == []
 
@@ -300,6 +300,18 @@ def test_a_study_is_a_table_of_its_own_under_a_heading_that_names_the_data(store
     for line in found:
         line.config["data"] = "painted"
     assert "Dice on painted CTs" in report.section(found)
+
+
+def test_a_failure_that_was_mended_leaves_the_table(store, tmp_path, monkeypatch):
+    machine = Machine(monkeypatch, by_hand, fail=["b/seed_0"])
+    study = study_of(store, tmp_path, one("a"), one("b", "optim.loss=dice"))
+    with pytest.raises(JobFailed):
+        studies.conduct(study, Args(), tmp_path / "l")
+    assert "| b |  | failed |" in report.studies(lines.read_all("out", tmp_path / "l"))
+    machine.fail.clear()
+    studies.conduct(study, Args(), tmp_path / "l")
+    table = report.studies(lines.read_all("out", tmp_path / "l"))
+    assert "failed" not in table and "| b | tumor | 0.600" in table
 
 
 # the ablation
