@@ -149,7 +149,7 @@ def asked(line: Line) -> str:
 
 
 def setting(config: dict[str, Any]) -> str:
-    """Size, batch, network, precision and kind of data, as far as the line has them."""
+    """Size, batch, network, precision, kind of data and region, as far as the line has them."""
     model = config.get("model") or {}
     network = {"simple_unet": f"simple_unet width {model.get('width')}"}.get(
         model.get("arch", ""), model.get("encoder")
@@ -157,6 +157,7 @@ def setting(config: dict[str, Any]) -> str:
     size = "x".join(map(str, config.get("size_px", [])))
     words = [size, f"batch {config['batch_size']}" if "batch_size" in config else "", network or ""]
     words += [str(config.get("precision", "")), "phantoms" if config.get("data") == "phantom" else ""]
+    words += [str(config.get("region", ""))]
     return ", ".join(word for word in words if word)
 
 
@@ -181,7 +182,7 @@ def command(args: Any) -> str:
     words = []
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
-        if value == field.default or field.name == "out":
+        if value == field.default or field.name in ("out", "runs"):
             continue
         if field.name in _PLACES:
             value = _PLACES[field.name]

@@ -2,10 +2,11 @@
 
 `update=README.md` puts the lines that answer a question between the markers of that file, all lines into README.md
 beside them, and a plot of them. Lines with quick=true never reach a table: they prove that a benchmark runs and say
-nothing else. Rows of different machines stand in different tables. Of lines that ask the same on the same machine and
-torch, the latest is taken.
+nothing else. Rows of different machines stand in different tables, and studies of Dice have tables of their own. Of
+lines that ask the same on the same machine and torch, the latest is taken.
 """
 
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,10 @@ QUESTIONS = {  # what a line's file asks, in words
     "nnunet": "beside nnU-Net v2's own trainer",
     "phantom_dice": "a short training's test Dice",
 }
+STUDIES = {  # the same of studies of Dice (studies.py), which have tables of their own
+    "ablation": "Each ingredient of the training changed alone",
+}
+DATA = {"phantom": "phantoms", "painted": "painted CTs", "kits": "KiTS cases"}
 HEAD = ["question", "variant", "setting", "value", "spread", "of its ceiling", "date", "commit"]
 
 
@@ -75,16 +80,17 @@ def split(path: Path) -> tuple[str, str]:
 
 
 def section(lines: Iterable[Line]) -> str:
-    """One table a machine, of the lines that answer a question; of a machine that has none, all lines."""
-    parts = []
-    for name, latest in _machines(lines).items():
+    """One table a machine, of the lines that answer a question; of a machine that has none, all lines. Then the
+    studies."""
+    lines, parts = list(lines), []
+    for name, latest in _machines(_throughput(lines)).items():
         answers = [line for line in latest if line.answer]
         if not answers:
             parts.append(f"{name}\n\n{_markdown([HEAD, *map(_row, latest)])}")
             continue
         head = ["question", "variant", "setting", "value [windows]", "of its ceiling", "measured"]
         parts.append(f"{name}\n\n{_markdown([head, *map(_answer, answers)])}")
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *_studies(lines)])
 
 
 def everything(lines: Iterable[Line]) -> str:
@@ -96,9 +102,38 @@ def everything(lines: Iterable[Line]) -> str:
 
 
 def table(lines: Iterable[Line]) -> str:
-    """One markdown table a machine, in the order of the lines; empty without lines."""
-    machines = _machines(lines)
-    return "\n\n".join(f"{name}\n\n{_markdown([HEAD, *map(_row, latest)])}" for name, latest in machines.items())
+    """One markdown table a machine, in the order of the lines, then the studies; empty without lines."""
+    lines = list(lines)
+    machines = _machines(_throughput(lines))
+    parts = [f"{name}\n\n{_markdown([HEAD, *map(_row, latest)])}" for name, latest in machines.items()]
+    return "\n\n".join([*parts, *_studies(lines)])
+
+
+def studies(lines: Iterable[Line]) -> str:
+    """The studies among the lines: each a heading that names the kind of data, and a table a machine."""
+    return "\n\n".join(_studies(lines))
+
+
+def _studies(lines: Iterable[Line]) -> list[str]:
+    found: dict[str, dict[str, list[Line]]] = {}
+    for machine, latest in _machines(line for line in lines if line.question in STUDIES).items():
+        scored = {(line.question, line.config["variant"]) for line in latest if line.value is not None}
+        for line in latest:
+            if line.value is None and (line.question, line.config["variant"]) in scored:
+                continue  # it failed another time
+            title = f"### {STUDIES[line.question]}: Dice on {DATA.get(line.config['data'], line.config['data'])}"
+            found.setdefault(title, {}).setdefault(machine, []).append(line)
+    head = ["variant", "region", "Dice [95 % interval]", "difference to the reference", "sd between seeds (seeds)"]
+    head += ["cases", "seconds of training", "measured"]
+    return [
+        f"{title}\n\n{machine}\n\n{_about(rows[0])}\n\n{_markdown([head, *map(_study_row, rows)])}"
+        for title, machines in found.items()
+        for machine, rows in machines.items()
+    ]
+
+
+def _throughput(lines: Iterable[Line]) -> list[Line]:
+    return [line for line in lines if line.question not in STUDIES]
 
 
 def _machines(lines: Iterable[Line]) -> dict[str, list[Line]]:
@@ -106,7 +141,7 @@ def _machines(lines: Iterable[Line]) -> dict[str, list[Line]]:
     machines: dict[str, dict[str, Line]] = {}
     for line in lines:
         machines.setdefault(_machine(line), {})[asked(line)] = line
-    order = list(QUESTIONS)
+    order = [*QUESTIONS, *STUDIES]
     place = {question: number for number, question in enumerate(order)}
     return {
         name: sorted(latest.values(), key=lambda line: place.get(line.question, len(place)))
@@ -132,6 +167,36 @@ def _answer(line: Line) -> list[str]:
     question, name, words, value, spread, share, date, commit = _row(line)
     windows = f" [{spread}]" if spread else ""
     return [QUESTIONS.get(question, question), name, words, f"{value}{windows}", share, f"{date}, {commit}"]
+
+
+def _about(line: Line) -> str:
+    """What the rows of a study have in common, from its first one."""
+    of, words = line.config, [setting(line.config | {"region": ""})]
+    words += [f"{count} {part} cases" for part, count in of.get("cases", {}).items()]
+    words += [f"seeds {', '.join(map(str, of['seeds']))}"] if "seeds" in of else []
+    return (
+        f"{', '.join(words)}. `{line.command}`. Intervals are over cases, of the mean over seeds; differences are "
+        "paired by case. The sd between seeds tells what another seed would change, which no interval over cases does."
+    )
+
+
+def _study_row(line: Line) -> list[str]:
+    of = line.config
+    name, region = of["variant"], of.get("region", "")
+    when = f"{line.time_utc[:10]}, {line.env['commit']}{' (dirty)' if line.env['dirty'] else ''}"
+    if line.value is None:
+        return [name, region, "failed", of.get("failed", ""), "", "", "", when]
+    low, high = line.spread
+    difference = "reference"
+    if "difference" in of:
+        difference = f"{of['difference']:+.3f} [{of['difference_ci95'][0]:+.3f} .. {of['difference_ci95'][1]:+.3f}]"
+    elif of.get("reference"):
+        difference = "-"
+    sd = "-" if of["sd_between_seeds"] is None else f"{of['sd_between_seeds']:.3f}"
+    seconds = [one for one in of["training_s"] if one is not None]
+    took = f"{statistics.median(seconds):.0f}" if seconds else "-"
+    dice = f"{line.value:.3f} [{low:.3f} .. {high:.3f}]"
+    return [name, region, dice, difference, f"{sd} ({len(of['seeds'])})", str(line.windows), took, when]
 
 
 def _row(line: Line) -> list[str]:

@@ -278,9 +278,9 @@ def test_recorded_lines_are_whole_and_name_no_folder():
         assert "/" not in text, path.name
         for line in harness.read(path):
             assert not line.quick, f"{path.name} holds a quick line"
-            few = line.question in ("agreement", "time_to_dice") or line.value is None
+            few = line.question in ("agreement", "time_to_dice", *report.STUDIES) or line.value is None
             assert few or line.windows >= harness.MIN_WINDOWS
-            assert line.question in report.QUESTIONS
+            assert line.question in report.QUESTIONS | report.STUDIES
 
 
 def test_the_results_of_the_readme_are_those_of_the_recorded_lines():
@@ -320,7 +320,7 @@ def test_curves_are_drawn(tmp_path):
 def test_every_benchmark_has_its_row_in_the_readme_of_the_folder():
     text = (ROOT / "benchmarks" / "README.md").read_text()
     names = [name for name in benchmarks.all.ORDER if (ROOT / "benchmarks" / f"{name}.py").exists()]
-    names += ["all", "gpu_suite", "report", "compare", "rerun", "plan"]
+    names += ["all", "gpu_suite", "report", "compare", "rerun", "plan", *report.STUDIES]
     assert not [name for name in names if f"`python -m benchmarks.{name}" not in text]
     assert set(report.QUESTIONS) == {*benchmarks.all.ORDER, "phantom_dice"}
 

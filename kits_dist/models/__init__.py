@@ -14,6 +14,8 @@ def build_model(config: ModelConfig, in_channels: int, *, pretrained: bool = Tru
     """The network, on the CPU in float32. pretrained=False skips the encoder weights (a checkpoint will overwrite
     them).
 
+    Channels that hold the same slice answer as that slice alone does, for simple_unet and with pretrained encoder
+    weights; the random weights of an encoder without any are left as smp draws them, one set a channel.
     Raises InputError for an unknown architecture or encoder, and what `load_encoder_weights` raises.
     """
     from kits_dist.models.unet import SimpleUNet

@@ -1,0 +1,116 @@
+"""What does each ingredient of the training do to Dice? `python -m benchmarks.ablation store=DIR`.
+
+One reference configuration, and beside it each ingredient changed alone: loss, weights, optimiser, schedule, averaged
+weights, sampler, neighbouring slices, augmentation. Options that the reference has already are left out. Each row is
+compared with the reference patient by patient (studies.py).
+
+Without a GPU the reference is configs/demo.yaml cut down to less than a minute of one core, with one it is
+configs/demo_gpu.yaml. So small a budget says what helps early, not whether it still helps after hours of training.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.harness import make_store, pick_device
+from benchmarks.studies import Study, Training, Variant, conduct
+from benchmarks.study_runs import ROOT, configuration
+from kits_dist import cli
+from kits_dist.errors import InputError
+
+SMALL = ("data.size_px=64x96", "data.backend=opencv", "optim.epochs=2", "log.images=0")  # under a minute of one core
+TINY = ("data.size_px=64x64", "model.width=4", "optim.epochs=1")
+AUGMENTATIONS = ("rotate_p", "flip", "scale_p", "crop", "shift_p", "blur_p", "brightness_p", "contrast_p", "gamma_p")
+AUGMENTATIONS += ("noise_p",)
+
+
+def ingredients(regions: int) -> dict[str, dict[str, tuple[str, ...]]]:
+    """{ingredient: {option: keys of the configuration}} for a network of so many regions, the innermost one last."""
+    others = "1," * (regions - 1)
+    return {
+        "loss": {name: (f"optim.loss={name}",) for name in ("bce", "dice", "bce_dice", "focal", "tversky")},
+        "pos_weight": {"off": ("optim.pos_weight=none",), "on": (f"optim.pos_weight=[{others}4]",)},
+        "region_weight": {"off": ("optim.region_weight=none",), "on": (f"optim.region_weight=[{others}2]",)},
+        "optimiser": {
+            "adam": ("optim.name=adam", "optim.weight_decay=0"),
+            "adamw": ("optim.name=adamw", "optim.weight_decay=0.01"),
+            # lr / (1 - momentum) is 1, as in nnU-Net (0.01 with momentum 0.99; Isensee et al. 2021)
+            "sgd": ("optim.name=sgd", "optim.weight_decay=0", "optim.lr=0.1"),
+        },
+        "schedule": {name: (f"optim.schedule={name}",) for name in ("constant", "cosine", "poly")},
+        "warm-up": {"off": ("optim.warmup_steps=0",), "on": ("optim.warmup_steps=50",)},
+        "ema": {"off": ("optim.ema=0",), "on": ("optim.ema=0.99",)},
+        "sampler": {name: (f"data.sampler={name}",) for name in ("natural", "tumor")},
+        "context": {str(slices): (f"data.context={slices}",) for slices in (0, 1)},
+        "augmentation": {"off": tuple(f"augment.{key}=0" for key in AUGMENTATIONS)},
+    }
+
+
+INGREDIENTS = tuple(ingredients(1))
+
+
+@dataclass(frozen=True)
+class Args:
+    store: str = ""  # a store of kits_dist.prepare; empty: phantoms, 160 of 24x96x96, on a GPU 100 of 64x256x256
+    config: str = ""  # yaml of the reference; empty: configs/demo_gpu.yaml on a GPU, configs/demo.yaml cut down without
+    keys: tuple[str, ...] = ()  # further keys of every training, the budget above all: [optim.epochs=4,model.width=12]
+    seeds: int = 3  # trainings of each variant
+    only: tuple[str, ...] = ()  # ingredients, as [loss,context]; empty: all
+    split: Literal["test", "val"] = "test"  # cases that are scored
+    jobs: int = 0  # trainings at a time; 0: one a GPU, or one a core without
+    runs: str = "runs/studies"  # folder of the trainings; what is finished there is not done again
+    out: str = ""  # folder for the lines; empty: benchmarks/results, with quick=true runs/benchmarks
+    quick: bool = False  # one ingredient, one seed, one tiny epoch: proves that it runs
+
+    def __post_init__(self) -> None:
+        if wrong := [name for name in self.only if name not in INGREDIENTS]:
+            raise InputError(f"only={wrong}: choose from {list(INGREDIENTS)}.")
+        if not 1 <= self.seeds <= 100:
+            raise InputError(f"seeds={self.seeds}: use 1..100.")
+        if self.jobs < 0:
+            raise InputError(f"jobs={self.jobs} must be 0 (one a GPU or core) or more.")
+
+
+def main(args: Args) -> None:
+    on_gpu = pick_device().type == "cuda"
+    folder = Path(args.runs).absolute() / ("ablation_quick" if args.quick else "ablation")
+    cases, size = (10, (8, 64, 64)) if args.quick else (100, (64, 256, 256)) if on_gpu else (160, (24, 96, 96))
+    store = args.store or phantoms(folder, cases, size)
+    if args.quick or not (args.config or on_gpu):
+        recipe, budget = ROOT / "configs" / "demo.yaml", SMALL
+    else:
+        recipe, budget = Path(args.config or ROOT / "configs" / "demo_gpu.yaml"), ()
+    words = (f"config={recipe}", *budget, *(TINY if args.quick else ()), *args.keys)
+    seeds = tuple(range(1 if args.quick else args.seeds))
+    study = Study("ablation", store, (), folder, args.split)
+    only = args.only or (("loss",) if args.quick else INGREDIENTS)
+    chosen = variants(words, study, only, seeds)
+    study = study._replace(variants=chosen[:2] if args.quick else chosen)
+    conduct(study, args, args.out or ("runs/benchmarks" if args.quick else ""), args.jobs)
+
+
+def phantoms(folder: Path, cases: int, size: tuple[int, int, int]) -> str:
+    """A store of phantoms below `folder`, made once."""
+    where = folder / "data" / f"{cases}_{'x'.join(map(str, size))}"
+    if not (where / "store" / "store.json").is_file():
+        make_store(where, cases, size)
+    return str(where / "store")
+
+
+def variants(
+    reference: tuple[str, ...], study: Study, only: tuple[str, ...], seeds: tuple[int, ...]
+) -> tuple[Variant, ...]:
+    """The reference, then each option of the ingredients `only` that makes another training. Raises InputError."""
+    same = configuration(Training(reference), study)
+    found = [Variant("reference", (Training(reference),), seeds)]
+    options = ingredients(len(same.model.regions))
+    for ingredient in only:
+        for option, words in options[ingredient].items():
+            training = Training((*reference, *words))
+            if configuration(training, study) != same:
+                found.append(Variant(f"{ingredient} {option}", (training,), seeds))
+    return tuple(found)
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)
