@@ -87,10 +87,12 @@ def transplant(
 
 
 def resampled(lesion: Lesion, spacing_mm: Vec3, turn: np.ndarray) -> np.ndarray:
-    """The lesion turned about its middle, (d, h, w) bool at another spacing, with a voxel of margin.
+    """The lesion turned about its middle, (d, h, w) bool at another spacing, with a voxel of margin and of the same
+    volume, to a voxel.
 
     By its signed distance, linearly interpolated, so that slices of 5 mm give no steps at 1 mm (shape-based
-    interpolation, Raya and Udupa 1990, doi:10.1109/42.52980).
+    interpolation, Raya and Udupa 1990, doi:10.1109/42.52980). Cut at 0 that would eat half of a lesion as thin as a
+    slice, so it is cut where the volume is kept.
     """
     own, other = np.array(lesion.spacing_mm), np.array(spacing_mm)
     outside, inside = (ndimage.distance_transform_edt(m, sampling=own) for m in (~lesion.mask, lesion.mask))
@@ -100,7 +102,9 @@ def resampled(lesion: Lesion, spacing_mm: Vec3, turn: np.ndarray) -> np.ndarray:
     matrix = (turn.T * other) / own[:, None]  # voxel of the result, from its middle -> mm -> turned back -> own voxel
     offset = (np.array(lesion.mask.shape) - 1) / 2 - matrix @ ((shape - 1) / 2)
     far = float(signed.min())
-    turned = ndimage.affine_transform(signed, matrix, offset, tuple(shape), order=1, mode="constant", cval=far) > 0
+    turned = ndimage.affine_transform(signed, matrix, offset, tuple(shape), order=1, mode="constant", cval=far)
+    voxels = max(1, round(lesion.ml * 1000 / float(np.prod(other))))
+    turned = turned >= np.partition(turned, -voxels, axis=None)[-voxels]
     return np.pad(turned[_filled(turned)], 1)
 
 

@@ -30,10 +30,6 @@ class Variant(NamedTuple):
     record: dict  # for variant.json: made_from (case ids, its own first), deformation, lesions, hu
 
 
-def variant_id(case_id: str, variant: int) -> str:
-    return f"{case_id}-variant-{variant}"
-
-
 def draw_donor(case_id: str, donors: Sequence[str], seed: int, index: int, variant: int) -> tuple[str | None, int]:
     """(another case, how many of its lesions are wanted); (None, 0) for a variant without.
 
