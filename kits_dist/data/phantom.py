@@ -99,8 +99,9 @@ def room_for_lesions(
 ) -> np.ndarray:
     """(D, H, W) bool: where a lesion may lie in the CT that `paint_case` draws with the same arguments.
 
-    That is in annotated tissue, and in what makes way for a growing mass: abdominal fat, vessels, liver, spleen and
-    bowel. Not in bone, muscle, the wall of the trunk, gas, or the air around it.
+    That is in annotated tissue, and in what makes way for a growing mass: fat, vessels, liver, spleen and bowel. Not in
+    bone, muscle, the wall of the trunk, gas, or the air around it. Fat under the skin is in it, but the wall lies
+    between that and the kidneys.
     """
     label = _checked_label("room_for_lesions", label)
     drawn = streams(seed, index, variant)
