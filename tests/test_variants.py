@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import cc3d
 import numpy as np
@@ -24,6 +25,7 @@ from kits_dist.errors import InputError, JobFailed
 from kits_dist.labels import CYST, KIDNEY, TUMOR
 
 SIZE = (24, 96, 96)
+REAL_LABELS = Path(__file__).parents[2] / "shared" / "data" / "kits23_labels"
 
 
 def rng(seed: int) -> np.random.Generator:
@@ -222,6 +224,25 @@ def test_a_donor_is_another_patient_drawn_in_any_order():
     assert [(donor is None) == (wanted == 0) for donor, wanted in drawn] == [True] * 400
     assert 0.15 < 1 - len(donors) / 400 < 0.35  # a quarter without
     assert {wanted for _, wanted in drawn} == {0, 1, 2}
+
+
+@pytest.mark.kits
+def test_variants_of_real_annotations():
+    if not REAL_LABELS.is_dir():
+        pytest.skip(f"needs real KiTS23 annotations in {REAL_LABELS}")
+
+    def real(case_id: str) -> Annotated:
+        volume = read_labels(REAL_LABELS / case_id / "segmentation.nii.gz")
+        return Annotated(case_id, volume.array, volume.spacing_mm)
+
+    own = real("case_00148")  # 36 slices, one tumor, no cyst; the donor has both, at another spacing
+    label, record = (one := make_variant(own, real("case_00110"), 2, 0, 148, 1)).case.label, one.record
+    for value in (KIDNEY, TUMOR):
+        assert 0.6 < np.sum(label == value) / np.sum(own.label == value) < 3  # the added tumor is of 29 ml, its own 25
+    assert [one["donor"] for one in record["lesions"]] == ["case_00110"] * 2
+    found = sum(len(lesions_in(np.where(label == value, label, 0), own.spacing_mm)) for value in (TUMOR, CYST))
+    assert found == len(lesions_in(own.label, own.spacing_mm)) + 2
+    assert np.mean(one.case.image[label >= TUMOR] > 250) < 0.01 and np.mean(one.case.image[label > 0] < -300) < 0.01
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.random import Generator
 from scipy import ndimage
 
-from kits_dist.data.phantom_shapes import Box, Vec3, rotation
+from kits_dist.data.foreground import box_of
+from kits_dist.data.phantom_shapes import Vec3, rotation
 from kits_dist.labels import CYST, KIDNEY, TUMOR
 
 SMALLEST_ML, LARGEST_ML = 0.2, 200.0  # smaller ones are specks of an annotation; larger ones find no room
@@ -65,9 +66,11 @@ def transplant(
     turn_deg = tuple(float(v) for v in rng.uniform(-180.0, 180.0, 3))
     mask = resampled(lesion, spacing_mm, rotation(*turn_deg))
     grown = ndimage.binary_dilation(mask, np.ones((3, 3, 3)))
-    kidney = label == KIDNEY
-    surface = np.argwhere(kidney & ~ndimage.binary_erosion(label > 0, border_value=1))
-    if not mask.any() or not len(surface):
+    box = box_of(label)
+    annotated = np.pad(label[box], 1)
+    kidney = annotated == KIDNEY
+    surface = np.argwhere(kidney & ~ndimage.binary_erosion(annotated > 0)) - 1 + [part.start for part in box]
+    if not len(surface):
         return None
     radius_mm = (lesion.ml * 750.0 / np.pi) ** (1 / 3)
     most = MAX_OF_KIDNEY * np.count_nonzero(kidney)
@@ -105,12 +108,7 @@ def resampled(lesion: Lesion, spacing_mm: Vec3, turn: np.ndarray) -> np.ndarray:
     turned = ndimage.affine_transform(signed, matrix, offset, tuple(shape), order=1, mode="constant", cval=far)
     voxels = max(1, round(lesion.ml * 1000 / float(np.prod(other))))
     turned = turned >= np.partition(turned, -voxels, axis=None)[-voxels]
-    return np.pad(turned[_filled(turned)], 1)
-
-
-def _filled(mask: np.ndarray) -> Box:
-    spans = [np.flatnonzero(mask.any(axis=tuple(d for d in range(3) if d != dim))) for dim in range(3)]
-    return tuple(slice(int(s[0]), int(s[-1]) + 1) if len(s) else slice(0, 0) for s in spans)
+    return np.pad(turned[box_of(turned)], 1)
 
 
 def _outward(label: np.ndarray, spacing_mm: Vec3, at: np.ndarray) -> np.ndarray:
