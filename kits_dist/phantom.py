@@ -60,21 +60,17 @@ def main(args: Args) -> None:
     mark = {"data": data, "seed": args.seed, "cases": args.cases, "labels": Path(args.labels).name}
     mark |= {} if args.labels else {"size": list(args.size), "spacing_mm": args.spacing_mm and list(args.spacing_mm)}
     mark |= {"augment": args.augment} if args.augment else {}
-    if args.labels:
-        cases = _annotations(args)
-        work, items = functools.partial(_write_painted, args=args), cases
-        if args.augment:
-            donors = _donors(cases, args)
-    else:
-        work, items = functools.partial(_write_phantom, args=args), range(args.cases)
+    cases = _annotations(args) if args.labels else []
+    donors = _donors(cases, args) if args.augment else {}
     _claim(output, mark)
-    written = sum(1 for _ in run_all(work, items, data, args.workers))
+    work = functools.partial(_write_painted if args.labels else _write_phantom, args=args)
+    written = sum(1 for _ in run_all(work, cases or range(args.cases), data, args.workers))
     print(f"{written} {data} cases in {output}")
     if args.augment:
         work = functools.partial(_write_variant, donors=donors, args=args)
-        items = [(case, number) for case in cases for number in range(1, args.augment + 1)]
-        with_lesions = sum(lesions > 0 for _, lesions in run_all(work, items, "variants", args.workers))
-        print(f"{len(items)} variants beside them, {with_lesions} with lesions of another patient")
+        numbered = [(case, number) for case in cases for number in range(1, args.augment + 1)]
+        with_lesions = sum(lesions > 0 for _, lesions in run_all(work, numbered, "variants", args.workers))
+        print(f"{len(numbered)} variants beside them, {with_lesions} with lesions of another patient")
 
 
 def _claim(output: Path, mark: dict) -> None:
@@ -115,8 +111,8 @@ def _donors(cases: list[CaseFiles], args: Args) -> dict[str, Path]:
     if len(donors) < 2:
         raise InputError(
             f"augment={args.augment} moves lesions between patients; of {len(cases)} annotated cases in "
-            f"{args.labels} {len(donors)} have a tumor or cyst that can be moved, and 2 are needed. Name more: cases= "
-            "(at most), labels="
+            f"{args.labels} {len(donors)} have a tumor or cyst that can be moved, and 2 are needed. Name a folder with "
+            f"more, or take more than cases={args.cases} of it."
         )
     return donors
 
@@ -146,10 +142,9 @@ def _write_variant(item: tuple[CaseFiles, int], donors: dict[str, Path], args: A
     donor, wanted = draw_donor(case_id, list(donors), args.seed, index, number)
     theirs = _annotated(donor, read_labels(donors[donor])) if donor else None
     variant = make_variant(_annotated(case_id, label), theirs, wanted, args.seed, index, number)
-    folder = Path(args.output) / variant_id(case_id, number)
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(folder / VARIANT, variant.record)  # first: without it a variant would pass for a patient
-    _write(folder, variant.case, label.geometry)
+    with files.new_folder(Path(args.output) / variant_id(case_id, number)) as folder:  # never a CT without its record
+        files.write_json(folder / VARIANT, variant.record)
+        _write(folder, variant.case, label.geometry)
     return len(variant.record["lesions"])
 
 
