@@ -59,6 +59,15 @@ def test_no_deformation_changes_nothing(own):
     assert grown / (own.label > 0).sum() == pytest.approx(1.1, abs=0.05)  # 9 mm slices: the ends are coarse
 
 
+def test_a_kidney_that_the_scan_cuts_off_stays_cut_off():
+    label = np.zeros((30, 40, 40), np.uint8)
+    label[:20, 15:25, 15:25] = KIDNEY  # 100 mm
+    fields = tuple(SmoothField(rng(0), 45.0) for _ in range(3))
+    smaller = deform(label, (5.0, 2.0, 2.0), Deformation((0.0, 0.0, 0.0), (0.8, 1.0, 1.0), 0.0, fields))
+    assert (smaller[:18, 15:25, 15:25] == KIDNEY).all()  # about its middle, 50 mm down, to 90 mm
+    assert not smaller[18:].any()
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_labels_stay_labels_and_nothing_tears(own, seed):
     moved = deform(own.label, own.spacing_mm, draw_deformation(rng(seed)))
@@ -378,7 +387,7 @@ def test_impossible_requests_say_what_to_give(annotations, tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             program.Args(output="x", **wrong)
-    with pytest.raises(InputError, match="of 1 annotated cases in .* 1 have a tumor or cyst .* 2 are needed.*more than cases=1"):
+    with pytest.raises(InputError, match="of 1 annotated cases in .* 1 have a tumor .* needed.*more than cases=1"):
         painted(annotations, tmp_path / "one", cases=1)
     bare = shutil.copytree(annotations, tmp_path / "bare")
     for case, values in (("case_00002", (TUMOR, CYST)), ("case_00003", (KIDNEY,))):

@@ -94,26 +94,43 @@ def deform(label: np.ndarray, spacing_mm: Vec3, deformation: Deformation) -> np.
         rows = slice(slab[0].start - target[0].start, slab[0].stop - target[0].start)
         nearest[rows] = ndimage.map_coordinates(pieces, at, pieces.dtype, order=0, mode="nearest")
 
-    view = out[target]
-    kept = np.bincount(nearest[view == piece_label[nearest]], minlength=len(piece_label))
-    given = np.bincount(nearest.ravel(), minlength=len(piece_label))
-    shrunk = kept < 0.5 * given
-    shrunk[0] = False
-    np.copyto(view, piece_label[nearest], where=shrunk[nearest])
+    given = _restore(out[target], nearest, piece_label)
     for piece in np.flatnonzero(given[1:] == 0) + 1:
         _put_voxel(out, piece_label[piece], np.argwhere(pieces == piece), axes, source, deformation)
     return out
 
 
+def _restore(out: np.ndarray, nearest: np.ndarray, piece_label: np.ndarray) -> np.ndarray:
+    """Put in, as `nearest` has them, the pieces of which `out` kept less than half. Returns the voxels of each there.
+
+    out           (d, h, w) labels, changed in place
+    nearest       (d, h, w) number of the piece at each voxel, 0 for none
+    piece_label   (pieces + 1,) label of each piece
+    """
+    kept = np.bincount(nearest[out == piece_label[nearest]], minlength=len(piece_label))
+    given = np.bincount(nearest.ravel(), minlength=len(piece_label))
+    shrunk = kept < 0.5 * given
+    shrunk[0] = False
+    np.copyto(out, piece_label[nearest], where=shrunk[nearest])
+    return given
+
+
 def _boxes(label: np.ndarray, spacing_mm: Vec3, deformation: Deformation) -> tuple[Box, Box, Axes]:
-    """(the annotated box and a voxel around it, the box it can be moved to, axes in mm from its middle)."""
+    """(the annotated box and a voxel around it, the box it can be moved to, axes in mm from its middle).
+
+    Where the annotation reaches the end of the scan the result may, too.
+    """
     box = box_of(label)
     middle = [(s.start + s.stop - 1) / 2 * step for s, step in zip(box, spacing_mm, strict=True)]
     axes = grid_axes(label.shape, spacing_mm, tuple(-m for m in middle))
     source = tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, label.shape, strict=True))
     half = np.array([(s.stop - s.start) / 2 * step for s, step in zip(box, spacing_mm, strict=True)])
     reach = deformation.reach_mm(half + np.array(spacing_mm))
-    return source, axes.box(tuple(-reach), tuple(reach)), axes
+    target = tuple(
+        slice(0 if s.start == 0 else t.start, n if s.stop == n else t.stop)
+        for s, t, n in zip(box, axes.box(tuple(-reach), tuple(reach)), label.shape, strict=True)
+    )
+    return source, target, axes
 
 
 def _put_voxel(
