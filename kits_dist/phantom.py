@@ -1,7 +1,8 @@
 """KiTS-like cases without KiTS: `python -m kits_dist.phantom output=DIR cases=30 size=[32,128,128] seed=0`.
 
 Real NIfTI files in KiTS21's layout and orientation, the same for the same seed. With labels=DIR a CT is painted onto
-real annotations instead. Scores on them are never KiTS results; the folder carries a mark that travels into every
+real annotations instead, and augment=N adds N synthetic variants of each: deformed, with other tissue, some with
+lesions of another patient. Scores on them are never KiTS results; the folder carries a mark that travels into every
 table.
 """
 
@@ -12,10 +13,13 @@ from pathlib import Path
 
 from kits_dist import cli, files
 from kits_dist.cli import MISSING
-from kits_dist.data.phantom import make_case, paint_case
-from kits_dist.data.sources import MARKER, CaseFiles, find_cases
-from kits_dist.data.volume import kits_geometry, read_labels, write_nifti
+from kits_dist.data.phantom import PhantomCase, make_case, paint_case
+from kits_dist.data.sources import MARKER, VARIANT, CaseFiles, find_cases, some, variant_id
+from kits_dist.data.transplants import lesions_in
+from kits_dist.data.variants import Annotated, draw_donor, make_variant
+from kits_dist.data.volume import Geometry, Volume, kits_geometry, read_labels, write_nifti
 from kits_dist.errors import InputError
+from kits_dist.labels import KIDNEY
 from kits_dist.parallel import run_all
 
 
@@ -29,6 +33,7 @@ class Args:
     )
     seed: int = 0  # same seed, same voxels
     labels: str = ""  # folder of annotated cases to paint CTs onto
+    augment: int = 0  # with labels=: synthetic variants of each case, which train where their patients do
     workers: int = 0  # processes; 0 takes one per core
 
     def __post_init__(self) -> None:
@@ -38,18 +43,34 @@ class Args:
             raise InputError(f"size={list(self.size)}: at least 8 slices of 64x64. Example: size=[32,128,128]")
         if self.spacing_mm and min(self.spacing_mm) <= 0:
             raise InputError(f"spacing_mm={list(self.spacing_mm)}: each must be above 0.")
+        if self.seed < 0:
+            raise InputError(f"seed={self.seed} must be 0 or more.")
+        if self.augment < 0:
+            raise InputError(f"augment={self.augment} must be 0 (none) or more.")
+        if self.augment and not self.labels:
+            raise InputError(
+                f"augment={self.augment} makes variants of annotated cases: name their folder, labels=DIR. For more "
+                f"phantoms without: cases={self.cases * (1 + self.augment)}"
+            )
 
 
 def main(args: Args) -> None:
     output = Path(args.output)
     data = "painted" if args.labels else "phantom"
-    work = functools.partial(_write_painted if args.labels else _write_phantom, args=args)
-    items = _annotations(args) if args.labels else range(args.cases)
     mark = {"data": data, "seed": args.seed, "cases": args.cases, "labels": Path(args.labels).name}
     mark |= {} if args.labels else {"size": list(args.size), "spacing_mm": args.spacing_mm and list(args.spacing_mm)}
+    mark |= {"augment": args.augment} if args.augment else {}
+    cases = _annotations(args) if args.labels else []
+    donors = _donors(cases, args) if args.augment else {}
     _claim(output, mark)
-    written = sum(1 for _ in run_all(work, items, data, args.workers))
+    work = functools.partial(_write_painted if args.labels else _write_phantom, args=args)
+    written = sum(1 for _ in run_all(work, cases or range(args.cases), data, args.workers))
     print(f"{written} {data} cases in {output}")
+    if args.augment:
+        work = functools.partial(_write_variant, donors=donors, args=args)
+        numbered = [(case, number) for case in cases for number in range(1, args.augment + 1)]
+        with_lesions = sum(lesions > 0 for _, lesions in run_all(work, numbered, "variants", args.workers))
+        print(f"{len(numbered)} variants beside them, {with_lesions} with lesions of another patient")
 
 
 def _claim(output: Path, mark: dict) -> None:
@@ -67,27 +88,77 @@ def _claim(output: Path, mark: dict) -> None:
 
 
 def _annotations(args: Args) -> list[CaseFiles]:
-    cases = [case for case in find_cases(Path(args.labels)).cases if case.label]
+    """Patients only: a variant painted as a case of its own could be trained on while its patient is tested."""
+    cases = [case for case in find_cases(Path(args.labels)).cases if case.label and not case.made_from]
     if not cases:
         raise InputError(f"labels={args.labels}: no case there has a label file.")
     return cases[: args.cases]
 
 
+def _donors(cases: list[CaseFiles], args: Args) -> dict[str, Path]:
+    """{case id: label file} of those with a lesion that can be moved.
+
+    Raises InputError for a case without kidney, which no lesion could grow on, or when a case has no other to take
+    lesions from.
+    """
+    found = {case.case_id: result for case, result in run_all(_look, cases, "annotations", args.workers)}
+    if bare := sorted(case_id for case_id, (kidney, _) in found.items() if not kidney):
+        raise InputError(
+            f"labels={args.labels}: no kidney is annotated in {some(bare)}, so nothing can be varied there. Mend or "
+            "remove them, or leave augment= out."
+        )
+    donors = {case.case_id: case.label for case in cases if found[case.case_id][1]}
+    if len(donors) < 2:
+        raise InputError(
+            f"augment={args.augment} moves lesions between patients; of {len(cases)} annotated cases in "
+            f"{args.labels} {len(donors)} have a tumor or cyst that can be moved, and 2 are needed. Name a folder with "
+            f"more, or take more than cases={args.cases} of it."
+        )
+    return donors
+
+
+def _look(case: CaseFiles) -> tuple[bool, bool]:
+    """Whether its annotation holds kidney, and lesions that can be moved."""
+    label = read_labels(case.label)
+    return bool((label.array == KIDNEY).any()), bool(lesions_in(label.array, label.spacing_mm))
+
+
 def _write_phantom(index: int, args: Args) -> None:
     case = make_case(args.seed, index, args.size, args.spacing_mm)
-    geometry = kits_geometry(case.label.shape, case.spacing_mm)
-    folder = Path(args.output) / f"case_{index:05d}"
-    write_nifti(folder / "aggregated_MAJ_seg.nii.gz", case.label, geometry)
-    write_nifti(folder / "imaging.nii.gz", case.image, geometry)
+    _write(Path(args.output) / f"case_{index:05d}", case, kits_geometry(case.label.shape, case.spacing_mm))
 
 
 def _write_painted(files_: CaseFiles, args: Args) -> None:
     label = read_labels(files_.label)
-    number = int("".join(c for c in files_.case_id if c.isdigit()) or 0)
-    case = paint_case(label.array, label.spacing_mm, args.seed, number)
-    folder = Path(args.output) / files_.case_id
-    write_nifti(folder / "aggregated_MAJ_seg.nii.gz", case.label, label.geometry)
-    write_nifti(folder / "imaging.nii.gz", case.image, label.geometry)
+    case = paint_case(label.array, label.spacing_mm, args.seed, _number(files_.case_id))
+    _write(Path(args.output) / files_.case_id, case, label.geometry)
+
+
+def _write_variant(item: tuple[CaseFiles, int], donors: dict[str, Path], args: Args) -> int:
+    """Returns how many lesions of another patient it holds."""
+    (case_id, _, path, *_), number = item
+    index = _number(case_id)
+    label = read_labels(path)
+    donor, wanted = draw_donor(case_id, list(donors), args.seed, index, number)
+    theirs = _annotated(donor, read_labels(donors[donor])) if donor else None
+    variant = make_variant(_annotated(case_id, label), theirs, wanted, args.seed, index, number)
+    with files.new_folder(Path(args.output) / variant_id(case_id, number)) as folder:  # never a CT without its record
+        files.write_json(folder / VARIANT, variant.record)
+        _write(folder, variant.case, label.geometry)
+    return len(variant.record["lesions"])
+
+
+def _annotated(case_id: str, label: Volume) -> Annotated:
+    return Annotated(case_id, label.array, label.spacing_mm)
+
+
+def _write(folder: Path, case: PhantomCase, geometry: Geometry) -> None:
+    write_nifti(folder / "aggregated_MAJ_seg.nii.gz", case.label, geometry)
+    write_nifti(folder / "imaging.nii.gz", case.image, geometry)
+
+
+def _number(case_id: str) -> int:
+    return int("".join(c for c in case_id if c.isdigit()) or 0)
 
 
 if __name__ == "__main__":

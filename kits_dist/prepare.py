@@ -20,7 +20,7 @@ from kits_dist.data import store
 from kits_dist.data.audit import Finding, as_lines, examine, find_twins, unusable
 from kits_dist.data.intensity import Window, body_box
 from kits_dist.data.kidneys import find_kidneys
-from kits_dist.data.sources import CaseFiles, LabelChoice, Source, find_all
+from kits_dist.data.sources import CaseFiles, LabelChoice, Source, find_all, some
 from kits_dist.data.splits import Traits, make_splits
 from kits_dist.errors import InputError, JobFailed
 from kits_dist.labels import PLAIN, REGIONS
@@ -58,9 +58,9 @@ def main(args: Args) -> None:
     source = find_all(args.source, args.labels)
     chosen = [case for case in source.cases if case.case_id not in args.skip]
     unknown = set(args.skip) - {case.case_id for case in source.cases}
-    if unknown or not chosen:
+    if unknown or all(case.made_from for case in chosen):
         raise InputError(
-            f"skip={sorted(args.skip)}: " + (f"no such case: {sorted(unknown)}" if unknown else "no case is left.")
+            f"skip={sorted(args.skip)}: " + (f"no such case: {sorted(unknown)}" if unknown else "no patient is left.")
         )
     with files.exclusive(Path(args.store), "store"):
         _write_store(Path(args.store), chosen, args, source)
@@ -176,9 +176,15 @@ def _finish(root: Path, case_ids: list[str], args: Args, source: Source) -> None
     warnings += find_twins({case.case_id: case.voxels_sha256 for case in cases})
     for line in as_lines(warnings):
         print(line)
-    traits = [Traits(c.case_id, c.tumor_ml, c.spacing_mm[0], c.voxels["cyst"] > 0, c.voxels_sha256) for c in cases]
+    made_from = {case.case_id: case.made_from for case in source.cases}
+    traits = [
+        Traits(c.case_id, c.tumor_ml, c.spacing_mm[0], c.voxels["cyst"] > 0, c.voxels_sha256, made_from[c.case_id])
+        for c in cases
+    ]
     splits = make_splits(traits, args.seed)
     by_id = {case.case_id: case for case in cases}
+    if idle := [name for name, parents in splits.variants.items() if not by_id.keys() >= set(parents)]:
+        print(f"note     {some(idle)}: not trained on, because a case that they were made from is not here")
     stacks = [(plane, row) for plane in args.planes for row in range(len(cases))]
     counts = [np.load(root / plane / case_ids[row] / "slices.npy") for plane, row in stacks]
     lengths = [c.shape[1] for c in counts]
@@ -217,6 +223,7 @@ def _finish(root: Path, case_ids: list[str], args: Args, source: Source) -> None
     print(
         f"{len(cases)} cases, {total} slices, {size / 1e9:.2f} GB; test {len(splits.test)} cases, "
         f"folds {[len(fold) for fold in splits.folds]}"
+        + (f"; {len(splits.variants)} variants, trained on where their patients are" if splits.variants else "")
     )
 
 

@@ -225,7 +225,7 @@ def test_cases_of_several_folders_make_one_store(raw, tmp_path, capsys):
     assert f"note     {b}: 1 of 3 cases left out" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"skip=\['case_9'\]: no such case: \['case_9'\]"):
         run(f"[{a},{b}]", tmp_path / "store", skip=("case_9",))
-    with pytest.raises(InputError, match="no case is left"):
+    with pytest.raises(InputError, match="no patient is left"):
         run(a, tmp_path / "store", skip=("case_00000", "case_00001"))
 
 

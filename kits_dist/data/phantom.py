@@ -19,7 +19,7 @@ import numpy as np
 from numpy.random import Generator, SeedSequence
 from scipy import ndimage
 
-from kits_dist.data.phantom_organs import MUSCLE_HU, Halo, Patient, background
+from kits_dist.data.phantom_organs import MUSCLE_HU, ORGANS, Halo, Patient, background
 from kits_dist.data.phantom_shapes import (
     Axes,
     Ellipsoid,
@@ -57,45 +57,90 @@ def make_case(
     """
     if len(size) != 3 or any(n < least for n, least in zip(size, (8, 64, 64), strict=True)):
         raise ValueError(f"make_case: size={tuple(size)} is too small; give (D, H, W) of at least (8, 64, 64).")
-    streams = _streams(seed, index)
+    drawn = streams(seed, index)
     if spacing_mm is None:
-        fov_z, fov_xy = streams["view"].uniform((160.0, 380.0), (220.0, 420.0))
+        fov_z, fov_xy = drawn["view"].uniform((160.0, 380.0), (220.0, 420.0))
         pixel = round(float(fov_xy) / min(size[1:]), 4)
         spacing_mm = (round(float(fov_z) / size[0], 4), pixel, pixel)
     spacing_mm = _checked_spacing("make_case", spacing_mm)
-    patient = _draw_patient(streams["patient"])
-    shift = streams["position"].uniform(-8.0, 8.0, 3) + (0.0, patient.body_centre_y + 5.0, 0.0)
+    patient = _draw_patient(drawn["patient"])
+    shift = drawn["position"].uniform(-8.0, 8.0, 3) + (0.0, patient.body_centre_y + 5.0, 0.0)
     first = tuple(float(o - (n - 1) / 2 * s) for o, n, s in zip(shift, size, spacing_mm, strict=True))
     axes = grid_axes(tuple(size), spacing_mm, first)
-    label = _annotate(axes, patient, streams["lesions"])
-    return PhantomCase(_paint(label, axes, patient, streams), label, spacing_mm)
+    label = _annotate(axes, patient, drawn["lesions"])
+    return PhantomCase(_paint(label, axes, patient, drawn), label, spacing_mm)
 
 
-def paint_case(label: np.ndarray, spacing_mm: tuple[float, float, float], seed: int, index: int) -> PhantomCase:
+def paint_case(
+    label: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    seed: int,
+    index: int,
+    variant: int = 0,
+    around: np.ndarray | None = None,
+) -> PhantomCase:
     """A CT for a real annotation (D, H, W), axes I P L; the label comes back unchanged, as uint8.
 
     Spine, trunk and organs are placed around the annotated kidneys and yield to every annotated voxel.
+
+    variant   another number, other tissue and organs
+    around    (D, H, W) the annotation that says where spine and trunk lie, when it is not `label`: the kidneys before
+              a lesion was added, so that they stay where `room_for_lesions` saw them
     """
+    label = _checked_label("paint_case", label)
+    spacing_mm = _checked_spacing("paint_case", spacing_mm)
+    drawn = streams(seed, index, variant)
+    axes, patient = _fit_patient(label if around is None else around, spacing_mm, _draw_patient(drawn["patient"]))
+    return PhantomCase(_paint(label, axes, patient, drawn), label, spacing_mm)
+
+
+def room_for_lesions(
+    label: np.ndarray, spacing_mm: tuple[float, float, float], seed: int, index: int, variant: int = 0
+) -> np.ndarray:
+    """(D, H, W) bool: where a lesion may lie in the CT that `paint_case` draws with the same arguments.
+
+    That is in annotated tissue, and in what makes way for a growing mass: fat, vessels, liver, spleen and bowel. Not in
+    bone, muscle, the wall of the trunk, gas, or the air around it. Fat under the skin is in it, but the wall lies
+    between that and the kidneys.
+    """
+    label = _checked_label("room_for_lesions", label)
+    drawn = streams(seed, index, variant)
+    axes, patient = _fit_patient(label, spacing_mm, _draw_patient(drawn["patient"]))
+    canvas = background(axes, _measure(label, axes), patient, drawn["organs"])
+    soft = np.isin(canvas.organ, [ORGANS.index(organ) for organ in ("fat", "vessel", "liver", "spleen", "bowel")])
+    nearest = (_nearest(own, wanted) for own, wanted in zip(canvas.axes, axes, strict=True))
+    return soft[np.ix_(*nearest)] | (label > 0)
+
+
+def tissue_hu(seed: int, index: int, variant: int = 0) -> dict[str, float]:
+    """Mean HU of each tissue in the CT that `paint_case` draws with the same arguments."""
+    drawn = _draw_patient(streams(seed, index, variant)["patient"])._asdict()
+    return {name: round(float(hu), 1) for name, hu in drawn.items() if name.endswith("_hu")}
+
+
+def streams(seed: int, index: int, variant: int = 0) -> dict[str, Generator]:
+    """Independent generators by purpose, so that a change to one part leaves the draws of the others alone."""
+    names = ("view", "position", "patient", "lesions", "organs", "tissue", "noise")
+    names += ("deformation", "donor", "transplant")  # of variants
+    # A trailing zero adds no entropy to a SeedSequence: variant 0 is the case itself.
+    children = SeedSequence([seed, index, variant]).spawn(len(names))
+    return {n: Generator(np.random.Philox(c)) for n, c in zip(names, children, strict=True)}
+
+
+def _nearest(ascending: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Index in `ascending` (2 or more) of the value nearest to each of `wanted`."""
+    return np.searchsorted((ascending[1:] + ascending[:-1]) / 2, wanted)
+
+
+def _checked_label(caller: str, label: np.ndarray) -> np.ndarray:
     label = np.asarray(label)
     if label.ndim != 3 or not np.isin(np.unique(label), (0, KIDNEY, TUMOR, CYST)).all():
         raise ValueError(
-            f"paint_case: label has shape {label.shape} values {np.unique(label)[:8]}; want (D, H, W) of 0-3."
+            f"{caller}: label has shape {label.shape} values {np.unique(label)[:8]}; want (D, H, W) of 0-3."
         )
     if not label.any():
-        raise ValueError("paint_case: the label is empty, nothing says where the kidneys are. Use make_case.")
-    spacing_mm = _checked_spacing("paint_case", spacing_mm)
-    label = label.astype(np.uint8)
-    streams = _streams(seed, index)
-    patient = _draw_patient(streams["patient"])
-    axes, patient = _fit_patient(label, spacing_mm, patient)
-    return PhantomCase(_paint(label, axes, patient, streams), label, spacing_mm)
-
-
-def _streams(seed: int, index: int) -> dict[str, Generator]:
-    """Independent generators by purpose, so that a change to one part leaves the draws of the others alone."""
-    names = ("view", "position", "patient", "lesions", "organs", "tissue", "noise")
-    children = SeedSequence([seed, index]).spawn(len(names))
-    return {n: Generator(np.random.Philox(c)) for n, c in zip(names, children, strict=True)}
+        raise ValueError(f"{caller}: the label is empty, nothing says where the kidneys are. Use make_case.")
+    return label.astype(np.uint8)
 
 
 def _checked_spacing(caller: str, spacing_mm: tuple[float, float, float]) -> Vec3:

@@ -59,7 +59,8 @@ def _case_of(name: str, cases: set[str]) -> str:
 
 
 def _of_cases(folder: Path, key: str) -> dict[str, Path]:
-    found = {case.case_id: case.label for case in find_cases(folder).cases if case.label}
+    # a mean over cases is one over patients: synthetic variants are for training
+    found = {case.case_id: case.label for case in find_cases(folder).cases if case.label and not case.made_from}
     if not found:
         raise InputError(f"{key}={folder}: no label maps. Expected CASE.nii.gz files or folders of cases.")
     return found

@@ -11,6 +11,7 @@ DataKind = Literal["kits", "phantom", "painted"]
 LabelChoice = Literal["majority", "and", "or"]
 # A folder we made carries this file, so that no phantom's score is ever read as a KiTS result.
 MARKER = "kits_dist_data.json"
+VARIANT = "variant.json"  # in the folder of a synthetic variant: which cases it was made from
 
 _AGGREGATED: dict[LabelChoice, str] = {
     "majority": "aggregated_MAJ_seg",
@@ -19,6 +20,7 @@ _AGGREGATED: dict[LabelChoice, str] = {
 }
 _CASE_FOLDERS = (".", "data", "dataset", "kits21/data")
 _NNUNET = "nnU-Net raw"
+_VARIANT_OF = "-variant-"
 # Words in the label names of a dataset.json, the more telling first: a kidney tumor is a tumor.
 _WORDS = {"tumo": TUMOR, "lesion": TUMOR, "cancer": TUMOR, "mass": TUMOR, "cyst": CYST, "kidney": KIDNEY}
 
@@ -28,6 +30,7 @@ class CaseFiles(NamedTuple):
     image: Path | None  # None: the file is not there, which is the reader's error to report
     label: Path | None
     missing: str = ""  # which file is not there, and its name as expected
+    made_from: tuple[str, ...] = ()  # of a synthetic variant: the cases whose anatomy or lesions it holds
 
 
 class Source(NamedTuple):
@@ -129,6 +132,10 @@ def data_kind(*folders: Path) -> DataKind:
     return "kits"
 
 
+def variant_id(case_id: str, number: int) -> str:
+    return f"{case_id}{_VARIANT_OF}{number}"
+
+
 def stem(path: Path) -> str:
     """NAME of NAME.nii.gz or NAME.nii."""
     return path.name.removesuffix(".gz").removesuffix(".nii")
@@ -173,7 +180,28 @@ def _kits_case(folder: Path, label_name: str) -> CaseFiles:
         files = _one(folder, "imaging"), _one(folder, label_name)
     except InputError as error:  # this case's own fault: it is named with the others
         return CaseFiles(folder.name, None, None, f"single file of each kind: {str(error).rstrip('.')}")
-    return _case(folder.name, *files, folder / "imaging", folder / label_name)
+    case = _case(folder.name, *files, folder / "imaging", folder / label_name)
+    try:
+        return case._replace(made_from=_made_from(folder))
+    except InputError as error:
+        return CaseFiles(folder.name, None, None, f"record of the cases it was made from: {str(error).rstrip('.')}")
+
+
+def _made_from(folder: Path) -> tuple[str, ...]:
+    """Raises InputError where a variant does not say what it was made from: it would pass for a patient of its own,
+    and be trained on while that patient is tested."""
+    record = folder / VARIANT
+    if not record.is_file():
+        if _VARIANT_OF not in folder.name:
+            return ()
+        raise InputError(f"{record} is not there. Delete that folder, or make the variants again.")
+    cases = _json(record).get("made_from")
+    if not isinstance(cases, list) or not cases or not all(isinstance(case, str) for case in cases):
+        raise InputError(
+            f"{record} is damaged: made_from must list case ids, found {cases!r}. Delete that folder, or make the "
+            "variants again."
+        )
+    return tuple(cases)
 
 
 def _nnunet_cases(root: Path) -> list[CaseFiles]:
