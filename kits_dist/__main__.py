@@ -5,7 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
-VERBS = ("phantom", "audit", "prepare", "train", "evaluate", "postprocess", "predict", "report", "doctor")
+VERBS = ("phantom", "audit", "prepare", "train", "evaluate", "postprocess", "crossval", "predict", "report", "doctor")
 
 
 def main() -> None:

@@ -52,6 +52,7 @@ class Args:
     reference: Reference = "file"  # file: the case's label map; samples, majority: made of truth=/CASE/segmentations/
     tta: Literal["none", "flip"] = "none"  # flip: the mean with the mirrored slice's prediction; takes twice as long
     postprocess: bool = True  # apply the rules that kits_dist.postprocess chose for this run
+    rules: str = ""  # of several runs: the postprocess.json that was chosen for exactly these
     regions: tuple[str, ...] = ()  # what predictions= can hold, as [kidney_and_mass]; default: everything
     missing: Literal["error", "zero"] = "error"  # a true case without prediction: refuse, or 0 in every mean
     panel: int = 6  # test slices drawn with contours
@@ -99,7 +100,7 @@ def _evaluate_run(args: Args, group: Ranks) -> None:
     config = predictor.config
     store, case_ids = held_out(predictor, args.split, args.store)
     runs = [member.run for member in predictor.members]
-    rules, said = load_rules(runs, predictor.step, args.postprocess)
+    rules, said = load_rules(runs, predictor.step, args.postprocess, args.rules)
     truths = {} if args.reference == "file" else _only(case_ids, _case_folders(Path(args.truth), "truth"), args)
     output = _output_of_runs(args, runs)
     if group.rank == 0:

@@ -22,10 +22,10 @@ FLOORS = {
     "builders": {"data", "models"},  # their __init__: names in the configuration -> a loader, a network
     "assembly": {
         *("scoring", "learner", "loss_watch", "inference", "run_folder"),
-        *("held_out", "evaluation", "summary", "tables", "figures", "comparison"),
+        *("held_out", "evaluation", "summary", "tables", "figures", "comparison", "folds"),
     },
     "programs": {
-        *("phantom", "audit", "prepare", "train", "evaluate", "postprocess", "predict", "report", "doctor"),
+        *("phantom", "audit", "prepare", "train", "evaluate", "postprocess", "crossval", "predict", "report", "doctor"),
         "__main__",
     },
 }
