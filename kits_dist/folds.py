@@ -12,6 +12,7 @@ from kits_dist import files
 from kits_dist.cleaning import FILE
 from kits_dist.data.sources import some
 from kits_dist.errors import InputError, MissingInput
+from kits_dist.labels import REGIONS
 
 OUT_OF_FOLD = "out_of_fold"  # folder in FOLDER/evaluation, and the name of its split
 NOTE = (
@@ -27,7 +28,7 @@ class Row(NamedTuple):
 
     title: str
     cases: int
-    dice: dict[str, tuple[float, list[float]]]  # {region: (mean over cases, its interval)}
+    dice: dict[str, tuple[float, list[float]]]  # {region of the challenge: (mean over cases, its interval)}
 
 
 def fold_runs(folder: Path) -> list[Path]:
@@ -58,10 +59,11 @@ def table(folder: Path) -> list[Row]:
         _refuse_other_weights(folder / FILE, rules, steps)
         if "test, after rules" in summaries and summaries["test, after rules"].get("postprocess") != rules.get("rules"):
             raise InputError(f"{folder}/evaluation/test is not after the rules of {FILE}. {_AGAIN}")
-    return [
-        Row(title, summary["cases"], {name: (of["dice"], of["dice_ci95"]) for name, of in summary["regions"].items()})
-        for title, summary in summaries.items()
-    ]
+    return [Row(title, summary["cases"], _dice(summary["regions"])) for title, summary in summaries.items()]
+
+
+def _dice(regions: dict[str, Any]) -> dict[str, tuple[float, list[float]]]:
+    return {name: (regions[name]["dice"], regions[name]["dice_ci95"]) for name in REGIONS if name in regions}
 
 
 def as_text(rows: list[Row], data: str) -> str:
