@@ -15,8 +15,9 @@ from kits_dist.errors import InputError, MissingInput
 from kits_dist.labels import REGIONS
 
 OUT_OF_FOLD = "out_of_fold"  # folder in FOLDER/evaluation, and the name of its split
+TEST_RAW = "test_raw"
 NOTE = (
-    "each fold's val cases chose its checkpoint, and all of them the rules; test chose nothing. Intervals: 95 %, "
+    "Each fold's val cases chose its checkpoint, and all of them the rules; test chose nothing. Intervals: 95 %, "
     "bootstrap over cases."
 )
 
@@ -49,7 +50,7 @@ def table(folder: Path) -> list[Row]:
     runs = fold_runs(folder)
     summaries = {f"fold {number}, val": summary_of(run / "evaluation" / "val") for number, run in enumerate(runs)}
     steps = [summary["step"] for summary in summaries.values()]
-    ours = {f"all {len(runs)}, out of fold": OUT_OF_FOLD, "test, mean of all": "test_raw", "test, after rules": "test"}
+    ours = {f"all {len(runs)}, out of fold": OUT_OF_FOLD, "test, mean of all": TEST_RAW, "test, after rules": "test"}
     for title, name in ours.items():
         if name == OUT_OF_FOLD or (folder / "evaluation" / name / "summary.json").is_file():
             summaries[title] = summary_of(folder / "evaluation" / name)

@@ -74,7 +74,10 @@ class Choice(NamedTuple):
 def main(args: Args) -> None:
     runs = folders_of(args.run, "run")
     output = _output(args, runs)
-    everyone = [_held(args, run, "val") for run in runs]
+    everyone: list[Held] = []
+    for run in runs:
+        predictor = Predictor(str(run), args.batch_size)
+        everyone.append(Held(run, predictor, *held_out(predictor, "val", args.store)))
     _refuse_mixture(everyone)
     store, regions = everyone[0].store, everyone[0].predictor.regions
     steps, cases = [held.predictor.step for held in everyone], sum(len(held.case_ids) for held in everyone)
@@ -95,7 +98,8 @@ def main(args: Args) -> None:
     files.write_json(path, about)  # before anything of `test` is read
     print(f"chosen: {choice.rules}; stored in {path}")
     if len(runs) == 1 and (runs[0] / "evaluation" / "test" / "summary.json").is_file():
-        held = _held(args, runs[0], "test")
+        predictor = everyone[0].predictor
+        held = Held(runs[0], predictor, *held_out(predictor, "test", args.store))
         pairs, cases = _pairs(held, "test"), len(held.case_ids)
         before, after = (mean_dice(pairs, regions, rules) for rules in (Rules(), choice.rules))
         print(f"effect on test ({cases} cases): mean Dice {before:.4f} -> {after:.4f} ({after - before:+.4f})")
@@ -114,11 +118,6 @@ def _output(args: Args, runs: list[Path]) -> Path:
     if args.output:
         files.make_folder(Path(args.output), "output")
     return Path(args.output) if args.output else runs[0]
-
-
-def _held(args: Args, run: Path, split: Split) -> Held:
-    predictor = Predictor(str(run), args.batch_size)
-    return Held(run, predictor, *held_out(predictor, split, args.store))
 
 
 def _refuse_mixture(everyone: list[Held]) -> None:

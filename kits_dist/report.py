@@ -63,7 +63,8 @@ def main(args: Args) -> None:
             raise InputError(
                 f"{path.parent}: damaged tables ({type(error).__name__}: {error}). Run evaluate again."
             ) from error
-        figures[split] = _figures(path.parent) if args.images else []
+        # of test before the rules the numbers suffice
+        figures[split] = _figures(path.parent) if args.images and split != folds.TEST_RAW else []
     environment = files.read_json(runs[0] / "environment.json")
     page = Environment(
         loader=PackageLoader("kits_dist", "."), autoescape=select_autoescape(default=True, default_for_string=True)
@@ -74,6 +75,7 @@ def main(args: Args) -> None:
             data=environment.get("data", "unknown"),
             folds=folds.table(run) if of_folds else [],
             folds_note=folds.NOTE,
+            titles={folds.OUT_OF_FOLD: "out of fold", folds.TEST_RAW: "test before the rules"},
             evaluations=evaluations,
             worst=worst,
             figures=figures,

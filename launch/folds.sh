@@ -73,7 +73,7 @@ elif [ "$gpus" = 1 ]; then
 else
   launch=(accelerate launch --config_file "$here/launch/cpu.yaml")
 fi
-count=$(python -c 'import json, sys; print(len(json.load(open(sys.argv[1]))["folds"]))' "$store/splits.json") ||
+count=$(python -c 'import json, sys; print(len(json.load(open(sys.argv[1]))["folds"]))' "$store/splits.json" 2>/dev/null) ||
   refuse "store=$store/splits.json cannot be read; prepare the store again"
 [ "$count" -gt 1 ] || refuse "store=$store has $count fold, two or more are needed: prepare 3 patients or more"
 leave 0

@@ -123,7 +123,7 @@ def test_one_table_and_one_page_hold_folds_and_test_before_and_after_the_rules(f
     for row in folds.table(folder):
         assert f"<tr><td>{row.title}</td><td>{row.cases}</td><td><b>{row.dice['kidney_and_mass'][0]:.3f}</b>" in page
     assert [page.count(f">fold {fold}</text>") for fold in range(5)] == [2] * 5  # a curve each in two charts
-    assert "weights of step 10, 20, 30, 40, 50" in page and "Dice, out_of_fold (5 cases" in page
+    assert "weights of step 10, 20, 30, 40, 50" in page and "Dice, out of fold (5 cases" in page
     assert "http" not in page and "contains no patient images" in page
 
 
