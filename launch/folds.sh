@@ -31,9 +31,9 @@ done
 case $run in *,*) refuse "run=$run holds a comma, which separates runs" ;; esac
 
 doing="set up" child="" stopped=""
-stop() { # the whole group, as Ctrl-C does: a launcher's ranks save at the same step
+stop() { # the whole group; TERM, which no background start makes it ignore: ranks that train save at the same step
   stopped=yes
-  [ -z "$child" ] || kill -INT -- "-$child" 2>/dev/null || true
+  [ -z "$child" ] || kill -TERM -- "-$child" 2>/dev/null || true
 }
 trap stop INT TERM HUP
 export PET_SHUTDOWN_TIMEOUT=110 # seconds that a launcher waits for its ranks to save
