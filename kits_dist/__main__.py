@@ -5,7 +5,10 @@ import runpy
 import sys
 from pathlib import Path
 
-VERBS = ("phantom", "audit", "prepare", "train", "evaluate", "postprocess", "fuse", "predict", "report", "doctor")
+VERBS = (
+    *("phantom", "audit", "prepare", "train", "evaluate", "postprocess", "fuse", "crossval", "predict", "report"),
+    "doctor",
+)
 
 
 def main() -> None:

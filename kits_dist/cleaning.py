@@ -16,7 +16,7 @@ from kits_dist.errors import InputError
 from kits_dist.labels import BACKGROUND, CYST, KIDNEY, TUMOR
 from kits_dist.pieces import box_of, pieces
 
-FILE = "postprocess.json"  # in the run folder
+FILE = "postprocess.json"  # in the run folder, or in the common one of several runs
 
 
 @dataclass(frozen=True)
@@ -91,31 +91,43 @@ def clean(labels: np.ndarray, spacing_mm: tuple[float, float, float], rules: Rul
     return cleaned
 
 
-def load_rules(runs: Sequence[Path], step: int | list | None, wanted: bool) -> tuple[Rules, str]:
+def load_rules(runs: Sequence[Path], step: int | list | None, wanted: bool, file: str = "") -> tuple[Rules, str]:
     """The rules chosen for the weights of `runs` at `step`, none where not `wanted`; and a sentence for the user.
 
-    Raises InputError for a damaged file.
+    file   the value of rules=, chosen for the mean of exactly these runs; "": one run's own, in its folder
+    Raises InputError for a damaged file, or one named by rules= that was chosen for other weights.
     """
-    path = runs[0] / FILE
     if not wanted:
         return Rules(), "post-processing: none (postprocess=false)"
-    if len(runs) > 1:
-        return Rules(), "post-processing: none (rules are chosen for one run, not for the mean of several)"
-    if not path.is_file():
-        return Rules(), f"post-processing: none (python -m kits_dist.postprocess run={runs[0]} chooses rules on val)"
+    if not file and len(runs) > 1:
+        return Rules(), "post-processing: none (for the mean of several runs name the rules chosen for it: rules=FILE)"
+    path = Path(file) if file else runs[0] / FILE
+    again = f"python -m kits_dist.postprocess run={_runs_text(runs)}" + (" output=DIR" if len(runs) > 1 else "")
+    if not file and not path.is_file():
+        return Rules(), f"post-processing: none ({again} chooses rules on val)"
     content = files.read_json(path)
     try:
-        rules, tuned = Rules(**content["rules"]), content["step"]
+        rules, tuned, weights = Rules(**content["rules"]), content["step"], content.get("weights", [])
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} cannot be used ({error}). Make it again: python -m kits_dist.postprocess run={runs[0]}"
-        ) from error
-    if tuned != step:
+        raise InputError(f"{path} cannot be used ({error}). Make it again: {again}") from error
+    if file and weights != weights_of(runs):
+        raise InputError(f"rules={path} was chosen for other weights than those of run={_runs_text(runs)}. Run {again}")
+    if tuned != step and not file:
         return (
             Rules(),
             f"post-processing: none ({path} was chosen for the weights of step {tuned}, these are of {step})",
         )
-    return rules, f"post-processing: {rules} (chosen on val)"
+    return rules, f"post-processing: {rules} (chosen on val{f', {path}' if file else ''})"
+
+
+def weights_of(runs: Sequence[Path]) -> list[str]:
+    """sha256 of each run's weights, sorted: which networks a mean is made of, wherever they lie."""
+    return sorted(files.sha256(run / "model.safetensors") for run in runs)
+
+
+def _runs_text(runs: Sequence[Path]) -> str:
+    """As they are written on a command line: A or [A,B]."""
+    return str(runs[0]) if len(runs) == 1 else f"[{','.join(map(str, runs))}]"
 
 
 def _smaller(mask: np.ndarray, voxels: float) -> np.ndarray:

@@ -58,6 +58,7 @@ class Args:
     tta: Literal["none", "flip"] = "none"  # flip: the mean with the mirrored slice's prediction; takes twice as long
     fusion: str = ""  # weights of several runs or planes, written by kits_dist.fuse; empty: the mean
     postprocess: bool = True  # apply the rules that kits_dist.postprocess chose for this run
+    rules: str = ""  # of several runs: the postprocess.json that was chosen for exactly these
     regions: tuple[str, ...] = ()  # what predictions= can hold, as [kidney_and_mass]; default: everything
     missing: Literal["error", "zero"] = "error"  # a true case without prediction: refuse, or 0 in every mean
     panel: int = 6  # test slices drawn with contours
@@ -104,7 +105,7 @@ def _evaluate_run(args: Args, group: Ranks) -> None:
     predictor = Predictor(args.run, args.batch_size, args.tta, args.fusion, annotated=True)
     store, case_ids = held_out(predictor, args.split, args.store)
     runs = [member.run for member in predictor.members]
-    rules, said = load_rules(runs, predictor.step, args.postprocess)
+    rules, said = load_rules(runs, predictor.step, args.postprocess, args.rules)
     truths = {} if args.reference == "file" else _only(case_ids, _case_folders(Path(args.truth), "truth"), args)
     stages = [_StageScores(stage, output) for stage, output in _outputs(args, predictor)]
     if group.rank == 0:

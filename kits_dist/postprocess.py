@@ -3,6 +3,12 @@
 Each rule is tried alone; then the one that adds most to the mean Dice is kept, and so on until none adds `min_gain`.
 The choice is stored in RUN_DIR/postprocess.json, which `predict` and `evaluate` apply. `test` has no say: it is looked
 at afterwards, and only if evaluation/test is there.
+
+python -m kits_dist.postprocess run=[A,B] output=DIR
+
+chooses rules for the mean of several runs, the folds of one store: each case is painted by the run whose val case it
+is, so none by a network that saw it, and the rules are chosen once on all of them. `predict` and `evaluate` of exactly
+these runs take them with rules=DIR/postprocess.json.
 """
 
 from collections.abc import Iterator
@@ -13,8 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from kits_dist import cli, files
-from kits_dist.cleaning import FILE, Rules, candidates, clean
+from kits_dist.cleaning import FILE, Rules, candidates, clean, weights_of
 from kits_dist.cli import MISSING
+from kits_dist.data.sources import folders_of, some
 from kits_dist.data.store import Store
 from kits_dist.data.volume import read_labels
 from kits_dist.errors import InputError
@@ -28,7 +35,8 @@ from kits_dist.pieces import box_of
 
 @dataclass(frozen=True)
 class Args:
-    run: str = MISSING  # folder of a trained run
+    run: str = MISSING  # folder of a trained run; several as [A,B], each painting its own val cases
+    output: str = ""  # of several runs: folder for their common postprocess.json
     store: str = ""  # the run's store, where it has moved
     min_gain: float = 0.001  # mean Dice over cases and regions that a rule must add to be kept
     batch_size: int = 16  # slices at once
@@ -36,6 +44,15 @@ class Args:
     def __post_init__(self) -> None:
         if not 0 <= self.min_gain < 1:
             raise InputError(f"min_gain={self.min_gain}: use 0 or more, below 1.")
+
+
+class Held(NamedTuple):
+    """A run and the cases it did not see."""
+
+    run: Path
+    predictor: Predictor
+    store: Store
+    case_ids: list[str]
 
 
 class Pair(NamedTuple):
@@ -55,32 +72,76 @@ class Choice(NamedTuple):
 
 
 def main(args: Args) -> None:
-    if not Path(args.run).is_dir():
-        raise InputError(f"run={args.run}: no such folder. Rules are chosen for one run.")
-    predictor = Predictor(args.run, args.batch_size)
-    regions = predictor.regions
-    store, case_ids = held_out(predictor, "val", args.store)
-    choice = choose(_pairs(args, predictor, store, case_ids, "val"), regions, args.min_gain)
-    _print(choice, f"val, {len(case_ids)} cases, data: {store.meta['data']}")
+    runs = folders_of(args.run, "run")
+    output = _output(args, runs)
+    everyone: list[Held] = []
+    for run in runs:
+        predictor = Predictor(str(run), args.batch_size)
+        everyone.append(Held(run, predictor, *held_out(predictor, "val", args.store)))
+    _refuse_mixture(everyone)
+    store, regions = everyone[0].store, everyone[0].predictor.regions
+    steps, cases = [held.predictor.step for held in everyone], sum(len(held.case_ids) for held in everyone)
+    choice = choose([pair for held in everyone for pair in _pairs(held, "val")], regions, args.min_gain)
+    _print(choice, f"val, {cases} cases, data: {store.meta['data']}")
     about = {
         "rules": choice.rules.active,
-        "step": predictor.step,
+        "step": steps[0] if len(runs) == 1 else steps,
+        "weights": weights_of(runs),
         "regions": list(regions),
         "data": store.meta["data"],
         "store_sha256": store.fingerprint(),
-        "val": {"cases": len(case_ids), "before": choice.before, "after": choice.after},
+        "val": {"cases": cases, "before": choice.before, "after": choice.after},
         "kept": choice.steps,
         "alone": choice.alone,
     }
-    path = Path(args.run) / FILE
+    path = output / FILE
     files.write_json(path, about)  # before anything of `test` is read
     print(f"chosen: {choice.rules}; stored in {path}")
-    if (Path(args.run) / "evaluation" / "test" / "summary.json").is_file():
-        store, case_ids = held_out(predictor, "test", args.store)
-        pairs = _pairs(args, predictor, store, case_ids, "test")
+    if len(runs) == 1 and (runs[0] / "evaluation" / "test" / "summary.json").is_file():
+        predictor = everyone[0].predictor
+        held = Held(runs[0], predictor, *held_out(predictor, "test", args.store))
+        pairs, cases = _pairs(held, "test"), len(held.case_ids)
         before, after = (mean_dice(pairs, regions, rules) for rules in (Rules(), choice.rules))
-        print(f"effect on test ({len(case_ids)} cases): mean Dice {before:.4f} -> {after:.4f} ({after - before:+.4f})")
-        files.write_json(path, about | {"test": {"cases": len(case_ids), "before": before, "after": after}})
+        print(f"effect on test ({cases} cases): mean Dice {before:.4f} -> {after:.4f} ({after - before:+.4f})")
+        files.write_json(path, about | {"test": {"cases": cases, "before": before, "after": after}})
+
+
+def _output(args: Args, runs: list[Path]) -> Path:
+    """Where the choice is stored: with the run, or where output= says for several."""
+    for run in runs:
+        if not run.is_dir():
+            raise InputError(f"run={run}: no such folder. Name a trained run, or several as run=[A,B].")
+    if len(runs) > 1 and not args.output:
+        raise InputError(f"run={args.run} names several runs: say with output=DIR where their common rules go.")
+    if len(runs) == 1 and args.output:
+        raise InputError(f"output={args.output} is for several runs; one run's rules are kept in its own folder.")
+    if args.output:
+        files.make_folder(Path(args.output), "output")
+    return Path(args.output) if args.output else runs[0]
+
+
+def _refuse_mixture(everyone: list[Held]) -> None:
+    """Raises InputError where one mean over the runs' cases would mix what does not belong together."""
+    first, *others = everyone
+    for other in others:
+        for what, a, b in (
+            ("regions", first.predictor.regions, other.predictor.regions),
+            ("stores", first.store.fingerprint(), other.store.fingerprint()),
+        ):
+            if a != b:
+                shown = f": {', '.join(a)} and {', '.join(b)}" if what == "regions" else ""
+                raise InputError(
+                    f"run={first.run} and run={other.run} are of different {what}{shown}. Rules are chosen once for "
+                    "the folds of one store; name runs that belong together."
+                )
+    painter: dict[str, Held] = {}
+    for held in everyone:
+        if twice := [case for case in held.case_ids if case in painter]:
+            raise InputError(
+                f"run={painter[twice[0]].run} and run={held.run} both validate {some(twice)}, which would count twice. "
+                "Name runs of different folds."
+            )
+        painter |= dict.fromkeys(held.case_ids, held)
 
 
 def choose(pairs: list[Pair], regions: tuple[str, ...], min_gain: float) -> Choice:
@@ -116,11 +177,10 @@ def _row(rule: str, value: bool | float, score: float, before: float) -> dict:
     return {"rule": rule, "value": value, "dice": score, "gain": score - before}
 
 
-def _pairs(args: Args, predictor: Predictor, store: Store, case_ids: list[str], split: Split) -> list[Pair]:
+def _pairs(held: Held, split: Split) -> list[Pair]:
     """Of all cases at once: cut to their boxes they are a few MB each."""
-    painted = _painted(args, predictor, store, case_ids, split)
-    pairs = []
-    for case_id, predicted in zip(case_ids, painted, strict=True):
+    store, pairs = held.store, []
+    for case_id, predicted in zip(held.case_ids, _painted(held, split), strict=True):
         row = store.row[case_id]
         truth = np.asarray(store.label(row))
         box = box_of(predicted | truth)
@@ -128,17 +188,17 @@ def _pairs(args: Args, predictor: Predictor, store: Store, case_ids: list[str], 
     return pairs
 
 
-def _painted(args: Args, predictor: Predictor, store: Store, case_ids: list[str], split: Split) -> Iterator[np.ndarray]:
+def _painted(held: Held, split: Split) -> Iterator[np.ndarray]:
     """Label maps as the network painted them: evaluate's, where it left them so, else predicted again."""
-    folder = Path(args.run) / "evaluation" / split
-    if _is_raw(folder, predictor, store):
+    store, folder = held.store, held.run / "evaluation" / split
+    if _is_raw(folder, held.predictor, store):
         print(f"{split}: label maps of {folder / 'predictions'}")
-        for case_id in case_ids:
+        for case_id in held.case_ids:
             yield read_labels(folder / "predictions" / f"{case_id}.nii.gz").array
         return
-    for case_id in progress_bar(f"predict {split}", "case", items=case_ids):
+    for case_id in progress_bar(f"predict {split}", "case", items=held.case_ids):
         row = store.row[case_id]
-        yield predictor.predict_levels(store.image(row), store.cases[row])
+        yield held.predictor.predict_levels(store.image(row), store.cases[row])
 
 
 def _is_raw(folder: Path, predictor: Predictor, store: Store) -> bool:

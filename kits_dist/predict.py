@@ -38,6 +38,7 @@ class Args:
     fusion: str = ""  # weights of several runs or planes, written by kits_dist.fuse; empty: the mean
     probabilities: bool = False  # also write NAME_REGION.nii.gz, probabilities in steps of 1/255
     postprocess: bool = True  # apply the rules that kits_dist.postprocess chose for this run
+    rules: str = ""  # of several runs: the postprocess.json that was chosen for exactly these
     batch_size: int = 16  # slices at once
 
 
@@ -70,7 +71,7 @@ def main(args: Args) -> None:
         group.take_device()
         predictor = Predictor(args.run, args.batch_size, args.tta, args.fusion)
         runs = [member.run for member in predictor.members]
-        rules, said = load_rules(runs, predictor.step, args.postprocess)
+        rules, said = load_rules(runs, predictor.step, args.postprocess, args.rules)
         if group.rank == 0:
             about = f"model of {args.run} (trained on {predictor.data}; {', '.join(predictor.regions)})"
             print(f"{len(scans)} scans; {about}; research use only")

@@ -1,6 +1,7 @@
 """One self-contained page for a run: `python -m kits_dist.report run=RUN_DIR` writes RUN_DIR/report.html.
 
 Dice tables, worst cases, contours, curves, machine and configuration; it says what the cases were. Research use only.
+RUN_DIR may also be the folder of launch/folds.sh: one page then holds all folds, out of fold and test tables.
 """
 
 import base64
@@ -11,19 +12,20 @@ from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, UndefinedError, select_autoescape
 
-from kits_dist import cli, files
+from kits_dist import cli, files, folds
 from kits_dist.cli import MISSING
 from kits_dist.errors import InputError, MissingInput
 from kits_dist.labels import hardest
 from kits_dist.tracking import log_lines
 
 WORST = 5
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe-Ito
+GRID = "val/dice_grid/"
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # Okabe-Ito
 
 
 @dataclass(frozen=True)
 class Args:
-    run: str = MISSING  # folder of a trained run
+    run: str = MISSING  # folder of a trained run, or of the folds that launch/folds.sh trained
     images: bool = True  # false leaves slices out, so that the page holds no patient images
 
 
@@ -46,8 +48,11 @@ FIGURES = {
 
 def main(args: Args) -> None:
     run = Path(args.run)
-    if not (run / "config.yaml").is_file():
-        raise MissingInput(f"run={run}: no config.yaml there; name the folder that kits_dist.train made.")
+    of_folds = not (run / "config.yaml").is_file() and (run / "fold_0").is_dir()
+    runs = folds.fold_runs(run) if of_folds else [run]
+    for one in runs:
+        if not (one / "config.yaml").is_file():
+            raise MissingInput(f"run={one}: no config.yaml there; name the folder that kits_dist.train made.")
     evaluations, worst, figures = {}, {}, {}
     for path in sorted(run.glob("evaluation/*/summary.json")):
         split = path.parent.name
@@ -58,8 +63,9 @@ def main(args: Args) -> None:
             raise InputError(
                 f"{path.parent}: damaged tables ({type(error).__name__}: {error}). Run evaluate again."
             ) from error
-        figures[split] = _figures(path.parent) if args.images else []
-    environment = files.read_json(run / "environment.json")
+        # of test before the rules the numbers suffice
+        figures[split] = _figures(path.parent) if args.images and split != folds.TEST_RAW else []
+    environment = files.read_json(runs[0] / "environment.json")
     page = Environment(
         loader=PackageLoader("kits_dist", "."), autoescape=select_autoescape(default=True, default_for_string=True)
     )
@@ -67,16 +73,19 @@ def main(args: Args) -> None:
         text = page.get_template("report.html.j2").render(
             name=f"{run.resolve().parent.name}/{run.name}",
             data=environment.get("data", "unknown"),
+            folds=folds.table(run) if of_folds else [],
+            folds_note=folds.NOTE,
+            titles={folds.OUT_OF_FOLD: "out of fold", folds.TEST_RAW: "test before the rules"},
             evaluations=evaluations,
             worst=worst,
             figures=figures,
             pictures=any(figures.values()),
             rules=files.read_json(run / "postprocess.json") if (run / "postprocess.json").is_file() else {},
-            charts=_charts(run / "log.jsonl"),
+            charts=_charts_of_folds(runs) if of_folds else _charts(run / "log.jsonl"),
             environment=environment,
-            config=(run / "config.yaml").read_text(encoding="utf-8", errors="replace"),
+            config=(runs[0] / "config.yaml").read_text(encoding="utf-8", errors="replace"),
         )
-    except (TypeError, UndefinedError) as error:
+    except (KeyError, TypeError, UndefinedError) as error:
         raise InputError(
             f"{run}: damaged tables ({error}). Run evaluate again, and postprocess where it was run."
         ) from error
@@ -101,14 +110,24 @@ def _worst(path: Path, regions: list[str]) -> dict:
     return {"region": region, "rows": sorted(rows, key=lambda row: row["dice"])[:WORST]}
 
 
+def _charts_of_folds(runs: list[Path]) -> list[Chart]:
+    """One chart a quantity, one curve a fold."""
+    logs = {run.name.replace("_", " "): log_lines(run / "log.jsonl") for run in runs}
+    dice = sorted({key for lines in logs.values() for line in lines for key in line if key.startswith(GRID)})
+    wanted = {"train/loss": "train/loss by step", "val/loss": "val/loss by step"}
+    wanted |= {key: f"{key} by step: the network's grid, not the table's" for key in dice}
+    charts = [({name: _series(lines, key) for name, lines in logs.items()}, caption) for key, caption in wanted.items()]
+    return [Chart(line_chart(curves), caption) for curves, caption in charts if any(curves.values())]
+
+
 def _charts(path: Path) -> list[Chart]:
     """Curves by optimiser step from log.jsonl."""
     lines = log_lines(path)
 
     def series(key: str) -> list[tuple[float, float]]:
-        return [(line["step"], line[key]) for line in lines if key in line]
+        return _series(lines, key)
 
-    dice = sorted({key for line in lines for key in line if key.startswith("val/dice_grid/")})
+    dice = sorted({key for line in lines for key in line if key.startswith(GRID)})
     wanted = (
         ({"train": series("train/loss"), "val": series("val/loss")}, "loss by step"),
         (
@@ -119,6 +138,10 @@ def _charts(path: Path) -> list[Chart]:
         ({"data wait": series("perf/data_wait")}, "share of the step spent waiting for data"),
     )
     return [Chart(line_chart(curves), caption) for curves, caption in wanted if any(curves.values())]
+
+
+def _series(lines: list[dict], key: str) -> list[tuple[float, float]]:
+    return [(line["step"], line[key]) for line in lines if key in line]
 
 
 def line_chart(curves: dict[str, list[tuple[float, float]]], width: int = 440, height: int = 220) -> str:
@@ -139,11 +162,12 @@ def line_chart(curves: dict[str, list[tuple[float, float]]], width: int = 440, h
         parts.append(f'<line x1="{x_px}" y1="{y_px}" x2="{width - 8}" y2="{y_px}" stroke="#ddd"/>')
         parts.append(f'<text x="{left_px - 6}" y="{float(y_px) + 4}" text-anchor="end">{y:.3g}</text>')
     parts.append(f'<text x="{width - 8}" y="{height - 8}" text-anchor="end">step {right:g}</text>')
+    legend_px = min(120, (width - left_px - 8) / len(curves))
     for number, (name, curve) in enumerate(curves.items()):
         color = COLORS[number % len(COLORS)]
         path = " ".join(at(x, y) for x, y in curve)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
-        parts.append(f'<text x="{left_px + 8 + 120 * number}" y="18" fill="{color}">{name}</text>')
+        parts.append(f'<text x="{left_px + 8 + legend_px * number:g}" y="18" fill="{color}">{name}</text>')
     return "".join([*parts, "</svg>"])
 
 

@@ -6,6 +6,7 @@ empty field is a figure that the case does not have.
 
 import csv
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 from kits_dist import files
@@ -67,6 +68,24 @@ def read_cases(path: Path) -> dict[str, Figures]:
     if not rows or len(read) < len(rows):
         raise InputError(f"{path}: no cases, or one of them twice. Run evaluate again.")
     return read
+
+
+def read_scores(path: Path, regions: Iterable[str]) -> list[CaseScore]:
+    """cases.csv of `regions` -> what it was written from, to ten digits. Raises InputError naming the file."""
+    groups = (*sorted(regions, key=len, reverse=True), "lesions", "findings")  # kidney begins kidney_and_mass, too
+    scores = []
+    for case_id, row in read_cases(path).items():
+        parts: dict[str, Figures] = {group: {} for group in groups}
+        for column, value in row.items():
+            group = next((group for group in groups if column.startswith(f"{group}_")), None)
+            if group is None:
+                raise InputError(f"{path}: {column} is of none of {', '.join(groups)}. Run evaluate again.")
+            parts[group][column.removeprefix(f"{group}_")] = value
+        if bare := [region for region in regions if "dice" not in parts[region]]:
+            raise InputError(f"{path}: no column {bare[0]}_dice. Run evaluate again.")
+        lesions, findings = parts.pop("lesions"), parts.pop("findings")
+        scores.append(CaseScore(case_id, {region: parts[region] for region in regions}, lesions, findings))
+    return scores
 
 
 def as_text(summary: dict) -> str:

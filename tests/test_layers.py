@@ -31,21 +31,12 @@ FLOORS = {
     },
     "builders": {"data", "models"},  # their __init__: names in the configuration -> a loader, a network
     "assembly": {
-        *(
-            "scoring",
-            "learner",
-            "loss_watch",
-            "region_models",
-            "cascade",
-            "fusion",
-            "inference",
-            "inference.*",
-            "run_folder",
-        ),
-        *("held_out", "evaluation", "summary", "tables", "figures", "comparison"),
+        *("scoring", "learner", "loss_watch", "inference", "inference.*", "run_folder"),
+        *("held_out", "evaluation", "summary", "tables", "figures", "comparison", "folds"),
     },
     "programs": {
-        *("phantom", "audit", "prepare", "train", "evaluate", "postprocess", "fuse", "predict", "report", "doctor"),
+        *("phantom", "audit", "prepare", "train", "evaluate", "postprocess", "fuse", "crossval", "predict", "report"),
+        "doctor",
         "__main__",
     },
 }

@@ -10,7 +10,7 @@ import pytest
 from kits_dist import evaluate, postprocess, predict
 from kits_dist.cleaning import FILE, Rules
 from kits_dist.data.store import Store, array_path
-from kits_dist.data.volume import read_labels
+from kits_dist.data.volume import read_labels, write_nifti
 from kits_dist.errors import InputError
 from kits_dist.inference import region_models
 from kits_dist.labels import KIDNEY, REGIONS, TUMOR
@@ -164,11 +164,101 @@ def test_evaluate_takes_several_runs_and_mirrored_slices(store, tmp_path, monkey
     assert "findings_tumor_ml" not in rows[0]  # these runs predict no tumor
 
 
+VOXEL_ML = 3.0 * 0.8 * 0.8 / 1000  # of the store's cases
+
+
+@pytest.fixture
+def folds(store, tmp_path, monkeypatch):
+    """Runs of two folds with one val case each, and label maps drawn by hand as what evaluate left of them: the first
+    is the truth and a speck of 20 voxels, the second the truth with a hole of one voxel."""
+    deep = [fold for fold in range(5) if store.cases[store.row[store.splits.folds[fold][0]]].shape[0] >= 4][:2]
+    runs = []
+    for fold, fault in zip(deep, ("speck", "hole"), strict=True):
+        run = tmp_path / f"run_{fault}"
+        export_run(run, monkeypatch, Threshold(80.0), size_px="96x96", store=str(store.path), fold=fold)
+        (case_id,) = store.splits.folds[fold]
+        row = store.row[case_id]
+        painted = (np.asarray(store.label(row)) > 0).astype(np.uint8)
+        if fault == "speck":
+            painted[1:3, :2, :5] = 1
+        else:
+            painted[(2, *np.argwhere(painted[2]).mean(axis=0).astype(int))] = 0
+        write_nifti(
+            run / "evaluation" / "val" / "predictions" / f"{case_id}.nii.gz", painted, store.cases[row].geometry
+        )
+        about = {"step": None, "store_sha256": store.fingerprint(), "tta": "none", "postprocess": {}}
+        (run / "evaluation" / "val" / "summary.json").write_text(json.dumps(about))
+        runs.append(run)
+    return runs, [store.row[store.splits.folds[fold][0]] for fold in deep]
+
+
+def pool(runs, output, **more):
+    postprocess.main(postprocess.Args(run=f"[{','.join(map(str, runs))}]", output=str(output), **more))
+    return json.loads((output / FILE).read_text())
+
+
+def test_rules_for_the_mean_of_folds_are_chosen_once_on_all_of_their_val_cases(folds, store, tmp_path):
+    runs, rows = folds
+    kidneys = [int((np.asarray(store.label(row)) > 0).sum()) for row in rows]
+    stored = pool(runs, tmp_path / "all", min_gain=0)
+    assert stored["rules"] == {"fill_holes": True, "min_kidney_ml": 1.0}  # one fault is of one fold, one of the other
+    assert stored["kept"][0]["rule"] == "min_kidney_ml" and 20 * VOXEL_ML < 1.0 < min(kidneys) * VOXEL_ML
+    with_speck = 2 * kidneys[0] / (2 * kidneys[0] + 20)
+    with_hole = 2 * (kidneys[1] - 1) / (2 * (kidneys[1] - 1) + 1)
+    assert stored["val"] == {"cases": 2, "before": pytest.approx((with_speck + with_hole) / 2), "after": 1.0}
+    assert stored["step"] == [None, None]
+    for run, alone in zip(runs, ({"min_kidney_ml": 1.0}, {"fill_holes": True}), strict=True):
+        postprocess.main(postprocess.Args(run=str(run), min_gain=0))
+        assert json.loads((run / FILE).read_text())["rules"] == alone
+
+
+def test_evaluate_and_predict_take_the_rules_of_exactly_these_runs(folds, raw, store, tmp_path, capsys):
+    runs, _ = folds
+    both, rules = f"[{runs[1]},{runs[0]}]", tmp_path / "all" / FILE  # in any order: it is the same mean
+    pool(runs, tmp_path / "all", min_gain=0)
+    evaluate.main(evaluate.Args(run=both, output=str(tmp_path / "test"), rules=str(rules)))
+    assert f"fill_holes, min_kidney_ml=1 (chosen on val, {rules})" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "test" / "summary.json").read_text())
+    assert summary["postprocess"] == {"fill_holes": True, "min_kidney_ml": 1.0}
+    case_id = store.splits.test[0]
+    predict.main(predict.Args(run=both, input=str(raw / case_id), output=str(tmp_path / "labels"), rules=str(rules)))
+    assert json.loads((tmp_path / "labels" / f"{case_id}.json").read_text())["postprocess"] == summary["postprocess"]
+    mended, scored = (
+        read_labels(tmp_path / name / f"{case_id}.nii.gz").array for name in ("labels", "test/predictions")
+    )
+    assert np.array_equal(mended, scored)
+    for other in (str(runs[0]), f"[{runs[0]},{shutil.copytree(runs[0], tmp_path / 'copy')}]"):
+        with pytest.raises(InputError, match="was chosen for other weights than those of run="):
+            evaluate.main(evaluate.Args(run=other, output=str(tmp_path / "other"), rules=str(rules)))
+    with pytest.raises(InputError, match="nowhere.json: cannot be read"):
+        evaluate.main(evaluate.Args(run=both, output=str(tmp_path / "other"), rules="nowhere.json"))
+
+
+def test_runs_that_have_no_common_mean_are_refused(folds, store, tmp_path, monkeypatch):
+    runs, _ = folds
+    with pytest.raises(InputError, match="both validate case_.*, which would count twice"):
+        pool([runs[0], shutil.copytree(runs[0], tmp_path / "copy")], tmp_path / "all")
+    where = {"size_px": "96x96", "store": str(store.path), "fold": 4}
+    tumor = export_run(tmp_path / "tumor", monkeypatch, Threshold(80.0), regions=("tumor",), **where)
+    with pytest.raises(InputError, match="different regions: kidney_and_mass and tumor"):
+        pool([runs[0], tumor], tmp_path / "all")
+    other = shutil.copytree(store.path, tmp_path / "store")
+    splits = json.loads((other / "splits.json").read_text())
+    splits["folds"] = splits["folds"][::-1]
+    (other / "splits.json").write_text(json.dumps(splits))
+    elsewhere = export_run(tmp_path / "other", monkeypatch, Threshold(80.0), **where | {"store": str(other)})
+    with pytest.raises(InputError, match="are of different stores"):
+        pool([runs[0], elsewhere], tmp_path / "all")
+    assert not (tmp_path / "all" / FILE).exists()
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
         ({"run": "nowhere"}, "run=nowhere: no such folder"),
-        ({"run": "[a,b]"}, r"run=\[a,b\]: no such folder. Rules are chosen for one run"),
+        ({"run": "[a,b]"}, "run=a: no such folder. Name a trained run, or several"),
+        ({"run": "[.,..]"}, r"run=\[.,..\] names several runs: say with output=DIR where their common rules go"),
+        ({"run": ".", "output": "x"}, "output=x is for several runs"),
         ({"run": ".", "min_gain": 2.0}, "min_gain=2.0: use 0 or more, below 1"),
     ],
 )
