@@ -89,11 +89,11 @@ def main(args: Args) -> None:
     conduct(study, args, args.out or ("runs/benchmarks" if args.quick else ""), args.jobs)
 
 
-def phantoms(folder: Path, cases: int, size: tuple[int, int, int]) -> str:
+def phantoms(folder: Path, cases: int, size: tuple[int, int, int], planes: tuple[str, ...] = ("axial",)) -> str:
     """A store of phantoms below `folder`, made once."""
     where = folder / "data" / f"{cases}_{'x'.join(map(str, size))}"
     if not (where / "store" / "store.json").is_file():
-        make_store(where, cases, size)
+        make_store(where, cases, size, planes)
     return str(where / "store")
 
 

@@ -167,10 +167,10 @@ def store_or_phantoms(store: str, cases: int, size: tuple[int, int, int]) -> Ite
         yield make_store(Path(folder), cases, size)
 
 
-def make_store(folder: Path, cases: int, size: tuple[int, int, int]) -> Store:
+def make_store(folder: Path, cases: int, size: tuple[int, int, int], planes: tuple[str, ...] = ("axial",)) -> Store:
     """Phantoms in FOLDER/raw, prepared into FOLDER/store."""
     workers = 1 if cases * math.prod(size) < 2e6 else 0  # starting a process costs more than a small case
     raw, path = folder / "raw", folder / "store"
     phantom.main(phantom.Args(output=str(raw), cases=cases, size=size, workers=workers))
-    prepare.main(prepare.Args(source=str(raw), store=str(path), workers=workers))
+    prepare.main(prepare.Args(source=str(raw), store=str(path), planes=planes, workers=workers))
     return Store(path)

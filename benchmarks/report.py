@@ -34,7 +34,10 @@ QUESTIONS = {  # what a line's file asks, in words
     "phantom_dice": "a short training's test Dice",
 }
 STUDIES = {  # the same of studies of Dice (studies.py), which have tables of their own
+    "table1": "The poster's Table 1",
     "ablation": "Each ingredient of the training changed alone",
+    "planes": "One plane and three",
+    "synthesis": "Cases synthesised from annotations",
 }
 DATA = {"phantom": "phantoms", "painted": "painted CTs", "kits": "KiTS cases"}
 HEAD = ["question", "variant", "setting", "value", "spread", "of its ceiling", "date", "commit"]

@@ -49,6 +49,8 @@ class Evaluation(NamedTuple):
     name: str = ""  # where a variant has several
     runs: tuple[str, ...] = ("",)  # names of trainings; several are evaluated together, run=[A,B]
     words: tuple[str, ...] = ()  # as tta=flip, or store=DIR where each training had another
+    fuse: bool = False  # with weights that kits_dist.fuse chooses on val first
+    stage: bool = False  # phase1 or phase2: the table that a cascade's evaluation, named "", leaves beside its own
 
 
 class Variant(NamedTuple):
@@ -177,12 +179,17 @@ def _bring_to_scores(study: Study, variant: Variant, seed: int, place: Place) ->
             if not begun:
                 state["training_s"][training.name] = round(seconds, 1)
             files.write_json(folder / STATE, state)
-        for evaluation in variant.evaluations:
+        for evaluation in (one for one in variant.evaluations if not one.stage):
             runs = ",".join(str(folder / name) for name in evaluation.runs)
             words = [f"run=[{runs}]" if len(evaluation.runs) > 1 else f"run={runs}"]
+            if evaluation.fuse:
+                fused = f"{folder / slug(evaluation.name)}.json"
+                _program(["kits_dist.fuse", words[0], f"output={fused}"], folder / "log.txt", place)
+                words += [f"fusion={fused}"]
             words += [f"split={study.split}", "workers=1", "panel=0", *evaluation.words]
             words += [f"output={study.scores_folder(variant, seed, evaluation)}"]
-            _program(["kits_dist.evaluate", *words], folder / "log.txt", place)
+            seconds = _program(["kits_dist.evaluate", *words], folder / "log.txt", place)
+            state.setdefault("evaluation_s", {})[evaluation.name] = round(seconds, 1)
         files.write_json(folder / STATE, state | {"done": True})
     means = {name: mean_dice(table) for name, table in tables_of(study, variant, seed).items()}
     return "; ".join(
@@ -202,7 +209,8 @@ def _state(study: Study, variant: Variant, seed: int) -> dict[str, Any]:
         config = as_plain(configuration(training, study, seed))
         del config["data"]["store"]
         trainings[training.name] = config | {"store_sha256": Store(study.store_of(training)).fingerprint()}
-    evaluations = [study.split, *([one.name, list(one.runs), list(one.words)] for one in variant.evaluations)]
+    of_each = ([one.name, list(one.runs), list(one.words), one.fuse, one.stage] for one in variant.evaluations)
+    evaluations = [study.split, *of_each]
     asked = {"trainings": trainings, "evaluations": evaluations}
     folder = study.seed_folder(variant, seed)
     if not (folder / STATE).is_file():

@@ -156,7 +156,7 @@ class _StageScores:
 STAGES = {
     "": "",
     "phase1": "phase 1 alone",
-    "true_boxes": "phase 2 alone, in the boxes of the annotation: what it could do if phase 1 were perfect",
+    "phase2": "phase 2 alone, in the boxes of the annotation: what it could do if phase 1 were perfect",
 }
 
 

@@ -136,7 +136,7 @@ def test_runs_that_make_no_cascade_are_refused(tmp_path, monkeypatch):
     one, two = runs(tmp_path, monkeypatch)
     with pytest.raises(InputError, match="looks into boxes that another run must find.*run=.PHASE1,"):
         Predictor(two)
-    assert Predictor(two, annotated=True).stages[0].name == "true_boxes"
+    assert Predictor(two, annotated=True).stages[0].name == "phase2"
     wider = export_run(tmp_path / "three", monkeypatch, None, regions=("mass", "tumor"), box="kidney", box_margin_mm=9)
     masses = export_run(tmp_path / "four", monkeypatch, None, regions=("mass", "tumor"))
     networks(monkeypatch)
@@ -162,14 +162,14 @@ def test_predict_and_evaluate_run_the_cascade_in_one_command(tmp_path, monkeypat
     assert "phase 1 alone" in printed and "phase 2 alone, in the boxes of the annotation" in printed
     found = {
         name: json.loads((two / "evaluation" / f"test{name}" / "summary.json").read_text())
-        for name in ("", "_phase1", "_true_boxes")
+        for name in ("", "_phase1", "_phase2")
     }
     assert [list(summary["regions"]) for summary in found.values()] == [
         ["kidney_and_mass", "mass", "tumor", "kidney", "cyst"],
         ["kidney_and_mass"],
         ["mass", "tumor", "cyst"],
     ]
-    assert found["_true_boxes"]["regions"]["tumor"]["dice"] == 1
+    assert found["_phase2"]["regions"]["tumor"]["dice"] == 1
     assert found[""]["regions"]["tumor"]["dice"] == 0.5
     assert found["_phase1"]["regions"]["kidney_and_mass"]["dice"] == pytest.approx(2 / 3)
     assert found[""]["runs"] == ["one", "two"]

@@ -84,8 +84,8 @@ class Predictor:
         """The label maps of `predict_stages`, in their order; the whole comes last."""
         if isinstance(self.model, Cascade):
             first, second = self.model.first.regions, self.model.second.regions
-            return [Stage("phase1", first), Stage("true_boxes", second), Stage("", self.regions)]
-        return [Stage("true_boxes" if isinstance(self.model, Boxed) else "", self.regions)]
+            return [Stage("phase1", first), Stage("phase2", second), Stage("", self.regions)]
+        return [Stage("phase2" if isinstance(self.model, Boxed) else "", self.regions)]
 
     def predict_stages(self, levels: np.ndarray, case: Case) -> Iterator[np.ndarray]:
         """Of a cascade phase 1 alone, phase 2 in the boxes of the annotation, and the whole, which never sees those;

@@ -1,0 +1,68 @@
+"""What do three planes add to one? `python -m benchmarks.planes store=DIR`.
+
+An axial, a coronal and a sagittal network alone; the three together with equal weights, and with the weights that
+kits_dist.fuse chooses on `val`; and one network trained on slices of all three planes. Every row is scored on the
+native grid. The price: three networks to train and to run instead of one.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.ablation import SMALL, phantoms
+from benchmarks.harness import pick_device
+from benchmarks.studies import Evaluation, Study, Training, Variant, conduct
+from benchmarks.study_runs import ROOT
+from kits_dist import cli
+from kits_dist.data.store import PLANES
+from kits_dist.errors import InputError
+
+
+@dataclass(frozen=True)
+class Args:
+    store: str = ""  # a store prepared with planes=[axial,coronal,sagittal]; empty: phantoms, as benchmarks.ablation
+    config: str = ""  # yaml of the networks; empty: configs/demo_gpu.yaml on a GPU, configs/demo.yaml cut down without
+    keys: tuple[str, ...] = ()  # further keys of every training, as [optim.epochs=4]
+    seeds: int = 3  # trainings of each network
+    split: Literal["test", "val"] = "test"  # cases that are scored
+    jobs: int = 0  # trainings at a time; 0: one a GPU, or one a core without
+    runs: str = "runs/studies"  # folder of the trainings; what is finished there is not done again
+    out: str = ""  # folder for the lines; empty: benchmarks/results, with quick=true runs/benchmarks
+    quick: bool = False  # tiny networks and phantoms, one epoch: proves that it runs
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.seeds <= 100:
+            raise InputError(f"seeds={self.seeds}: use 1..100.")
+
+
+def main(args: Args) -> None:
+    on_gpu = pick_device().type == "cuda"
+    folder = Path(args.runs).absolute() / ("planes_quick" if args.quick else "planes")
+    cases, shape = (10, (16, 64, 64)) if args.quick else (100, (64, 256, 256)) if on_gpu else (160, (24, 96, 96))
+    store = args.store or phantoms(folder, cases, shape, tuple(PLANES))
+    own = args.config or on_gpu and not args.quick
+    recipe = Path(args.config or ROOT / "configs" / ("demo_gpu.yaml" if own else "demo.yaml"))
+    words = (f"config={recipe}", *(() if own else SMALL))
+    words += ("data.size_px=64x64", "model.width=4", "optim.epochs=1") if args.quick else ()
+    words = (*words, "data.sampler=natural", *args.keys)  # a quota by plane would be another study
+    each = tuple(Training((*words, f"data.planes=[{plane}]"), plane) for plane in PLANES)
+    seeds = tuple(range(1 if args.quick else args.seeds))
+    variants = (
+        Variant(
+            "three networks",
+            each,
+            seeds,
+            (
+                *(Evaluation(plane, (plane,)) for plane in PLANES),
+                Evaluation("equal weights", tuple(PLANES)),
+                Evaluation("weights from val", tuple(PLANES), fuse=True),
+            ),
+        ),
+        Variant("one network of all planes", (Training((*words, f"data.planes=[{','.join(PLANES)}]")),), seeds),
+    )
+    study = Study("planes", store, variants, folder, args.split)
+    conduct(study, args, args.out or ("runs/benchmarks" if args.quick else ""), args.jobs)
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)

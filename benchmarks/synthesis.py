@@ -1,0 +1,95 @@
+"""What do data synthesised from annotations add? `python -m benchmarks.synthesis labels=DIR`.
+
+CTs are painted onto annotated cases (kits_dist.phantom labels=DIR), once without and once with `augment` synthetic
+variants of each. Training sees the cases alone, or with their variants: for about as many steps, and for as many
+passes. All are scored on the same held-out originals.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.ablation import SMALL
+from benchmarks.harness import pick_device
+from benchmarks.studies import Study, Training, Variant, conduct
+from benchmarks.study_runs import ROOT, configuration
+from kits_dist import cli, phantom, prepare
+from kits_dist.config import Config
+from kits_dist.data.selection import select
+from kits_dist.data.store import Store
+from kits_dist.errors import InputError
+
+
+@dataclass(frozen=True)
+class Args:
+    labels: str = ""  # folder of annotated cases; empty: phantoms, whose annotations are made up
+    cases: int = 60  # how many annotated cases, at most
+    augment: int = 4  # variants of each
+    config: str = ""  # yaml of the network; empty: configs/demo_gpu.yaml on a GPU, configs/demo.yaml cut down without
+    keys: tuple[str, ...] = ()  # further keys of both trainings; optim.epochs counts passes over the cases alone
+    seeds: int = 3  # trainings of each
+    split: Literal["test", "val"] = "test"  # cases that are scored
+    jobs: int = 0  # trainings at a time; 0: one a GPU, or one a core without
+    runs: str = "runs/studies"  # folder of the trainings; what is finished there is not done again
+    out: str = ""  # folder for the lines; empty: benchmarks/results, with quick=true runs/benchmarks
+    quick: bool = False  # tiny network and phantoms, one epoch: proves that it runs
+
+    def __post_init__(self) -> None:
+        if self.augment < 1 or self.cases < 5 or not 1 <= self.seeds <= 100:
+            raise InputError(
+                f"augment={self.augment} cases={self.cases} seeds={self.seeds}: at least 1 variant, 5 cases, 1 seed."
+            )
+
+
+def main(args: Args) -> None:
+    on_gpu = pick_device().type == "cuda"
+    folder = Path(args.runs).absolute() / ("synthesis_quick" if args.quick else "synthesis")
+    shape = (8, 64, 64) if args.quick else (64, 256, 256) if on_gpu else (24, 96, 96)
+    cases, augment = (10, 1) if args.quick else (args.cases, args.augment)
+    labels = args.labels or made_up(folder, cases, shape)
+    alone, more = (painted(folder, labels, cases, count) for count in (0, augment))
+    own = args.config or on_gpu and not args.quick
+    recipe = Path(args.config or ROOT / "configs" / ("demo_gpu.yaml" if own else "demo.yaml"))
+    words = (f"config={recipe}", *(() if own else (*SMALL, "optim.epochs=8")))
+    words += ("data.size_px=64x64", "model.width=4", "optim.epochs=2") if args.quick else ()
+    study = Study("synthesis", alone, (), folder, args.split)
+    first = Training((*words, *args.keys))
+    config = configuration(first, study)
+    fewer = max(1, round(config.optim.epochs * slices_of(alone, config) / slices_of(more, config)))
+    longer = (
+        (f"{augment} variants a case, as many steps", fewer),
+        (f"{augment} variants a case, as many passes", config.optim.epochs),
+    )
+    seeds = tuple(range(1 if args.quick else args.seeds))
+    variants = [Variant("annotated cases alone", (first,), seeds)]
+    for name, epochs in longer:
+        training = Training((*first.words, f"optim.epochs={epochs}"), store=more)
+        variants.append(Variant(name, (training,), seeds))
+    study = study._replace(variants=tuple(variants))
+    conduct(study, args, args.out or ("runs/benchmarks" if args.quick else ""), args.jobs)
+
+
+def made_up(folder: Path, cases: int, size: tuple[int, int, int]) -> str:
+    """Phantoms whose label maps stand for annotations."""
+    raw = folder / "data" / f"labels_{cases}_{'x'.join(map(str, size))}"
+    phantom.main(phantom.Args(output=str(raw), cases=cases, size=size))
+    return str(raw)
+
+
+def painted(folder: Path, labels: str, cases: int, augment: int) -> str:
+    """A store of CTs painted onto them, with `augment` variants of each; made once."""
+    where = folder / "data" / f"{Path(labels).name}_{cases}_augment_{augment}"
+    if not (where / "store" / "store.json").is_file():
+        phantom.main(phantom.Args(output=str(where / "raw"), labels=labels, cases=cases, augment=augment))
+        prepare.main(prepare.Args(source=str(where / "raw"), store=str(where / "store")))
+    return str(where / "store")
+
+
+def slices_of(store: str, config: Config) -> int:
+    """Training slices of an epoch."""
+    opened = Store(store)
+    return len(select(opened, opened.splits.select(config.data.fold)[0], config.data, near_kidney=True).rows)
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)
