@@ -1,8 +1,8 @@
 """What does each ingredient of the training do to Dice? `python -m benchmarks.ablation store=DIR`.
 
-One reference configuration, and beside it each ingredient changed alone: loss, weights, optimiser, schedule, averaged
-weights, sampler, neighbouring slices, augmentation. Options that the reference has already are left out. Each row is
-compared with the reference patient by patient (studies.py).
+One reference configuration, and beside it each ingredient changed alone: loss, start of the head, weights, optimiser,
+schedule, averaged weights, sampler, neighbouring slices, augmentation. Options that the reference has already are left
+out. Each row is compared with the reference patient by patient (studies.py).
 
 Without a GPU the reference is configs/demo.yaml cut down to less than a minute of one core, with one it is
 configs/demo_gpu.yaml. So small a budget says what helps early, not whether it still helps after hours of training.
@@ -29,6 +29,7 @@ def ingredients(regions: int) -> dict[str, dict[str, tuple[str, ...]]]:
     others = "1," * (regions - 1)
     return {
         "loss": {name: (f"optim.loss={name}",) for name in ("bce", "dice", "bce_dice", "focal", "tversky")},
+        "prior": {"off": ("model.prior=0.5",), "on": ("model.prior=0.01",)},
         "pos_weight": {"off": ("optim.pos_weight=none",), "on": (f"optim.pos_weight=[{others}4]",)},
         "region_weight": {"off": ("optim.region_weight=none",), "on": (f"optim.region_weight=[{others}2]",)},
         "optimiser": {

@@ -121,6 +121,7 @@ class ModelConfig:
     encoder_weights: str = "imagenet"  # imagenet, none, or the path of a .safetensors or .pth state dict
     width: int = 64  # channels of the first level, doubled at each of the next; a resnet unet takes less untrained
     regions: tuple[str, ...] = ("kidney_and_mass",)  # nested sigmoids to predict: kidney_and_mass, mass, tumor
+    prior: float = 0.01  # probability of every region in every pixel at the start; 0.5 leaves the head as it is drawn
 
     def __post_init__(self) -> None:
         ordered = tuple(name for name in REGIONS if name in self.regions)
@@ -128,6 +129,7 @@ class ModelConfig:
             ordered == tuple(self.regions) and bool(ordered),
             f"model.regions={list(self.regions)}: choose from {list(REGIONS)}, each once and in this order.",
         )
+        _require(0 < self.prior <= 0.5, f"model.prior={self.prior}: use a probability above 0, up to 0.5.")
         _require(1 <= self.width <= 512, f"model.width={self.width}: use 1..512 channels.")
 
 

@@ -14,17 +14,18 @@ import torch
 import torch.distributed as dist
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
-TIMEOUT = datetime.timedelta(seconds=60)  # a rank that is gone ends the others' wait after this
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class StopRequest:
     """While entered, a signal is a request. Left by an error, signals end the process at once, as they always do."""
 
-    def __init__(self, world: int):
+    def __init__(self, world: int, timeout_s: float):
+        """timeout_s: how long to wait for a rank that is silent; one that is gone is noticed at once."""
         self._asked = False
         self._former: dict = {}
-        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if world > 1 else None
+        timeout = datetime.timedelta(seconds=timeout_s)
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if world > 1 else None
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
         if world > 1:
             follow_parent()

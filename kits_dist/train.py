@@ -135,7 +135,7 @@ def train(config: Config) -> None:
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(bar)
-        request = stack.enter_context(StopRequest(shard.world))
+        request = stack.enter_context(StopRequest(shard.world, config.train.timeout_s))
         profile = StepProfile(accelerator, Path(config.run) / "profile") if config.train.profile else None
         stack.enter_context(profile or contextlib.nullcontext())
         learner.model.train()

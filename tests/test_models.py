@@ -17,7 +17,9 @@ REGIONS = ("kidney_and_mass", "tumor")
 @pytest.mark.parametrize(("arch", "encoder"), [("simple_unet", "-"), ("unet", "resnet18"), ("fpn", "mobilenet_v2")])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_in_region_logits_out(arch, encoder, channels):
-    model = build_model(ModelConfig(arch, encoder, "none", 64 if arch == "fpn" else 4, REGIONS), channels).eval()
+    model = build_model(
+        ModelConfig(arch, encoder, "none", 64 if arch == "fpn" else 4, regions=REGIONS), channels
+    ).eval()
     out = model(torch.zeros(2, channels, 64, 96))
     assert out.shape == (2, 2, 64, 96) and out.dtype == torch.float32
 
@@ -25,6 +27,16 @@ def test_images_in_region_logits_out(arch, encoder, channels):
 def test_the_posters_network_has_its_published_size():
     model = build_model(ModelConfig("unet", "resnet34", "none", regions=("kidney_and_mass", "mass", "tumor")), 1)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(24.43, abs=0.01)
+
+
+@pytest.mark.parametrize(("arch", "encoder"), [("simple_unet", "-"), ("unet", "resnet18"), ("fpn", "mobilenet_v2")])
+def test_an_untrained_network_begins_at_the_prior(arch, encoder):
+    width = 8 if arch == "simple_unet" else 64
+    config = ModelConfig(arch, encoder, "none", width, REGIONS)
+    head = [m for m in build_model(config, 1).modules() if isinstance(m, torch.nn.Conv2d)][-1]
+    assert head.out_channels == 2 and head.bias.sigmoid().tolist() == pytest.approx([0.01, 0.01])
+    free = [m for m in build_model(replace(config, prior=0.5), 1).modules() if isinstance(m, torch.nn.Conv2d)][-1]
+    assert (free.bias.sigmoid() > 0.2).all()
 
 
 def test_a_narrower_resnet_keeps_its_layers():

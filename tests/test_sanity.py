@@ -34,7 +34,7 @@ def test_identical_neighbours_change_nothing_in_the_simple_unet():
         torch.manual_seed(0)
         models.append(build_model(config, channels))
     one, several = answers(*models)
-    assert one.std() > 0.01  # it does answer
+    assert one.std() > 1e-3  # it does answer
     torch.testing.assert_close(several, one, rtol=0, atol=1e-5)  # order of float32 sums
 
 
@@ -54,7 +54,7 @@ def test_identical_neighbours_change_nothing_behind_pretrained_weights(weights):
     for part in ("decoder", "segmentation_head"):  # not pretrained
         getattr(models[1], part).load_state_dict(getattr(models[0], part).state_dict())
     one, several = answers(*models)
-    assert one.std() > 0.01
+    assert one.std() > 1e-3
     torch.testing.assert_close(several, one, rtol=1e-4, atol=1e-5)
 
 

@@ -18,6 +18,31 @@ def build_model(config: ModelConfig, in_channels: int, *, pretrained: bool = Tru
     weights; the random weights of an encoder without any are left as smp draws them, one set a channel.
     Raises InputError for an unknown architecture or encoder, and what `load_encoder_weights` raises.
     """
+    model = _network(config, in_channels)
+    if config.prior != 0.5:
+        start_at(model, config.prior)
+    if pretrained and config.arch != "simple_unet" and config.encoder_weights != "none":
+        from kits_dist.models.encoders import load_encoder_weights
+
+        load_encoder_weights(model.encoder, config.encoder, config.encoder_weights)
+    return model
+
+
+def start_at(model: nn.Module, prior: float) -> None:
+    """Set the head's bias so that an untrained network gives every pixel about this probability, in place.
+
+    Most pixels are background: from 0.5 the first steps push all features down to get there, and those of a narrow
+    network may never fire again (Lin et al. 2017, doi:10.1109/ICCV.2017.324, section 4.1; figures: benchmarks/NOTES.md).
+    """
+    import math
+
+    from torch import nn
+
+    head = [module for module in model.modules() if isinstance(module, nn.Conv2d)][-1]
+    nn.init.constant_(head.bias, math.log(prior / (1 - prior)))
+
+
+def _network(config: ModelConfig, in_channels: int) -> nn.Module:
     from kits_dist.models.unet import SimpleUNet
 
     if config.arch == "simple_unet":
@@ -26,14 +51,13 @@ def build_model(config: ModelConfig, in_channels: int, *, pretrained: bool = Tru
     import segmentation_models_pytorch as smp
 
     from kits_dist.errors import InputError
-    from kits_dist.models.encoders import load_encoder_weights
 
     architectures = sorted(smp.MODEL_ARCHITECTURES_MAPPING)
     if config.arch not in architectures:
         raise InputError(f"model.arch={config.arch!r}: choose one of simple_unet, {', '.join(architectures)}.")
     encoder, narrower = _narrowed(config)
     try:
-        model = smp.create_model(
+        return smp.create_model(
             config.arch,
             encoder,
             encoder_weights=None,
@@ -44,9 +68,6 @@ def build_model(config: ModelConfig, in_channels: int, *, pretrained: bool = Tru
     except KeyError as error:
         known = ", ".join(sorted(smp.encoders.get_encoder_names()))
         raise InputError(f"model.encoder={config.encoder!r}: choose one of {known}.") from error
-    if pretrained and config.encoder_weights != "none":
-        load_encoder_weights(model.encoder, config.encoder, config.encoder_weights)
-    return model
 
 
 def _narrowed(config: ModelConfig) -> tuple[str, dict]:
