@@ -322,7 +322,8 @@ def test_the_ablation_changes_one_ingredient_at_a_time(store, tmp_path):
     study = study_of(store, tmp_path)
     found = ablation.variants(words, study, ablation.INGREDIENTS, (0,))
     assert [variant.name for variant in found] == [
-        *("reference", "loss bce", "loss dice", "loss focal", "loss tversky", "pos_weight off", "region_weight on"),
+        *("reference", "loss bce", "loss dice", "loss focal", "loss tversky", "prior off"),
+        *("pos_weight off", "region_weight on"),
         *("optimiser adamw", "optimiser sgd", "schedule constant", "schedule poly", "warm-up on", "ema on"),
         *("sampler natural", "context 0", "augmentation off"),
     ]

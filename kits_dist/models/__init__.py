@@ -32,7 +32,7 @@ def start_at(model: nn.Module, prior: float) -> None:
     """Set the head's bias so that an untrained network gives every pixel about this probability, in place.
 
     Most pixels are background: from 0.5 the first steps push all features down to get there, and those of a narrow
-    network may never fire again (Lin et al. 2017, doi:10.1109/ICCV.2017.324, section 4.1; figures: benchmarks/NOTES.md).
+    network may never fire again (Lin et al. 2017, doi:10.1109/ICCV.2017.324, section 4.1; ours: benchmarks/NOTES.md).
     """
     import math
 
