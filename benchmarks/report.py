@@ -39,6 +39,14 @@ STUDIES = {  # the same of studies of Dice (studies.py), which have tables of th
     "planes": "One plane and three",
     "synthesis": "Cases synthesised from annotations",
 }
+NOTES = {  # what a reader must know of a study's rows
+    "table1": (
+        "The rows `phase1` and `phase2` of a cascade are its parts alone, phase 2 in the boxes of the annotation; the "
+        "row without such a word is the whole, which finds its boxes itself. The poster's own figures, on KiTS cases: "
+        "simple U-Net kidney 0.736; ResNet34 U-Net kidney 0.932, tumor 0.793; tuned 0.961, 0.811. Other data and "
+        "another measure: the order of the rows can be compared, the figures cannot."
+    ),
+}
 DATA = {"phantom": "phantoms", "painted": "painted CTs", "kits": "KiTS cases"}
 HEAD = ["question", "variant", "setting", "value", "spread", "of its ceiling", "date", "commit"]
 
@@ -177,9 +185,11 @@ def _about(line: Line) -> str:
     of, words = line.config, [setting(line.config | {"region": ""})]
     words += [f"{count} {part} cases" for part, count in of.get("cases", {}).items()]
     words += [f"seeds {', '.join(map(str, of['seeds']))}"] if "seeds" in of else []
+    note = f" {NOTES[line.question]}" if line.question in NOTES else ""
     return (
         f"{', '.join(words)}. `{line.command}`. Intervals are over cases, of the mean over seeds; differences are "
         "paired by case. The sd between seeds tells what another seed would change, which no interval over cases does."
+        + note
     )
 
 
