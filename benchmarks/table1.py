@@ -1,8 +1,8 @@
 """The poster's Table 1: how well does each of its three configurations segment? `bash launch/table1.sh store=DIR`.
 
 The simple 5-level U-Net for the kidney; the ResNet34 U-Net as a first run, in two phases; the same with our best
-recipe (loss, schedule, averaged weights, neighbouring slices, sampler). Of a cascade three rows: phase 1 alone, phase 2
-alone in the boxes of the annotation, and the whole, which finds its boxes itself.
+recipe (warm-up, schedule, averaged weights). Of a cascade three rows: phase 1 alone, phase 2 alone in the boxes of the
+annotation, and the whole, which finds its boxes itself.
 
 size=small: narrow networks on small slices, for phantoms on CPU cores; size=full: the configurations as they are.
 """

@@ -322,10 +322,10 @@ def test_the_ablation_changes_one_ingredient_at_a_time(store, tmp_path):
     study = study_of(store, tmp_path)
     found = ablation.variants(words, study, ablation.INGREDIENTS, (0,))
     assert [variant.name for variant in found] == [
-        *("reference", "loss bce", "loss dice", "loss focal", "loss tversky", "prior off"),
+        *("reference", "loss dice", "loss bce_dice", "loss focal", "loss tversky", "prior off"),
         *("pos_weight off", "region_weight on"),
         *("optimiser adamw", "optimiser sgd", "schedule constant", "schedule poly", "warm-up on", "ema on"),
-        *("sampler natural", "context 0", "augmentation off"),
+        *("sampler natural", "context 1", "augmentation off"),
     ]
     reference, *others = (
         {
@@ -338,7 +338,7 @@ def test_the_ablation_changes_one_ingredient_at_a_time(store, tmp_path):
     changed = [sorted(key for key in reference if reference[key] != other[key]) for other in others]
     assert all(changed) and len({tuple(keys) for keys in changed[3:]}) > 8
     by_name = dict(zip((variant.name for variant in found[1:]), changed, strict=True))
-    assert by_name["loss focal"] == ["optim.loss"] and by_name["context 0"] == ["data.context"]
+    assert by_name["loss focal"] == ["optim.loss"] and by_name["context 1"] == ["data.context"]
     assert by_name["optimiser sgd"] == ["optim.lr", "optim.name"] and by_name["ema on"] == ["optim.ema"]
     assert {"augment.rotate_p", "augment.noise_p", "augment.crop", "augment.flip"} <= {*by_name["augmentation off"]}
     assert all(not reference[key] for key in reference.keys() & {"optim.ema", "optim.warmup_steps"})
@@ -369,8 +369,8 @@ def test_the_ablation_runs_tiny_and_a_second_time_reads_what_is_there(tmp_path):
     assert [(line.config["variant"], line.value) for line in first] == [
         (line.config["variant"], line.value) for line in second
     ]
-    assert {line.config["variant"] for line in first} == {"reference", "context 0"}
+    assert {line.config["variant"] for line in first} == {"reference", "context 1"}
     assert {line.config["region"] for line in first} == {"kidney_and_mass", "tumor"}
     assert all(line.quick and line.config["data"] == "phantom" and line.config["training_s"][0] > 0 for line in first)
-    run = tmp_path / "runs" / "ablation_quick" / "context-0" / "seed_0"
+    run = tmp_path / "runs" / "ablation_quick" / "context-1" / "seed_0"
     assert "already finished" not in (run / "log.txt").read_text() and (run / "model.safetensors").is_file()

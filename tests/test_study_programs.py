@@ -31,8 +31,8 @@ def test_the_posters_rows_are_what_they_are_called(store, tmp_path, small):
     for phase1, phase2 in (first, best):
         assert (phase1.data.box, phase1.model.regions) == ("body", ("kidney_and_mass",))
         assert (phase2.data.box, phase2.model.regions) == ("kidney", ("mass", "tumor"))
-    assert all(one.optim.loss == "bce" and one.optim.ema == 0 and one.data.context == 0 for one in (*simple, *first))
-    assert all(one.optim.loss == "bce_dice" and one.optim.ema and one.data.context for one in best)
+    assert all(one.optim.ema == 0 and one.optim.schedule == "constant" for one in (*simple, *first))
+    assert all(one.optim.ema and one.optim.schedule == "cosine" and one.optim.warmup_steps for one in best)
     assert {one.model.width for one in (*simple, *first, *best)} == ({8} if small else {64})
     assert all(one.data.batch_size == (8 if small else 128) for one in (*simple, *first, *best))
 
