@@ -31,6 +31,8 @@ class Args:
     quick: bool = False  # tiny networks and phantoms, one epoch: proves that it runs
 
     def __post_init__(self) -> None:
+        if self.jobs < 0:
+            raise InputError(f"jobs={self.jobs} must be 0 (one a GPU or core) or more.")
         if not 1 <= self.seeds <= 100:
             raise InputError(f"seeds={self.seeds}: use 1..100.")
 

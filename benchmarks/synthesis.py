@@ -5,6 +5,7 @@ variants of each. Training sees the cases alone, or with their variants: for abo
 passes. All are scored on the same held-out originals.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,6 +36,8 @@ class Args:
     quick: bool = False  # tiny network and phantoms, one epoch: proves that it runs
 
     def __post_init__(self) -> None:
+        if self.jobs < 0:
+            raise InputError(f"jobs={self.jobs} must be 0 (one a GPU or core) or more.")
         if self.augment < 1 or self.cases < 5 or not 1 <= self.seeds <= 100:
             raise InputError(
                 f"augment={self.augment} cases={self.cases} seeds={self.seeds}: at least 1 variant, 5 cases, 1 seed."
@@ -78,7 +81,8 @@ def made_up(folder: Path, cases: int, size: tuple[int, int, int]) -> str:
 
 def painted(folder: Path, labels: str, cases: int, augment: int) -> str:
     """A store of CTs painted onto them, with `augment` variants of each; made once."""
-    where = folder / "data" / f"{Path(labels).name}_{cases}_augment_{augment}"
+    told_apart = hashlib.sha256(str(Path(labels).resolve()).encode()).hexdigest()[:8]
+    where = folder / "data" / f"{Path(labels).name}_{told_apart}_{cases}_augment_{augment}"
     if not (where / "store" / "store.json").is_file():
         phantom.main(phantom.Args(output=str(where / "raw"), labels=labels, cases=cases, augment=augment))
         prepare.main(prepare.Args(source=str(where / "raw"), store=str(where / "store")))

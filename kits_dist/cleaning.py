@@ -100,7 +100,7 @@ def load_rules(runs: Sequence[Path], step: int | list | None, wanted: bool, file
     if not wanted:
         return Rules(), "post-processing: none (postprocess=false)"
     if not file and len(runs) > 1:
-        return Rules(), "post-processing: none (for the mean of several runs name the rules chosen for it: rules=FILE)"
+        return Rules(), "post-processing: none (the mean of several runs takes those chosen for it, rules=FILE)"
     path = Path(file) if file else runs[0] / FILE
     again = f"python -m kits_dist.postprocess run={_runs_text(runs)}" + (" output=DIR" if len(runs) > 1 else "")
     if not file and not path.is_file():

@@ -63,6 +63,10 @@ class DataConfig:
             self.box == "body" or self.planes == ("axial",),
             f"data.box=kidney cuts axial slices only, not data.planes={list(self.planes)}.",
         )
+        _require(
+            self.box == "body" or self.slices == "all",
+            "data.box=kidney takes the slices of each kidney's box: leave out data.slices, set data.box_margin_mm.",
+        )
         _require(0 <= self.box_margin_mm <= 200, f"data.box_margin_mm={self.box_margin_mm} mm: use 0..200.")
         _require(0 <= self.context <= 8, f"data.context={self.context} must lie in 0..8 neighbours on each side.")
         _require(self.pixel_mm is None or 0.1 <= self.pixel_mm <= 20, f"data.pixel_mm={self.pixel_mm} mm: use 0.1..20.")

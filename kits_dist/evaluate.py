@@ -129,9 +129,13 @@ def _evaluate_run(args: Args, group: Ranks) -> None:
                 stage.tiles.append((number, _largest_slice(*images, case_id, store.window.levels)))
     about = {"reference": args.reference, "step": predictor.step, "store_sha256": store.fingerprint()}
     about |= {"tta": args.tta, "postprocess": rules.active, "runs": [run.resolve().name for run in runs]}
+    if args.fusion:
+        about["fusion"] = predictor.fusion
     about["tuned"] = {"checkpoint": "; ".join(dict.fromkeys(_chosen_by(one.config) for one in predictor.members))}
-    for stage in stages:
-        _conclude_stage(stage, args, group, store, about)
+    gathered = [stage.gathered(args, group) for stage in stages]  # of all, before a case that cannot be scored ends it
+    for stage, (results, tiles) in zip(stages, gathered, strict=True):
+        if results is not None:
+            _conclude_stage(stage, results, tiles, args, store, about)
 
 
 class _StageScores:
@@ -152,6 +156,13 @@ class _StageScores:
         write_nifti(path, predicted, case.geometry)
         return path
 
+    def gathered(self, args: Args, group: Ranks) -> tuple[list[CaseScore | str] | None, list[Tile]]:
+        """Scores, findings and pictures of all processes on rank 0; no scores elsewhere. All must call it."""
+        tiles, found = group.gather(self.tiles), group.gather(self.findings)
+        results = _results(score_job, self.jobs, group, args.workers)
+        self.findings = found or []
+        return results, [tile for _, tile in sorted(tiles or [], key=lambda pair: pair[0])]
+
 
 STAGES = {
     "": "",
@@ -160,18 +171,17 @@ STAGES = {
 }
 
 
-def _conclude_stage(stage: _StageScores, args: Args, group: Ranks, store: Store, about: dict) -> None:
-    tiles, found = group.gather(stage.tiles), group.gather(stage.findings)
-    scores = _score(score_job, stage.jobs, group, args.workers)
-    if scores is None or tiles is None or found is None:
-        return
-    summary = summarize(scores, store.meta["data"], args.split) | about
+def _conclude_stage(
+    stage: _StageScores, results: list[CaseScore | str], tiles: list[Tile], args: Args, store: Store, about: dict
+) -> None:
+    summary = summarize(_all_scored(results), store.meta["data"], args.split) | about
     summary |= {"stage": STAGES[stage.name]} if stage.name else {}
-    of_case = dict(found)
-    write_tables(stage.output, [one._replace(findings=of_case[one.case_id]) for one in scores], summary)
+    if args.fusion:
+        summary["tuned"] = summary["tuned"] | {"fusion": "by Dice of the validation cases"}
+    of_case = dict(stage.findings)
+    write_tables(stage.output, [one._replace(findings=of_case[one.case_id]) for one in results], summary)
     draw_cases(stage.output, store, stage.paints)
-    drawn = [tile for _, tile in sorted(tiles, key=lambda pair: pair[0])]
-    save_png(stage.output / "panel.png", panel(drawn, f"data: {summary['data']}   split: {args.split}"))
+    save_png(stage.output / "panel.png", panel(tiles, f"data: {summary['data']}   split: {args.split}"))
     _print(summary, stage.output)
 
 
@@ -186,7 +196,10 @@ def _outputs(args: Args, predictor: "Predictor") -> list[tuple["Stage", Path]]:
         raise InputError(f"run={args.run} names several runs: say with output=DIR where their common scores go.")
     # another reference is another table, which the report shows beside this one
     name = args.split if args.reference == "file" else f"{args.split}_{args.reference}"
-    output = Path(args.output) if args.output else runs[-1] / "evaluation" / name
+    home = next((one.run for one in predictor.members if one.config.data.box == "kidney"), runs[0])
+    output = Path(args.output).resolve() if args.output else home / "evaluation" / name
+    if args.output and len(stages) == 1:
+        return [(stages[0], output)]
     return [(one, output.with_name(f"{output.name}_{one.name}") if one.name else output) for one in stages]
 
 
@@ -252,6 +265,21 @@ def _score(
 ) -> list[CaseScore] | None:
     """Score this process' jobs; all scores in the order of cases on rank 0, None elsewhere. Raises JobFailed there when
     a case could not be scored."""
+    results = _results(function, jobs, group, workers)
+    return None if results is None else _all_scored(results)
+
+
+def _all_scored(results: list[CaseScore | str]) -> list[CaseScore]:
+    """Raises JobFailed when a case could not be scored."""
+    if bad := [result for result in results if isinstance(result, str)]:
+        raise JobFailed(f"no mean over fewer cases: {len(bad)} of {len(results)} could not be scored: {'; '.join(bad)}")
+    return results
+
+
+def _results(
+    function: Callable[[Job], CaseScore | str], jobs: list[Job], group: Ranks, workers: int
+) -> list[CaseScore | str] | None:
+    """Of all processes in the order of cases on rank 0, with words for a case that could not be scored."""
     done: list[tuple[str, CaseScore | str]] = []
     begin = time.perf_counter()
     if not workers and jobs:  # the first case tells whether other processes pay off
@@ -261,12 +289,7 @@ def _score(
     if jobs:
         done += [(job.case_id, result) for job, result in run_all(function, jobs, "score", workers)]
     everyone = group.gather(done)
-    if everyone is None:
-        return None
-    results = [result for _, result in sorted(everyone, key=lambda pair: pair[0])]
-    if bad := [result for result in results if isinstance(result, str)]:
-        raise JobFailed(f"no mean over fewer cases: {len(bad)} of {len(results)} could not be scored: {'; '.join(bad)}")
-    return results
+    return None if everyone is None else [result for _, result in sorted(everyone, key=lambda pair: pair[0])]
 
 
 def _compare(args: Args, group: Ranks) -> None:
@@ -274,7 +297,9 @@ def _compare(args: Args, group: Ranks) -> None:
     if group.rank:
         return
     tables = [read_cases(folder / "cases.csv") for folder in folders]
-    (kind, reference), (other_kind, other_reference) = (_about(folder / "summary.json") for folder in folders)
+    (kind, reference, stage), (other_kind, other_reference, other_stage) = (
+        _about(folder / "summary.json") for folder in folders
+    )
     if len({kind, other_kind} - {"unknown"}) > 1:
         raise InputError(f"compare: A was scored on {kind} cases, B on {other_kind}. Score both on the same cases.")
     result = {
@@ -286,6 +311,8 @@ def _compare(args: Args, group: Ranks) -> None:
         "regions": comparison.compare(*tables, args.compare),
         "definition": comparison.NOTE,
     }
+    if stage != other_stage:
+        result["notes"].append(f"A is {stage or 'a whole prediction'}, B {other_stage or 'a whole prediction'}")
     if reference != other_reference:
         result["notes"].append(f"A was scored against reference={reference}, B against reference={other_reference}")
     if args.output:
@@ -309,13 +336,13 @@ def _scored(name: str, letter: str, args: Args, group: Ranks) -> Path:
     return folder
 
 
-def _about(path: Path) -> tuple[str, str]:
-    """What the cases were, and against what they were scored."""
+def _about(path: Path) -> tuple[str, str, str]:
+    """What the cases were, against what they were scored, and of a cascade which part."""
     if not path.is_file():
-        return "unknown", "unknown"
+        return "unknown", "unknown", ""
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        return summary["data"], summary.get("reference", "file")
+        return summary["data"], summary.get("reference", "file"), summary.get("stage", "")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: cannot be read ({type(error).__name__}: {error}). Run evaluate again.") from error
 

@@ -6,6 +6,7 @@ one for each network and region: those on a grid of `step` with the highest mean
 """
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +48,19 @@ class Seen(NamedTuple):
     missed: int  # true voxels that no network calls inside
 
 
+MOST = 20_000  # combinations of weights
+
+
 def main(args: Args) -> None:
+    if Path(args.output).is_dir():
+        raise InputError(f"output={args.output} is a folder. Name the file, as {args.output}/fusion.json")
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     predictor = Predictor(args.run, args.batch_size)
     members = [plane for run in predictor.members for plane in run.along_planes()]
     if len(members) < 2 or any(run.config.data.box != "body" for run in predictor.members):
         raise InputError(f"run={args.run}: name two or more runs that see the whole body, or one of several planes.")
+    if (count := math.comb(round(1 / args.step) + len(members) - 1, len(members) - 1)) > MOST:
+        raise InputError(f"step={args.step}: {count} combinations for {len(members)} networks. Use a larger step.")
     store, case_ids = held_out(predictor, "val", args.store)
     if bad := [run.run for run in predictor.members if run.config.data.fold != predictor.config.data.fold]:
         raise InputError(f"{bad[0]} has other validation cases (data.fold) than {predictor.members[0].run}.")
@@ -76,7 +85,6 @@ def main(args: Args) -> None:
         "store_sha256": store.fingerprint(),
         "val": {"cases": len(case_ids), "dice": rows},
     }
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     files.write_json(Path(args.output), content)
     print(f"data: {store.meta['data']}, {len(case_ids)} validation cases; use it with fusion={args.output}")
 
@@ -84,7 +92,9 @@ def main(args: Args) -> None:
 def choose(cases: list[Seen], members: int, step: float) -> tuple[np.ndarray, float]:
     """The (M,) weights of the highest mean Dice; of equals those nearest to equal weights."""
     whole = round(1 / step)
-    tried = [np.array(w) / whole for w in itertools.product(range(whole + 1), repeat=members) if sum(w) == whole]
+    bars = np.array(list(itertools.combinations(range(whole + members - 1), members - 1))).reshape(-1, members - 1)
+    edges = np.pad(bars, ((0, 0), (1, 1)), constant_values=((0, 0), (-1, whole + members - 1)))
+    tried = list((np.diff(edges, axis=1) - 1) / whole)  # stars and bars: every way to deal `whole` among them
     tried.sort(key=lambda w: float(((w - 1 / members) ** 2).sum()))
     scores = [mean_dice(cases, w) for w in progress_bar("fuse", "weights", items=tried)]
     best = int(np.argmax(scores))

@@ -29,6 +29,12 @@ def held_out(predictor: Predictor, split: Split, store: str = "") -> tuple[Store
             f"the run was trained on HU {list(predictor.window)} but the store {opened.path} holds "
             f"{list(opened.window)}. Prepare a store with the run's window: window_hu=[...]"
         )
+    wanted = {plane for member in predictor.members for plane in member.config.data.planes}
+    if absent := sorted(wanted - set(opened.planes)):
+        raise InputError(
+            f"the run looks along {', '.join(absent)}, which the store {opened.path} was not prepared for. Prepare it "
+            "with planes=[axial,coronal,sagittal]"
+        )
     seen = [case for case in case_ids if opened.cases[opened.row[case]].voxels_sha256 in predictor.trained_on]
     if seen:
         raise InputError(

@@ -51,13 +51,16 @@ class LossWatch:
         positions = train_positions(
             batches, self.config.data.batch_size, rank, self.shard.world, self._position
         )  # a batch is a pure function of its positions, whoever's it was
-        table, rows = self.feed.store.slices, self.feed.rows[self.feed.order.at(positions)[1]]
+        samples = self.feed.order.at(positions)[1]
+        table, rows = self.feed.store.slices, self.feed.rows[samples]
         named = [
             {"case": self.feed.store.cases[case].case_id, "plane": list(PLANES)[plane], "slice": index}
             for case, plane, index in zip(
                 *(column[rows].tolist() for column in (table.case, table.plane, table.index)), strict=True
             )
         ]
+        if self.feed.kidneys is not None:  # a slice with two kidneys is two samples
+            named = [one | {"kidney": k} for one, k in zip(named, self.feed.kidneys[samples].tolist(), strict=True)]
         report = Path(self.config.run) / REPORT
         if self.shard.rank == 0:
             files.write_json(report, {"step": step + 1, "rank": rank, "loss": str(loss), "slices": named})

@@ -76,7 +76,9 @@ def main(args: Args) -> None:
     output = _output(args, runs)
     everyone: list[Held] = []
     for run in runs:
-        predictor = Predictor(str(run), args.batch_size)
+        predictor = Predictor(str(run), args.batch_size, annotated=True)
+        if predictor.config.data.box == "kidney":
+            raise InputError(f"run={run} is phase 2 of a cascade (data.box=kidney): rules are for whole label maps.")
         everyone.append(Held(run, predictor, *held_out(predictor, "val", args.store)))
     _refuse_mixture(everyone)
     store, regions = everyone[0].store, everyone[0].predictor.regions
@@ -208,7 +210,7 @@ def _is_raw(folder: Path, predictor: Predictor, store: Store) -> bool:
     except InputError:
         return False
     wanted = {"step": predictor.step, "store_sha256": store.fingerprint(), "tta": "none", "postprocess": {}}
-    return all(summary.get(key) == value for key, value in wanted.items())
+    return "fusion" not in summary and all(summary.get(key) == value for key, value in wanted.items())
 
 
 def _print(choice: Choice, title: str) -> None:

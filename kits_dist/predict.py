@@ -138,6 +138,7 @@ def _write(output: Path, predicted: Predicted, predictor: Predictor, rules: Rule
         "step": predictor.step,
         "trained_on": predictor.data,
         "tta": predictor.tta,
+        "fusion": predictor.fusion,
         "postprocess": rules.active,
     }
     files.write_json(output / f"{scan.name}.json", about)

@@ -226,7 +226,7 @@ class Stops:
         """loader, feed: of the validation slices."""
         self.config, self.store, self.loader, self.feed = config, store, loader, feed
         self.learner, self.tracker, self.accelerator = learner, tracker, learner.accelerator
-        self.rows = [store.row[case] for case in val_cases]
+        self.rows = np.unique(store.slices.case[feed.rows]).tolist()  # of cases that have samples
 
     def end_epoch(self, progress: Progress, epoch: int) -> tuple[Progress, str]:
         """Validate, judge, log and save. Returns what the run remembers, and a sentence for the user."""

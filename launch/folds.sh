@@ -63,6 +63,14 @@ made() { # FILE SOURCE...: whether it is younger than all it is made of
 
 bash "$here/launch/setup.sh"
 [ ! -x "$here/.venv/bin/python" ] || export PATH="$here/.venv/bin:$PATH"
+box=$(python -c 'import sys
+from kits_dist import cli
+from kits_dist.config import Config
+try:
+    print(cli.load(Config, [*sys.argv[1:], "data.store=-", "run=-"]).data.box)
+except cli.InputError as error:
+    sys.exit(str(error))' ${arguments[@]+"${arguments[@]}"}) || refuse "the arguments above cannot be used"
+[ "$box" = body ] || refuse "data.box=$box is phase 2 of a cascade, which is not judged alone; train its folds by hand"
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 evaluate=(python -m kits_dist.evaluate)
 if [ "$gpus" -gt 1 ]; then

@@ -173,6 +173,17 @@ def test_predict_and_evaluate_run_the_cascade_in_one_command(tmp_path, monkeypat
     assert found[""]["regions"]["tumor"]["dice"] == 0.5
     assert found["_phase1"]["regions"]["kidney_and_mass"]["dice"] == pytest.approx(2 / 3)
     assert found[""]["runs"] == ["one", "two"]
+    assert "stage" not in found[""] and "boxes of the annotation" in found["_phase2"]["stage"]
+    evaluate.main(evaluate.Args(run=f"[{two},{one}]", split="test", store=str(store), panel=0, workers=1))
+    assert not (one / "evaluation").exists()  # in whatever order, the tables are phase 2's
+    pair = tuple(str(two / "evaluation" / name) for name in ("test", "test_phase2"))
+    evaluate.main(evaluate.Args(compare=pair, output=str(tmp_path / "compared")))
+    (note,) = json.loads((tmp_path / "compared" / "comparison.json").read_text())["notes"]
+    assert note.startswith("A is a whole prediction, B phase 2 alone")
+    evaluate.main(
+        evaluate.Args(run=str(two), split="test", store=str(store), output=str(tmp_path / "alone"), workers=1)
+    )
+    assert (tmp_path / "alone" / "cases.csv").is_file()
 
     output = tmp_path / "out"
     predict.main(predict.Args(run=f"[{one},{two}]", input=str(tmp_path / "raw/case_00000"), output=str(output)))

@@ -78,9 +78,9 @@ def test_chosen_on_val_and_used_by_the_same_runs_only(two_runs, tmp_path, store,
     assert (Predictor(two_runs, fusion=str(output)).predict(scan()) == (scan().array >= 100)).all()
     with pytest.raises(InputError, match="is for 2 networks"):
         Predictor(alone, fusion=str(output))
-    content["members"][0]["step"] = 7
+    content["members"][0]["sha256"] = "0" * 64
     output.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="holds no weights for 'run a, step None, axial'"):
+    with pytest.raises(InputError, match="holds no weights for 'run a, step None, axial"):
         Predictor(two_runs, fusion=str(output))
 
 
@@ -97,3 +97,15 @@ def test_what_cannot_be_fused_is_refused(two_runs, tmp_path):
         fuse.Args(run=two_runs, output="x", step=0.3)
     with pytest.raises(InputError, match="name two or more runs"):
         fuse.main(fuse.Args(run=two_runs.strip("[]").split(",")[0], output=str(tmp_path / "f.json")))
+
+
+def test_every_way_to_deal_the_weights_is_tried_once(monkeypatch):
+    tried = []
+    monkeypatch.setattr(fuse, "mean_dice", lambda cases, weights: tried.append(tuple(np.round(weights, 9))) or 0.0)
+    fuse.choose([], 3, 0.25)
+    assert len(tried) == len(set(tried)) == 15 and all(sum(one) == 1 and min(one) >= 0 for one in tried)
+
+
+def test_what_would_fail_after_hours_is_refused_before(two_runs, tmp_path):
+    with pytest.raises(InputError, match=r"is a folder. Name the file"):
+        fuse.main(fuse.Args(run=two_runs, output=str(tmp_path)))

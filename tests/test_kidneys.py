@@ -140,3 +140,12 @@ def test_samples_of_two_kidneys_of_one_slice_are_changed_differently(store):
     feed = Feed(doubled, samples, DATA, AugmentConfig(rotate_p=1), 0, store.normalization(0))
     params = feed.batch(np.array([0, 1])).params
     assert not np.allclose(params.matrix[0], params.matrix[1])
+
+
+def test_a_kidney_beside_a_giant_tumor_is_one():
+    giant, small = (2, (0, 20), (0, 60), (0, 60)), (1, (5, 15), (10, 40), (75, 99))  # 144 ml and 14 ml, 10 %
+    assert len(find_kidneys(volume(giant, small), SPACING)) == 2  # where nothing is smaller than a tenth
+    less = (1, (5, 12), (10, 40), (75, 95))  # 8 ml
+    assert len(find_kidneys(volume(giant, less), SPACING)) == 1
+    large = (4.0, 2.0, 2.0)  # the same voxels: 67 ml beside 1,152 ml
+    assert len(find_kidneys(volume(giant, less), large)) == 2

@@ -9,7 +9,8 @@ from kits_dist.labels import CYST, TUMOR
 from kits_dist.pieces import Box3, box_of, pieces
 
 GAP_MM = 10.0  # pieces no farther apart than this along each axis belong to one kidney: it may be predicted in parts
-MIN_SHARE = 0.1  # of the largest piece; what is smaller, and near no larger one, is no kidney
+MIN_SHARE = 0.1  # of the largest piece, or
+MIN_ML = 20.0  # this much beside a giant one; what is smaller, and near no larger one, is no kidney
 
 Range = tuple[int, int]  # [first, last)
 
@@ -33,8 +34,8 @@ class Kidney(NamedTuple):
 def find_kidneys(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> list[Kidney]:
     """(D, H, W) uint8 labels, or bool kidney and masses -> its kidneys, from the patient's right to the left.
 
-    Pieces of at least MIN_SHARE of the largest one; those within GAP_MM of one another are one kidney, which also takes
-    in smaller pieces that lie as near. None where nothing is labelled.
+    Pieces of at least MIN_SHARE of the largest one, or MIN_ML; those within GAP_MM of one another are one kidney, which
+    also takes in smaller pieces that lie as near. None where nothing is labelled.
     """
     corner = box_of(labels)
     inside = labels[corner]
@@ -43,7 +44,8 @@ def find_kidneys(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> 
         return []
     found = ndimage.find_objects(numbers)
     boxes = np.array([[(part.start, part.stop) for part in box] for box in found])  # (N, 3, 2)
-    large = sizes >= MIN_SHARE * sizes.max()
+    least = MIN_ML * 1000 / float(np.prod(spacing_mm))
+    large = sizes >= min(MIN_SHARE * sizes.max(), least)
     kidneys = _joined(list(boxes[large]), spacing_mm)
     for number, kidney in enumerate(kidneys):
         beside = [box for box in boxes[~large] if _near(kidney, box, spacing_mm)]

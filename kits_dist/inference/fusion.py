@@ -11,8 +11,16 @@ from kits_dist.inference.region_models import PlaneModel
 
 
 def names_of(members: Sequence[PlaneModel]) -> list[dict]:
-    """What a weight belongs to: the weights of a run at a step, along a plane."""
-    return [{"run": one.of.run.resolve().name, "step": one.of.step, "plane": one.plane} for one in members]
+    """What a weight belongs to: a network, known by the sha256 of its file, along a plane."""
+    return [
+        {
+            "run": one.of.run.resolve().name,
+            "step": one.of.step,
+            "sha256": files.sha256(one.of.run / "model.safetensors"),
+            "plane": one.plane,
+        }
+        for one in members
+    ]
 
 
 def load_weights(path: str | Path, members: Sequence[PlaneModel]) -> np.ndarray:
@@ -36,4 +44,4 @@ def load_weights(path: str | Path, members: Sequence[PlaneModel]) -> np.ndarray:
 
 
 def _key(name: dict) -> str:
-    return f"run {name['run']}, step {name['step']}, {name['plane']}"
+    return f"run {name['run']}, step {name['step']}, {name['plane']} ({name['sha256'][:12]})"

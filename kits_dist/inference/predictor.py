@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kits_dist import files
 from kits_dist.data.intensity import body_box
 from kits_dist.data.sources import folders_of
 from kits_dist.data.store import PLANES, Case, Normalization
@@ -56,6 +57,7 @@ class Predictor:
         self.members = [RunModel(folder, batch_size, tta) for folder in folders]
         self.model = _together(self.members, fusion, annotated)
         self.regions, self.tta = self.model.regions, tta
+        self.fusion = files.sha256(Path(fusion)) if fusion else ""  # of the file of weights
         first = self.members[0]
         self.config, self.window = first.config, first.window
         self.data = " and ".join(sorted({member.data for member in self.members}))
@@ -165,8 +167,8 @@ def _together(members: list[RunModel], fusion: str, annotated: bool) -> RegionMo
 def _same(what: str, a: RunModel, b: RunModel, of: Callable[[RunModel], object]) -> None:
     if of(a) != of(b):
         raise InputError(
-            f"{a.run} {what} {of(a)}, but {b.run} {what} {of(b)}: their probabilities cannot be averaged. Name "
-            "runs that agree, or one alone."
+            f"{a.run} {what} {of(a)}, but {b.run} {what} {of(b)}: their probabilities cannot be averaged, "
+            "nor can one go on from the other. Name runs that agree."
         )
 
 
