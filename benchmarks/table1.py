@@ -72,10 +72,11 @@ def main(args: Args) -> None:
 
 def _variant(name: str, small: bool, more: tuple[str, ...], seeds: tuple[int, ...]) -> Variant:
     configs, _ = ROWS[name]
-    phases = zip(configs, ("phase1", "phase2"), ("small_kidney", "small_tumor"), strict=False)
+    smaller = ("small_unet",) if configs == ("baseline_unet",) else ("small_kidney", "small_tumor")
+    phases = zip(configs, ("phase1", "phase2"), smaller, strict=False)
     trainings = []
-    for config, phase, smaller in phases:
-        words = [f"config={CONFIGS / f'{config}.yaml'}"] + [f"config={CONFIGS / f'{smaller}.yaml'}"] * small
+    for config, phase, over in phases:
+        words = [f"config={CONFIGS / f'{config}.yaml'}"] + [f"config={CONFIGS / f'{over}.yaml'}"] * small
         trainings.append(Training((*words, *more), phase))
     evaluations = CASCADE if len(trainings) > 1 else (Evaluation("", ("phase1",)),)
     return Variant(name, tuple(trainings), seeds, evaluations)
