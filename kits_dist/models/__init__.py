@@ -83,5 +83,5 @@ def _narrowed(config: ModelConfig) -> tuple[str, dict]:
             "come in other widths than 64."
         )
     channels = tuple(width * 2**level for level in range(4))
-    decoder = tuple(max(1, width * 4 // 2**level) for level in range(5))
+    decoder = tuple(max(16, width * 4 // 2**level) for level in range(5))  # of fewer, the last ones may all fall silent
     return f"tu-{config.encoder}", {"channels": channels, "decoder_channels": decoder}
