@@ -30,6 +30,7 @@ SMALL = [
     "model.arch=simple_unet",
     "model.width=6",
     "optim.lr=1e-2",
+    "model.prior=0.5",  # in so few steps a start at 1 % only costs
     "log.every_steps=2",
 ]
 SMALL += ["data.fold=1", "model.regions=[kidney_and_mass,tumor]", "optim.loss=bce_dice", "log.images=2"]

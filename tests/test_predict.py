@@ -34,7 +34,9 @@ ALL = tuple(REGIONS)
 def real_run(folder, regions=ALL, seed=0, **data):
     """A run folder with an untrained U-Net, for processes that no fake reaches."""
     arguments = [f"data.{key}={value}" for key, value in data.items()] + [f"model.regions=[{','.join(regions)}]"]
-    config = cli.load(Config, ["run=r", "data.store=s", "model.arch=simple_unet", "model.width=2", *arguments])
+    config = cli.load(
+        Config, ["run=r", "data.store=s", "model.arch=simple_unet", "model.width=2", "model.prior=0.5", *arguments]
+    )
     torch.manual_seed(seed)
     about = {"config": as_plain(config), "window_hu": [0.0, 200.0], "normalization": NORM, "data": "phantom"}
     folder.mkdir(parents=True)

@@ -39,7 +39,7 @@ def main(store_path: str, output: str) -> None:
     ]
     cases = [case.case_id for case in store.cases]
     torch.manual_seed(0)
-    model = build_model(ModelConfig("simple_unet", width=2, regions=REGIONS), 1).to(runtime.shard.device)
+    model = build_model(ModelConfig("simple_unet", width=2, regions=REGIONS, prior=0.5), 1).to(runtime.shard.device)
     if runtime.shard.rank:  # other batch norm statistics than rank 0's must not matter
         for buffer in model.buffers():
             buffer.add_(1)
@@ -73,7 +73,7 @@ def learnt(store: Store, runtime, loss: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     on_gpu = runtime.shard.device.type == "cuda"
     config = TrainConfig(sync_bn=on_gpu and world > 1)
-    model = placed(build_model(ModelConfig("simple_unet", width=2, regions=REGIONS), 1), config, runtime.shard.device)
+    model = placed(build_model(ModelConfig("simple_unet", width=2, regions=REGIONS, prior=0.5), 1), config, runtime.shard.device)
     learner = Learner(model, REGIONS, optim, runtime.accelerator)
     learner.wrap(config)
     learner.model.train(on_gpu)
