@@ -186,7 +186,10 @@ def test_a_copy_of_a_trained_case_is_recognised_by_its_voxels(raw, store, tmp_pa
     other = run(source, tmp_path / "store")
     trained = {store.cases[store.row["case_00004"]].voxels_sha256, store.cases[store.row["case_00001"]].voxels_sha256}
     predictor = SimpleNamespace(
-        config=SimpleNamespace(data=SimpleNamespace(store="", fold=0)), window=other.window, trained_on=trained
+        config=SimpleNamespace(data=SimpleNamespace(store="", fold=0)),
+        window=other.window,
+        trained_on=trained,
+        members=[],
     )
     monkeypatch.setattr(inference, "Predictor", lambda *_, **__: predictor)
     held_out = other.splits.test + other.splits.folds[0]

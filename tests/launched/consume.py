@@ -73,7 +73,8 @@ def learnt(store: Store, runtime, loss: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     on_gpu = runtime.shard.device.type == "cuda"
     config = TrainConfig(sync_bn=on_gpu and world > 1)
-    model = placed(build_model(ModelConfig("simple_unet", width=2, regions=REGIONS, prior=0.5), 1), config, runtime.shard.device)
+    network = ModelConfig("simple_unet", width=2, regions=REGIONS, prior=0.5)
+    model = placed(build_model(network, 1), config, runtime.shard.device)
     learner = Learner(model, REGIONS, optim, runtime.accelerator)
     learner.wrap(config)
     learner.model.train(on_gpu)
