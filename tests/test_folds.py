@@ -232,7 +232,9 @@ def test_the_script_from_a_stop_to_the_page(tmp_path):
     saved = (run / "fold_0" / "checkpoint" / "last").resolve().name
     epochs = f"optim.epochs={int(saved.removeprefix('step_')) // 2 + 2}"  # 16 slices are two steps
 
-    failed = script(*arguments, "optim.lr=-1", timeout=600)
+    refused = script(*arguments, "optim.lr=-1", timeout=600)
+    assert refused.returncode == 2 and "optim.lr=-1.0 must be 0 or more" in refused.stderr
+    failed = script(*arguments, "data.context=1", timeout=600)  # another network than the one that was saved
     assert failed.returncode != 0 and "folds.sh: in 'fold 0 of 2: train' (exit code" in failed.stderr
 
     done = script(*arguments, epochs, timeout=1500)
