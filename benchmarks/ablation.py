@@ -14,7 +14,7 @@ from typing import Literal
 
 from benchmarks.harness import make_store, pick_device
 from benchmarks.studies import Study, Training, Variant, conduct
-from benchmarks.study_runs import ROOT, configuration
+from benchmarks.study_runs import ROOT, check_counts, configuration
 from kits_dist import cli
 from kits_dist.errors import InputError
 
@@ -66,10 +66,7 @@ class Args:
     def __post_init__(self) -> None:
         if wrong := [name for name in self.only if name not in INGREDIENTS]:
             raise InputError(f"only={wrong}: choose from {list(INGREDIENTS)}.")
-        if not 1 <= self.seeds <= 100:
-            raise InputError(f"seeds={self.seeds}: use 1..100.")
-        if self.jobs < 0:
-            raise InputError(f"jobs={self.jobs} must be 0 (one a GPU or core) or more.")
+        check_counts(self.seeds, self.jobs)
 
 
 def main(args: Args) -> None:

@@ -12,10 +12,9 @@ from typing import Literal
 from benchmarks.ablation import SMALL, phantoms
 from benchmarks.harness import pick_device
 from benchmarks.studies import Evaluation, Study, Training, Variant, conduct
-from benchmarks.study_runs import ROOT
+from benchmarks.study_runs import ROOT, check_counts
 from kits_dist import cli
 from kits_dist.data.store import PLANES
-from kits_dist.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -31,10 +30,7 @@ class Args:
     quick: bool = False  # tiny networks and phantoms, one epoch: proves that it runs
 
     def __post_init__(self) -> None:
-        if self.jobs < 0:
-            raise InputError(f"jobs={self.jobs} must be 0 (one a GPU or core) or more.")
-        if not 1 <= self.seeds <= 100:
-            raise InputError(f"seeds={self.seeds}: use 1..100.")
+        check_counts(self.seeds, self.jobs)
 
 
 def main(args: Args) -> None:

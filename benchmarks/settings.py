@@ -53,9 +53,9 @@ def main(args: Args) -> None:
         for name, config in configs.items():
             runtime = start(config.train, 1, Path(folder), 0)
             setup = Setup(runtime, store, config.data, AugmentConfig(), network, OptimConfig(), config.train)
-            step = steps.setdefault(config.train, None) or OurStep(setup)  # one network for those that train alike
-            steps[config.train] = step
-            runs[name] = Run(build_ours(setup, step), name, batch_size, setup.device)
+            if config.train not in steps:  # one network for those that train alike
+                steps[config.train] = OurStep(setup)
+            runs[name] = Run(build_ours(setup, steps[config.train]), name, batch_size, setup.device)
         warmup, window_s, deepest = (1, 0.0, 0) if args.quick else (10, args.window_s, 6)
         timed = measure(runs, setup.device, args.windows, window_s, warmup, deepest)
     rates = {name: timed[name].rates(batch_size) for name in runs}

@@ -81,6 +81,14 @@ class Study(NamedTuple):
         return self.seed_folder(variant, seed) / "evaluation" / name
 
 
+def check_counts(seeds: int, jobs: int) -> None:
+    """Of a program's arguments. Raises InputError."""
+    if not 1 <= seeds <= 100:
+        raise InputError(f"seeds={seeds}: use 1..100.")
+    if jobs < 0:
+        raise InputError(f"jobs={jobs} must be 0 (one a GPU or core) or more.")
+
+
 def check(study: Study) -> None:
     """Before hours are spent. Raises InputError for names that would share a folder, a training that is not there, and
     words that kits_dist.train would refuse."""

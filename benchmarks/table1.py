@@ -15,9 +15,8 @@ from benchmarks.ablation import phantoms
 from benchmarks.harness import pick_device
 from benchmarks.lines import Line
 from benchmarks.studies import Evaluation, Study, Training, Variant, conduct
-from benchmarks.study_runs import ROOT
+from benchmarks.study_runs import ROOT, check_counts
 from kits_dist import cli
-from kits_dist.errors import InputError
 
 CONFIGS = ROOT / "configs"
 CASCADE = (
@@ -50,10 +49,7 @@ class Args:
     quick: bool = False  # tiny networks and phantoms, one epoch: proves that it runs
 
     def __post_init__(self) -> None:
-        if not 1 <= self.seeds <= 100:
-            raise InputError(f"seeds={self.seeds}: use 1..100.")
-        if self.jobs < 0:
-            raise InputError(f"jobs={self.jobs} must be 0 (one a GPU or core) or more.")
+        check_counts(self.seeds, self.jobs)
 
 
 def main(args: Args) -> None:
