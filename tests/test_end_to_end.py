@@ -302,7 +302,7 @@ def test_a_wrong_argument_under_the_launcher_is_said_once():
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize(
     "program",
-    ["phantom", "audit", "prepare", "train", "evaluate", "postprocess", "crossval", "predict", "report", "doctor"],
+    ["phantom", "audit", "prepare", "train", "evaluate", "postprocess", "fuse", "crossval", "predict", "report", "doctor"],
 )
 def test_every_program_answers_help(program):
     import runpy
@@ -333,7 +333,7 @@ def test_two_launched_processes_evaluate_as_one(trained, store, tmp_path):
     tables = ("cases.csv", "summary.json", "panel.png")
     found = []
     for name, launcher in (("one", [sys.executable, "-m"]), ("two", [*LAUNCH, "-m"])):
-        copy = shutil.copytree(folder, tmp_path / name, ignore=shutil.ignore_patterns("evaluation"))
+        copy = shutil.copytree(folder, tmp_path / name / "run", ignore=shutil.ignore_patterns("evaluation"))
         run([*launcher, "kits_dist.evaluate", f"run={copy}", f"store={other}"])
         output = copy / "evaluation" / "test"
         found.append({path: (output / path).read_bytes() for path in tables})
