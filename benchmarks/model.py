@@ -1,28 +1,29 @@
 """How many images per second can the network itself train on, and what limits it? `python -m benchmarks.model`.
 
 A fixed random batch already on the device, no loader. Variants, interleaved: the training step in each precision and
-memory order, compiled, with and without a fused optimiser; inference; and the device's own limits: a large matrix
-product in each precision, and a copy. `ratio` is MFU: counted operations against the matrix product. Each line also
-says what the roofline allows (benchmarks/roofline.py), how much of it was reached, and whether memory or arithmetic
-is the limit.
+memory order, compiled, with and without a fused optimiser, without its loss; inference; and the device's own limits: a
+large matrix product in each precision, and a copy. `ratio` is MFU: counted operations against the matrix product. Each
+line also says what the roofline allows (benchmarks/roofline.py), how much of it was reached, whether memory or
+arithmetic is the limit, and its pace over that of the step as kits_dist.train takes it (`of_default`).
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from benchmarks import roofline
-from benchmarks.harness import Ceiling, Variant, drain, interleave, line, pick_device, record
+from benchmarks.harness import Ceiling, Variant, drain, interleave, line, median, pick_device, record, rounds
 from kits_dist import cli
 from kits_dist.config import ModelConfig, OptimConfig
 from kits_dist.errors import InputError
 from kits_dist.learner import build_optimizer
-from kits_dist.losses import RegionLoss
+from kits_dist.losses import RegionLoss, WithLoss
 from kits_dist.models import build_model
 
 
@@ -41,8 +42,11 @@ class Args:
 class Mode(NamedTuple):
     precision: str  # fp32, tf32 or bf16
     channels_last: bool
-    compile: bool = False
+    compile: Literal["", "network", "step"] = ""  # step: with the loss in the same graph, as kits_dist.train does it
     fused: bool | None = None  # optimiser; None: as kits_dist.train builds it, fused on a GPU
+    onednn: bool = True  # on a CPU: oneDNN's convolutions rather than torch's own
+    half_threads: bool = False  # on a CPU: half of the threads
+    loss: bool = True  # else the gradient of the sum of all logits: what the loss costs is the difference
     train: bool = True
 
 
@@ -50,7 +54,11 @@ ON_CPU = {
     "train_fp32": Mode("fp32", False),
     "train_fp32_channels_last": Mode("fp32", True),
     "train_fp32_channels_last_fused": Mode("fp32", True, fused=True),
-    "train_fp32_channels_last_compile": Mode("fp32", True, compile=True),
+    "train_fp32_channels_last_compile_network": Mode("fp32", True, compile="network"),
+    "train_fp32_channels_last_compile": Mode("fp32", True, compile="step"),
+    "train_fp32_channels_last_no_onednn": Mode("fp32", True, onednn=False),
+    "train_fp32_channels_last_half_threads": Mode("fp32", True, half_threads=True),
+    "train_fp32_channels_last_no_loss": Mode("fp32", True, loss=False),
     "train_bf16_channels_last": Mode("bf16", True),
     "infer_fp32": Mode("fp32", False, train=False),
     "infer_fp32_channels_last": Mode("fp32", True, train=False),
@@ -60,9 +68,11 @@ ON_GPU = {
     "train_bf16": Mode("bf16", False),
     "train_bf16_channels_last": Mode("bf16", True),
     "train_bf16_channels_last_unfused": Mode("bf16", True, fused=False),
-    "train_bf16_channels_last_compile": Mode("bf16", True, compile=True),
+    "train_bf16_channels_last_compile_network": Mode("bf16", True, compile="network"),
+    "train_bf16_channels_last_compile": Mode("bf16", True, compile="step"),
+    "train_bf16_channels_last_no_loss": Mode("bf16", True, loss=False),
     "infer_bf16_channels_last": Mode("bf16", True, train=False),
-    "infer_bf16_channels_last_compile": Mode("bf16", True, compile=True, train=False),
+    "infer_bf16_channels_last_compile": Mode("bf16", True, compile="network", train=False),
 }
 AS_TRAINED = {"cpu": "train_fp32_channels_last", "cuda": "train_bf16_channels_last"}  # kits_dist.train's defaults
 LEARNING = OptimConfig()
@@ -145,6 +155,9 @@ def main(args: Args) -> None:
                 "memory_share": round(roof.memory_share, 3),
             },
         }
+        if base := timed.get(AS_TRAINED[device.type]) if mode.train else None:
+            paces = rounds(rates, base.rates(batch_size))
+            config["of_default"] = [round(value, 4) for value in (median(paces)[0], min(paces), max(paces))]
         ceiling = Ceiling(
             f"matmul peak {mode.precision} (ratio = MFU)", peak_tflops[mode.precision] * 1e3 / max(gflop, 1e-9)
         )
@@ -172,7 +185,8 @@ def counted(
     """The work of one step of this mode. Memory order and compiler change where it is done, not how much it is; there
     need not be a GPU to count what one would do."""
     fused = device_type == "cuda" if mode.fused is None else mode.fused
-    return _counted(network, mode._replace(channels_last=False, compile=False, fused=fused), size, batch_size)
+    eager = mode._replace(channels_last=False, compile="", fused=fused, onednn=True, half_threads=False)
+    return _counted(network, eager, size, batch_size)
 
 
 @functools.lru_cache
@@ -181,37 +195,54 @@ def _counted(network: ModelConfig, mode: Mode, size: tuple[int, int], batch_size
 
 
 def build_step(
-    network: ModelConfig, mode: Mode, size: tuple[int, int], batch_size: int, device: torch.device
+    architecture: ModelConfig, mode: Mode, size: tuple[int, int], batch_size: int, device: torch.device
 ) -> Callable[[], Any]:
     """One step of this mode on its own batch and its own network, both on the device."""
     torch.manual_seed(0)
-    model = _moved(build_model(network, 1, pretrained=False), device)
+    model = _moved(build_model(architecture, 1, pretrained=False), device)
     if mode.channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, LEARNING, device)
     for group in optimizer.param_groups:
         group["fused"] = group["fused"] if mode.fused is None else mode.fused
-    loss_fn = _moved(RegionLoss(LEARNING.loss, network.regions), device)
+    loss_fn = _moved(RegionLoss(LEARNING.loss, architecture.regions), device)
     half = mode.precision == "bf16"
     in_half = half and device.type == "cuda"  # as kits_dist.runtime has its batches
     image = torch.randn(batch_size, 1, *size, device=device, dtype=torch.float16 if in_half else torch.float32)
     label = torch.randint(0, 4, (batch_size, *size), device=device, dtype=torch.uint8)
-    forward = torch.compile(model) if mode.compile else model
+    network = torch.compile(model) if mode.compile == "network" else model
+    whole = WithLoss(network, loss_fn)
+    if mode.compile == "step":
+        whole = torch.compile(whole)
 
     def train() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            logits = forward(image)
-        loss_fn(logits, label).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        with _settings(mode):
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                out = whole(image, label) if mode.loss else network(image)
+            (loss_fn.global_value(out) if mode.loss else out.float().sum()).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def infer() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            forward(image).float().sigmoid()
+            network(image).float().sigmoid()
 
     model.train(mode.train)
     return train if mode.train else infer
+
+
+@contextlib.contextmanager
+def _settings(mode: Mode) -> Iterator[None]:
+    """Those of the whole process, for one step."""
+    threads = torch.get_num_threads()
+    if mode.half_threads:
+        torch.set_num_threads(max(1, threads // 2))
+    try:
+        with contextlib.nullcontext() if mode.onednn else torch.backends.mkldnn.flags(enabled=False):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _moved(module: nn.Module, device: torch.device) -> nn.Module:

@@ -85,7 +85,7 @@ def measured_rows(lines: list[Line]) -> list[Row]:
         roof = line.config.get("roofline")
         if line.question == "model" and roof and line.config["mode"] == "train":
             device = "cuda" if line.env["gpu"] else "cpu"
-            rows.append(Row(line, roof["images_per_s"], roof["reached"], device, line.config["compile"]))
+            rows.append(Row(line, roof["images_per_s"], roof["reached"], device, bool(line.config["compile"])))
     return rows
 
 

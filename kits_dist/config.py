@@ -177,7 +177,7 @@ class OptimConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"  # auto: the launcher's, else bf16, fp16 or fp32
-    compile: bool = False  # torch.compile the model
+    compile: bool = False  # torch.compile network and loss as one graph; half a minute or more at the start
     channels_last: bool = True  # memory order that tensor cores want
     sync_bn: bool = False  # batch norm over the batches of all GPUs; slower, for small batches
     deterministic: bool = False  # bit-equal repeats; slower on a GPU

@@ -13,7 +13,7 @@ from kits_dist.averaging import AveragedModel
 from kits_dist.batch import Batch
 from kits_dist.checkpoint import Checkpoint, restore
 from kits_dist.config import OptimConfig, TrainConfig
-from kits_dist.losses import RegionLoss
+from kits_dist.losses import RegionLoss, WithLoss
 from kits_dist.tracking import Pace
 
 
@@ -30,10 +30,11 @@ class Learner:
     def __init__(self, model: nn.Module, regions: tuple[str, ...], optim: OptimConfig, accelerator: Accelerator):
         """model: on the accelerator's device, in the memory order it trains in."""
         self.accelerator, self.accumulate, self.clip_norm = accelerator, optim.accumulate, optim.clip_norm
-        self.plain_model = self.model = model
+        self.plain_model = model
         self.plain_optimizer = self.optimizer = build_optimizer(model, optim, accelerator.device)
         loss = RegionLoss(optim.loss, regions, optim.pos_weight, optim.region_weight)
         self.loss_fn = loss.to(accelerator.device)
+        self.model = WithLoss(model, self.loss_fn)  # what trains
         self.average = AveragedModel(model, optim.ema) if optim.ema else None
         self.skipped = 0  # steps that fp16's scaler left out, as far as `read_skipped` has looked
         self._skipped = torch.zeros((), dtype=torch.int64, device=accelerator.device)
@@ -50,7 +51,7 @@ class Learner:
     _scaler_state: dict | None = None
 
     def wrap(self, train: TrainConfig) -> None:
-        model = torch.compile(self.plain_model) if train.compile else self.plain_model
+        model = torch.compile(self.model) if train.compile else self.model
         self.model, self.optimizer = self.accelerator.prepare(model, self.plain_optimizer)
         if self.accelerator.scaler and self._scaler_state:  # fp16
             self.accelerator.scaler.load_state_dict(self._scaler_state)
@@ -73,8 +74,8 @@ class Learner:
             last = micro == self.accumulate - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
-                    logits = self.model(batch.image)  # (B, C, H, W) -> (B, R, H, W)
-                loss = self.loss_fn(logits, batch.label)
+                    sums = self.model(batch.image, batch.label)
+                loss = self.loss_fn.global_value(sums)
                 self.accelerator.backward(loss / self.accumulate)
             losses.append(loss.detach())
         norm, scaler = None, self.accelerator.scaler

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from kits_dist.labels import LABELS, REGIONS
+from kits_dist.labels import REGIONS
 
 FOCUS = 2  # focal loss: the power that fades out easy pixels (Lin et al. 2017)
 MISS_WEIGHT = 0.7  # Tversky: weight of missed pixels against 0.3 of surplus ones (Salehi et al. 2017)
@@ -28,8 +28,8 @@ class Term(NamedTuple):
 class RegionLoss(nn.Module):
     """(B, R, H, W) logits and (B, H, W) uint8 labels -> scalar float32.
 
-    While training in a process group the value is that of the global batch, and its gradient such that DDP's mean over
-    ranks is the gradient of that value. In `eval` mode nothing is exchanged.
+    In a process group the value is that of the global batch, and its gradient such that DDP's mean over ranks is the
+    gradient of that value.
     """
 
     def __init__(
@@ -42,15 +42,14 @@ class RegionLoss(nn.Module):
         """pos_weight: of inside pixels in cross-entropy and focal; region_weight: of regions in the mean; one each."""
         super().__init__()
         self.terms, self.regions = LOSSES[name], regions
-        self.register_buffer("table", region_table(regions), persistent=False)
+        self.register_buffer("bits", region_bits(regions), persistent=False)
         inside = None if pos_weight is None else torch.tensor(pos_weight)[:, None, None]
         self.register_buffer("pos_weight", inside, persistent=False)
         weight = torch.ones(len(regions)) if region_weight is None else torch.tensor(region_weight)
         self.register_buffer("region_weight", weight / weight.sum(), persistent=False)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        sums = self.sums(logits, label)
-        return self.value(of_all_ranks(sums) if self.training and not all(t.is_mean for t in self.terms) else sums)
+        return self.global_value(self.sums(logits, label))
 
     @property
     def sums_shape(self) -> tuple[int, int]:
@@ -58,7 +57,7 @@ class RegionLoss(nn.Module):
 
     def sums(self, logits: Tensor, label: Tensor) -> Tensor:
         """(R, K) float32 that add up over batches and ranks."""
-        targets = region_targets(label, self.table)
+        targets = region_targets(label, self.bits)
         return torch.cat([term.sums(logits.float(), targets, self.pos_weight) for term in self.terms], dim=1)
 
     def value(self, sums: Tensor) -> Tensor:
@@ -66,6 +65,22 @@ class RegionLoss(nn.Module):
         parts = sums.split([term.columns for term in self.terms], dim=1)
         by_region = sum(term.value(part) for part, term in zip(parts, self.terms, strict=True))
         return (by_region * self.region_weight.to(sums)).sum()
+
+    def global_value(self, sums: Tensor) -> Tensor:
+        """`value` of the batches of all ranks; means over pixels need no exchange, DDP's own mean does it."""
+        return self.value(sums if all(term.is_mean for term in self.terms) else of_all_ranks(sums))
+
+
+class WithLoss(nn.Module):
+    """A network that ends in the sums of its loss, (R, K). torch.compile makes one graph of both: the logits are never
+    written to memory, nor read again."""
+
+    def __init__(self, network: nn.Module, loss_fn: RegionLoss):
+        super().__init__()
+        self.network, self.loss_fn = network, loss_fn
+
+    def forward(self, image: Tensor, label: Tensor) -> Tensor:
+        return self.loss_fn.sums(self.network(image), label)
 
 
 def of_all_ranks(sums: Tensor) -> Tensor:
@@ -78,17 +93,15 @@ def of_all_ranks(sums: Tensor) -> Tensor:
     return weighted + (total - weighted).detach()
 
 
-def region_table(regions: tuple[str, ...]) -> Tensor:
-    """(4, R) float32: row = label, column = region, 1 where the label belongs to the region."""
-    table = torch.zeros(len(LABELS), len(regions))
-    for column, name in enumerate(regions):
-        table[list(REGIONS[name]), column] = 1
-    return table
+def region_bits(regions: tuple[str, ...]) -> Tensor:
+    """(R, 1, 1) uint8: bit L of a region is set where label L belongs to it."""
+    bits = [sum(1 << label for label in REGIONS[name]) for name in regions]
+    return torch.tensor(bits, dtype=torch.uint8)[:, None, None]
 
 
-def region_targets(label: Tensor, table: Tensor) -> Tensor:
-    """(B, H, W) uint8 labels -> (B, R, H, W) float32 in {0, 1}."""
-    return table[label.int()].permute(0, 3, 1, 2)
+def region_targets(label: Tensor, bits: Tensor) -> Tensor:
+    """(B, H, W) uint8 labels -> (B, R, H, W) float32 in {0, 1}. A twentieth of what looking up a table costs."""
+    return torch.bitwise_right_shift(bits, label[:, None]).bitwise_and_(1).float()
 
 
 def _bce_sums(logits: Tensor, targets: Tensor, pos_weight: Tensor | None) -> Tensor:

@@ -48,9 +48,7 @@ def score(
             logits = model(batch.image)
         sums += loss_fn.sums(logits, batch.label)
         seen += len(batch.label)
-        counts.index_add_(
-            0, batch.case.long(), batch_counts(logits.float(), region_targets(batch.label, loss_fn.table))
-        )
+        counts.index_add_(0, batch.case.long(), batch_counts(logits.float(), region_targets(batch.label, loss_fn.bits)))
     model.train(was_training)
     sums, counts, seen = (accelerator.reduce(one, "sum") for one in (sums, counts, seen))
     if int(seen) != num_slices:  # sync

@@ -1,6 +1,7 @@
 """One optimiser step: averaged weights, accumulation, what fp16 leaves out, and a step that is undone."""
 
 import copy
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,11 @@ from torch import nn
 
 from kits_dist.averaging import AveragedModel
 from kits_dist.batch import Batch
-from kits_dist.config import OptimConfig, TrainConfig
+from kits_dist.config import ModelConfig, OptimConfig, TrainConfig
 from kits_dist.errors import InputError
 from kits_dist.learner import Learner
+from kits_dist.losses import RegionLoss, WithLoss
+from kits_dist.models import build_model
 from kits_dist.models.unet import SimpleUNet
 from kits_dist.tracking import Pace
 from kits_dist.train import placed
@@ -57,10 +60,10 @@ class OneProcess:
         return nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
-def learner(scaler=None, **optim):
+def learner(scaler=None, compiled=False, **optim):
     torch.manual_seed(0)
     made = Learner(SimpleUNet(1, 1, 2), ("kidney_and_mass",), OptimConfig(**optim), OneProcess(scaler))
-    made.wrap(TrainConfig())
+    made.wrap(TrainConfig(compile=compiled))
     made.model.train()
     return made
 
@@ -158,3 +161,31 @@ def test_the_measured_step_leaves_no_trace():
 def test_synchronised_batch_norm_needs_gpus():
     with pytest.raises(InputError, match="train.sync_bn=true needs GPUs"):
         placed(SimpleUNet(1, 1, 2), TrainConfig(sync_bn=True), CPU)
+
+
+@pytest.mark.parametrize("arch", ["simple_unet", "unet"])
+def test_network_and_loss_are_one_graph_to_the_compiler(arch):
+    """A break would write the logits out and start a second graph, silently."""
+    network = ModelConfig(arch, "resnet18", "none", width=4, regions=("kidney_and_mass", "tumor"))
+    whole = WithLoss(build_model(network, 1), RegionLoss("bce_dice", network.regions, (1.0, 4.0)))
+    image, label = torch.randn(2, 1, 32, 32), torch.ones(2, 32, 32, dtype=torch.uint8)
+    torch._dynamo.reset()
+    found = torch._dynamo.explain(whole)(image, label)
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_step_is_the_eager_step():
+    """Within the order of float32 sums: the compiler joins loops."""
+    found = []
+    for compiled in (False, True):
+        made = learner(compiled=compiled, loss="bce_dice", lr=0.01, name="sgd")
+        stream = batches()
+        losses = [made.step(stream, 0.01, step, Pace(CPU)).losses.item() for step in range(3)]
+        found.append((losses, made.plain_model.state_dict()))
+    assert isinstance(made.model, torch._dynamo.OptimizedModule)
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5) and found[0][0][-1] < found[0][0][0]
+    assert found[0][1].keys() == found[1][1].keys()  # nothing of the compiler's own in the names
+    for name, value in found[0][1].items():
+        torch.testing.assert_close(value, found[1][1][name], rtol=1e-4, atol=1e-6)

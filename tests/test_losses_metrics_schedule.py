@@ -7,7 +7,7 @@ import torch
 
 from kits_dist.config import OptimConfig
 from kits_dist.labels import PLAIN, REGIONS
-from kits_dist.losses import LOSSES, RegionLoss, region_table, region_targets
+from kits_dist.losses import LOSSES, RegionLoss, region_bits, region_targets
 from kits_dist.metrics import dice, volume_counts
 from kits_dist.schedule import lr_at
 from kits_dist.scoring import batch_counts
@@ -17,7 +17,7 @@ ALL = tuple(REGIONS)
 
 def test_targets_are_nested_regions():
     label = torch.tensor([[[0, 1, 2, 3]]], dtype=torch.uint8)
-    assert region_targets(label, region_table(ALL))[0, :, 0].tolist() == [[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 1, 0]]
+    assert region_targets(label, region_bits(ALL))[0, :, 0].tolist() == [[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 1, 0]]
 
 
 def test_bce_is_the_mean_over_pixels_and_pos_weight_weighs_the_inside():
@@ -42,7 +42,7 @@ def test_dice_loss_known_values():
 def test_gradients(name):
     torch.manual_seed(0)
     logits = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    targets = region_targets(torch.randint(0, 4, (2, 4, 4), dtype=torch.uint8), region_table(ALL)).double()
+    targets = region_targets(torch.randint(0, 4, (2, 4, 4), dtype=torch.uint8), region_bits(ALL)).double()
     for term in LOSSES[name]:
         assert torch.autograd.gradcheck(lambda x, term=term: term.value(term.sums(x, targets, None)), logits)
 
@@ -51,7 +51,7 @@ def test_losses_equal_those_of_segmentation_models_pytorch():
     """For the mean over regions of a batch; smp's Dice is halved above and below, so is its `smooth`."""
     torch.manual_seed(0)
     logits, label = torch.randn(3, 3, 8, 8), torch.randint(0, 4, (3, 8, 8), dtype=torch.uint8)
-    targets = region_targets(label, region_table(ALL))
+    targets = region_targets(label, region_bits(ALL))
     oracles = {
         "dice": smp.losses.DiceLoss("multilabel", smooth=0.5),
         "tversky": smp.losses.TverskyLoss("multilabel", smooth=1, alpha=0.3, beta=0.7),
@@ -120,7 +120,7 @@ def test_shapes_must_agree():
 def test_batch_counts_are_those_of_the_painted_maps():
     torch.manual_seed(0)
     logits, label = torch.randn(3, 2, 7, 9), torch.randint(0, 4, (3, 7, 9), dtype=torch.uint8)
-    counts = batch_counts(logits, region_targets(label, region_table(("kidney_and_mass", "tumor"))))
+    counts = batch_counts(logits, region_targets(label, region_bits(("kidney_and_mass", "tumor"))))
     for b in range(3):
         for r, labels in enumerate((REGIONS["kidney_and_mass"], REGIONS["tumor"])):
             p, t = (logits[b, r] >= 0).numpy(), np.isin(label[b].numpy(), labels)
