@@ -18,6 +18,7 @@ from kits_dist import checkpoint, cli, files, process_group
 from kits_dist.config import Config, OptimConfig, TrainConfig
 from kits_dist.data import augment, build_train_loader, build_val_loader
 from kits_dist.data.feed import Feed
+from kits_dist.data.selection import Samples, worth_seeing
 from kits_dist.data.store import PLANES, Store
 from kits_dist.drawing import Tile, panel
 from kits_dist.errors import InputError, JobFailed, Preempted
@@ -278,12 +279,9 @@ class Stops:
         self.accelerator.wait_for_everyone()
 
     def panel(self) -> np.ndarray:
-        """The same validation slices each time: evenly spaced among those with the most tumor, else foreground."""
-        count, table, feed = self.config.log.images, self.store.slices, self.feed
-        levels = self.store.window.levels
-        rank = np.lexsort((table.foreground[feed.rows], table.tumor[feed.rows]))[::-1]
-        chosen = np.sort(rank[: max(count, len(rank) // 10)][:: max(1, len(rank) // 10 // count)])
-        host = feed.batch(chosen[:count])
+        """The same validation slices each time, with expected and predicted contours."""
+        feed, levels = self.feed, self.store.window.levels
+        host = feed.batch(worth_seeing(self.store, Samples(feed.rows, feed.kidneys), self.config.log.images))
         tiles = []
         for i, (case, index, plane) in enumerate(host.identity):
             slab, truth = host.slabs[i][..., 0], host.labels[i][..., 0]

@@ -10,7 +10,7 @@ from kits_dist.data import augment
 from kits_dist.data.feed import Feed
 from kits_dist.data.intensity import Box
 from kits_dist.data.kidneys import Kidney, find_kidneys
-from kits_dist.data.selection import Samples, groups_of, select
+from kits_dist.data.selection import Samples, groups_of, select, worth_seeing
 from kits_dist.data.store import View
 from kits_dist.errors import InputError
 
@@ -81,6 +81,9 @@ def test_a_quota_counts_the_tumor_of_the_kidney_itself(store):
     tumor, others = groups_of(doubled, samples, replace(DATA, sampler="tumor"))
     assert samples.kidneys.tolist() == [0] * 5 + [1] * 5
     assert tumor.members.tolist() == [1] and len(others.members) == 9
+    doubled.slices = doubled.slices._replace(tumor=np.ones_like(doubled.slices.tumor))  # of the slice, not the kidney
+    assert worth_seeing(doubled, samples, 1).tolist() == [1]
+    assert len(worth_seeing(doubled, samples, 4)) == 4
 
 
 def store_with(store, first):

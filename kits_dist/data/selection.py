@@ -72,6 +72,14 @@ def groups_of(store: Store, samples: Samples, data: DataConfig) -> list[Group]:
     ]
 
 
+def worth_seeing(store: Store, samples: Samples, count: int) -> np.ndarray:
+    """Positions of up to `count` samples, evenly spaced among the tenth with the most tumor, else foreground."""
+    table, rows = store.slices, samples.rows
+    own = _holding(store, samples, "tumor")  # of two kidneys in a slice the healthy one has none
+    ranked = np.lexsort((table.foreground[rows], table.tumor[rows] * own))[::-1]
+    return np.sort(ranked[: max(count, len(rows) // 10)][:: max(1, len(rows) // 10 // count)])[:count]
+
+
 def _holding(store: Store, samples: Samples, label: str) -> np.ndarray:
     """(n,) bool: samples that hold foreground, tumor or cyst; of a kidney's samples, that kidney's own."""
     table, (rows, kidneys) = store.slices, samples
