@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.harness import make_store, pick_device
+from benchmarks.harness import pick_device
 from benchmarks.studies import Study, Training, Variant, conduct
-from benchmarks.study_runs import ROOT, check_counts, configuration
+from benchmarks.study_runs import check_counts, configuration
+from benchmarks.study_setup import phantoms, recipe
 from kits_dist import cli
 from kits_dist.errors import InputError
 
-SMALL = ("data.size_px=64x96", "data.backend=opencv", "optim.epochs=2", "log.images=0")  # under a minute of one core
-TINY = ("data.size_px=64x64", "model.width=4", "optim.epochs=1")
 AUGMENTATIONS = ("rotate_p", "flip", "scale_p", "crop", "shift_p", "blur_p", "brightness_p", "contrast_p", "gamma_p")
 AUGMENTATIONS += ("noise_p",)
 
@@ -74,25 +73,13 @@ def main(args: Args) -> None:
     folder = Path(args.runs).absolute() / ("ablation_quick" if args.quick else "ablation")
     cases, size = (10, (8, 64, 64)) if args.quick else (100, (64, 256, 256)) if on_gpu else (160, (24, 96, 96))
     store = args.store or phantoms(folder, cases, size)
-    if args.quick or not (args.config or on_gpu):
-        recipe, budget = ROOT / "configs" / "demo.yaml", SMALL
-    else:
-        recipe, budget = Path(args.config or ROOT / "configs" / "demo_gpu.yaml"), ()
-    words = (f"config={recipe}", *budget, *(TINY if args.quick else ()), *args.keys)
+    words = (*recipe(args.config, on_gpu, args.quick), *args.keys)
     seeds = tuple(range(1 if args.quick else args.seeds))
     study = Study("ablation", store, (), folder, args.split)
     only = args.only or (("loss",) if args.quick else INGREDIENTS)
     chosen = variants(words, study, only, seeds)
     study = study._replace(variants=chosen[:2] if args.quick else chosen)
     conduct(study, args, args.out or ("runs/benchmarks" if args.quick else ""), args.jobs)
-
-
-def phantoms(folder: Path, cases: int, size: tuple[int, int, int], planes: tuple[str, ...] = ("axial",)) -> str:
-    """A store of phantoms below `folder`, made once."""
-    where = folder / "data" / f"{cases}_{'x'.join(map(str, size))}"
-    if not (where / "store" / "store.json").is_file():
-        make_store(where, cases, size, planes)
-    return str(where / "store")
 
 
 def variants(

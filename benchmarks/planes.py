@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.ablation import SMALL, phantoms
 from benchmarks.harness import pick_device
 from benchmarks.studies import Evaluation, Study, Training, Variant, conduct
-from benchmarks.study_runs import ROOT, check_counts
+from benchmarks.study_runs import check_counts
+from benchmarks.study_setup import phantoms, recipe
 from kits_dist import cli
 from kits_dist.data.store import PLANES
 
@@ -38,11 +38,8 @@ def main(args: Args) -> None:
     folder = Path(args.runs).absolute() / ("planes_quick" if args.quick else "planes")
     cases, shape = (10, (16, 64, 64)) if args.quick else (100, (64, 256, 256)) if on_gpu else (160, (24, 96, 96))
     store = args.store or phantoms(folder, cases, shape, tuple(PLANES))
-    own = args.config or on_gpu and not args.quick
-    recipe = Path(args.config or ROOT / "configs" / ("demo_gpu.yaml" if own else "demo.yaml"))
-    words = (f"config={recipe}", *(() if own else SMALL))
-    words += ("data.size_px=64x64", "model.width=4", "optim.epochs=1") if args.quick else ()
-    words = (*words, "data.sampler=natural", *args.keys)  # a quota by plane would be another study
+    first = recipe(args.config, on_gpu, args.quick)
+    words = (*first, "data.sampler=natural", *args.keys)  # a quota by plane would be another study
     each = tuple(Training((*words, f"data.planes=[{plane}]"), plane) for plane in PLANES)
     seeds = tuple(range(1 if args.quick else args.seeds))
     variants = (

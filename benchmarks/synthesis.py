@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.ablation import SMALL
 from benchmarks.harness import pick_device
 from benchmarks.studies import Study, Training, Variant, conduct
-from benchmarks.study_runs import ROOT, configuration
+from benchmarks.study_runs import configuration
+from benchmarks.study_setup import recipe
 from kits_dist import cli, phantom, prepare
 from kits_dist.config import Config
 from kits_dist.data.selection import select
@@ -51,10 +51,8 @@ def main(args: Args) -> None:
     cases, augment = (10, 1) if args.quick else (args.cases, args.augment)
     labels = args.labels or made_up(folder, cases, shape)
     alone, more = (painted(folder, labels, cases, count) for count in (0, augment))
-    own = args.config or on_gpu and not args.quick
-    recipe = Path(args.config or ROOT / "configs" / ("demo_gpu.yaml" if own else "demo.yaml"))
-    words = (f"config={recipe}", *(() if own else (*SMALL, "optim.epochs=8")))
-    words += ("data.size_px=64x64", "model.width=4", "optim.epochs=2") if args.quick else ()
+    words = recipe(args.config, on_gpu, args.quick, epochs=8)
+    words += ("optim.epochs=2",) if args.quick else ()
     study = Study("synthesis", alone, (), folder, args.split)
     first = Training((*words, *args.keys))
     config = configuration(first, study)

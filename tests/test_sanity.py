@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.ablation import ROOT, SMALL
 from benchmarks.studies import Study, Training, Variant, rows
 from benchmarks.study_runs import run
+from benchmarks.study_setup import recipe
 from kits_dist import phantom, prepare
 from kits_dist.config import ModelConfig
 from kits_dist.models import build_model
@@ -73,7 +73,7 @@ def test_labels_of_another_patient_teach_nothing(tmp_path):
     folders = sorted(own.glob("case_*"))
     for mine, other in zip(folders, [*folders[1:], folders[0]], strict=True):
         shutil.copy(other / "aggregated_MAJ_seg.nii.gz", dealt / mine.name)
-    words = (f"config={ROOT / 'configs' / 'demo.yaml'}", *SMALL, "optim.epochs=5")
+    words = recipe("", on_gpu=False, quick=False, epochs=5)
     variants = tuple(Variant(raw.name, (Training(words, store=store_of(raw)),), (0,)) for raw in (own, dealt))
     study = Study("sanity", variants[0].trainings[0].store, variants, tmp_path / "study")
     assert run(study) == {}
