@@ -93,7 +93,7 @@ def split(path: Path) -> tuple[str, str]:
 
 def section(lines: Iterable[Line]) -> str:
     """One table a machine, of the lines that answer a question; of a machine that has none, all lines. Then the
-    studies."""
+    studies, each folded up."""
     lines, parts = list(lines), []
     for name, latest in _machines(_throughput(lines)).items():
         answers = [line for line in latest if line.answer]
@@ -102,7 +102,7 @@ def section(lines: Iterable[Line]) -> str:
             continue
         head = ["question", "variant", "setting", "value [windows]", "of its ceiling", "measured"]
         parts.append(f"{name}\n\n{_markdown([head, *map(_answer, answers)])}")
-    return "\n\n".join([*parts, *_studies(lines)])
+    return "\n\n".join([*parts, *_studies(lines, folded=True)])
 
 
 def everything(lines: Iterable[Line]) -> str:
@@ -126,19 +126,20 @@ def studies(lines: Iterable[Line]) -> str:
     return "\n\n".join(_studies(lines))
 
 
-def _studies(lines: Iterable[Line]) -> list[str]:
+def _studies(lines: Iterable[Line], folded: bool = False) -> list[str]:
     found: dict[str, dict[str, list[Line]]] = {}
     for machine, latest in _machines(line for line in lines if line.question in STUDIES).items():
         scored = {(line.question, line.config["variant"]) for line in latest if line.value is not None}
         for line in latest:
             if line.value is None and (line.question, line.config["variant"]) in scored:
                 continue  # it failed another time
-            title = f"### {STUDIES[line.question]}: Dice on {DATA.get(line.config['data'], line.config['data'])}"
+            title = f"{STUDIES[line.question]}: Dice on {DATA.get(line.config['data'], line.config['data'])}"
             found.setdefault(title, {}).setdefault(machine, []).append(line)
     head = ["variant", "region", "Dice [95 % interval]", "difference to the reference", "sd between seeds (seeds)"]
     head += ["cases", "seconds of training", "measured"]
+    begin, end = ("<details><summary><b>{}</b></summary>", "\n\n</details>") if folded else ("### {}", "")
     return [
-        f"{title}\n\n{machine}\n\n{_about(rows[0])}\n\n{_markdown([head, *map(_study_row, rows)])}"
+        f"{begin.format(title)}\n\n{machine}\n\n{_about(rows[0])}\n\n{_markdown([head, *map(_study_row, rows)])}{end}"
         for title, machines in found.items()
         for machine, rows in machines.items()
     ]

@@ -291,8 +291,10 @@ def test_a_study_is_a_table_of_its_own_under_a_heading_that_names_the_data(store
     speed = lines.line("loader", [5.0, 7.0, 6.0], "images/s", lines.A_RATIO, {"variant": "x"}, Args(), answer=True)
     alone, together = report.section([speed]), report.section([found[0], speed, *found[1:]])
     assert together.startswith(alone) and "Dice" not in alone
-    heading, *_, last = together.removeprefix(alone).strip().splitlines()
-    assert heading == "### Each ingredient of the training changed alone: Dice on phantoms"
+    heading, *_, last, _, end = together.removeprefix(alone).strip().splitlines()
+    title = "Each ingredient of the training changed alone: Dice on phantoms"
+    assert (heading, end) == (f"<details><summary><b>{title}</b></summary>", "</details>")
+    assert report.studies(found).startswith(f"### {title}\n")
     assert last.startswith("| b | tumor | 0.600 [0.400 .. 0.800] | +0.100 [+0.100 .. +0.100] | 0.000 (2) | 3 | 12 |")
     assert "| a | tumor | 0.500 [0.300 .. 0.700] | reference |" in together and "| a | kidney_and_mass |" in together
     assert "simple_unet width 6, phantoms, 4 train cases, 1 val cases, 3 test cases, seeds 0, 1." in together
