@@ -96,7 +96,7 @@ def test_slices_and_their_mirror_images_in_one_pass_give_what_two_passes_give(tm
     seen = []
     model.model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     image = torch.randn(5, 1, 64, 96, generator=torch.Generator().manual_seed(0))
-    together = model._with_mirrored(image)
+    together = model.seen_both_ways(image)
     assert seen == passes
     plain, mirrored = (region_probabilities(model.model, one) for one in (image, image.flip(-1)))
     assert (together - (plain + mirrored.flip(-1)) / 2).abs().max() < 1e-6  # float32 has 24 bits

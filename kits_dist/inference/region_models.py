@@ -95,10 +95,10 @@ class RunModel:
             source = torch.from_numpy(slabs).to(self.device).float()
             seen = warp(source, matrix, framing.size_px).sub_(self.norm.mean).div_(self.norm.sd)
             with self.watch.running():
-                probability = self._with_mirrored(seen) if mirrored else self._seen(seen)
+                probability = self.seen_both_ways(seen) if mirrored else self.seen(seen)
             yield Chunk(some, warp(probability, back, size))
 
-    def _seen(self, image: Tensor) -> Tensor:
+    def seen(self, image: Tensor) -> Tensor:
         """(n, C, H, W) normalised -> (n, R, H, W) float32 probabilities."""
         count = len(image)
         if self.compiled and count < self.batch_size:  # each other size of batch would be compiled anew
@@ -107,12 +107,12 @@ class RunModel:
         with torch.autocast(self.device.type, half, enabled=half is not None):
             return region_probabilities(self.model, image)[:count]
 
-    def _with_mirrored(self, image: Tensor) -> Tensor:
+    def seen_both_ways(self, image: Tensor) -> Tensor:
         """The mean with what is seen of the mirrored slices, which go through the network beside the plain ones: half
         as many slices at once, so that a pass holds no more images than without (at least two)."""
         means = []
         for some in image.split(max(1, self.batch_size // 2)):
-            plain, mirrored = self._seen(torch.cat([some, some.flip(-1)])).chunk(2)
+            plain, mirrored = self.seen(torch.cat([some, some.flip(-1)])).chunk(2)
             means.append((plain + mirrored.flip(-1)) / 2)
         return torch.cat(means)
 
