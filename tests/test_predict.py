@@ -106,7 +106,7 @@ def test_slices_and_their_mirror_images_in_one_pass_give_what_two_passes_give(tm
 @pytest.mark.parametrize("tta", ["none", "flip"])
 @pytest.mark.parametrize("context, size", [(0, "96x64"), (0, "71x90"), (2, "96x64")])
 def test_what_reaches_the_network_is_channels_last(tmp_path, monkeypatch, context, size, tta):
-    """By its strides: of one channel torch calls any order both contiguous and channels_last."""
+    """By its strides, by which convolutions choose: one channel passes for contiguous and channels_last at once."""
     model = Ramp()
     framing = {"pixel_mm": 1.0} if size == "71x90" else {}  # warped, not cut
     run = export_run(tmp_path, monkeypatch, model, size_px="96x64", context=context, **framing)
@@ -127,29 +127,16 @@ def test_a_compiled_network_meets_one_size_of_batch_only(tmp_path, monkeypatch, 
     assert sum(model.passes) > len(plain)  # the last of three slices was padded
 
 
-class Small(nn.Sequential):
-    """Of the kinds of layers that a compiler joins, and quick to compile."""
-
-    def __init__(self):
-        super().__init__(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 1, 1))
-        nn.init.normal_(self[1].running_mean)
-        nn.init.uniform_(self[1].running_var, 0.5, 2)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs a C++ compiler (g++)")
-def test_a_network_is_compiled_once_and_predicts_the_same(tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    model = Small()
-    run = export_run(tmp_path, monkeypatch, model, size_px="96x96")
-    plain = {batch_size: probabilities(Predictor(run, batch_size), scan()) for batch_size in (2, 5)}
-    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    predictor = Predictor(run, 2, compiled=True)
-    for _ in range(2):  # two slices, then one: no second graph
-        compiled = probabilities(predictor, scan())
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
-    assert np.abs(compiled - plain[2]).max() < 1e-5  # joined in another order, in float32
-    assert plain[2].std() > 1e-3
+def test_a_network_is_compiled_once_and_predicts_the_same(tmp_path):
+    run = real_run(tmp_path / "run", ("kidney_and_mass",), size_px="64x64")
+    plain = probabilities(Predictor(run, 2), scan())
+    counted = torch._dynamo.utils.counters["stats"]
+    before = counted["unique_graphs"]
+    compiled = probabilities(Predictor(run, 2, compiled=True), scan())  # two slices, then one
+    assert counted["unique_graphs"] == before + 1
+    assert np.abs(compiled - plain).max() < 1e-5 and plain.std() > 1e-3  # float32; joined layers may round otherwise
 
 
 def test_evaluate_and_predict_hand_on_how_the_network_runs(tmp_path, monkeypatch, raw):

@@ -187,20 +187,9 @@ def region_probabilities(model: nn.Module, image: Tensor) -> Tensor:
     """(B, C, H, W) normalised -> (B, R, H, W) float32 probabilities, in evaluation mode."""
     was_training = model.training
     model.eval()
-    logits = model(channels_last(image))
+    logits = model(image.to(memory_format=torch.channels_last))
     model.train(was_training)
     return logits.float().sigmoid()
-
-
-def channels_last(image: Tensor) -> Tensor:
-    """(B, C, H, W) in the memory order that tensor cores want.
-
-    A single channel lies the same way in either order, and `to` leaves its strides, by which convolutions choose; they
-    would take the other order up to the first layer with channels_last weights of its own.
-    """
-    if image.shape[1] == 1:
-        return image.contiguous()[:, 0, :, :, None].permute(0, 3, 1, 2)
-    return image.to(memory_format=torch.channels_last)
 
 
 def precision_of(asked: Wanted, trained: str, device: torch.device) -> Precision:
