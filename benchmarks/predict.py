@@ -1,21 +1,21 @@
 """How many CT volumes a minute does a model segment, how much of it in the network? `python -m benchmarks.predict`.
 
-`Predictor.predict` on one scan after another, from HU in memory to labels in memory, and the same with reading the
-NIfTI file and writing the label map, as kits_dist.predict does it. Their ceiling is the network alone on as many slices
-in batches of the same size, already on the device. Weights are random: speed does not depend on them.
+`Predictor.predict` on one scan after another, from HU in memory to labels in memory: plainly, with mirrored slices,
+compiled, on a GPU also in TF32; and with reading the NIfTI file and writing the label map, as kits_dist.predict does
+it. The ceiling of each is its own network alone on as many slices in batches of the same size, already on the device.
+Weights are random: speed does not depend on them.
 """
 
 import itertools
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from benchmarks import roofline
 from benchmarks.harness import (
@@ -32,9 +32,9 @@ from benchmarks.harness import (
 )
 from kits_dist import cli
 from kits_dist.config import Config, DataConfig, ModelConfig
-from kits_dist.data.volume import read_image, write_nifti
+from kits_dist.data.volume import Volume, read_image, write_nifti
 from kits_dist.inference import Predictor
-from kits_dist.inference.region_models import RunModel, region_probabilities
+from kits_dist.inference.region_models import RunModel, Tta, Wanted
 from kits_dist.models import build_model
 from kits_dist.run_folder import export_best
 
@@ -49,6 +49,30 @@ class Args:
     window_s: float = 2.0  # seconds a window, roughly
     out: str = ""  # folder for the line; empty: benchmarks/results
     quick: bool = False  # tiny volumes: proves that it runs
+
+
+class Way(NamedTuple):
+    """How a scan is predicted, as kits_dist.predict's arguments of these names say."""
+
+    tta: Tta = "none"
+    precision: Wanted = "auto"
+    compiled: bool = False
+    files: bool = False  # from file to file
+
+    @property
+    def network(self) -> str:
+        """The row of this way's network alone."""
+        words = ["network", self.precision.replace("auto", ""), "compiled" * self.compiled]
+        return "_".join(filter(None, words))
+
+
+WAYS = {
+    "predict": Way(),
+    "flip": Way(tta="flip"),
+    "compiled": Way(compiled=True),
+    "tf32": Way(precision="tf32"),
+    "file_to_file": Way(files=True),
+}
 
 
 def main(args: Args) -> None:
@@ -68,29 +92,28 @@ def main(args: Args) -> None:
         (place / "run").mkdir()
         torch.manual_seed(0)
         export_best(config, store, 0, build_model(network, 1, pretrained=False))
-        predictor = Predictor(place / "run", args.batch_size)
         scans = sorted((place / "raw").glob("*/imaging.nii.gz"))
         volumes = itertools.cycle([read_image(path) for path in scans])
-        in_network = InNetwork(predictor.members[0].model, device)
         paths = itertools.cycle(scans)
-
-        def from_file() -> None:
-            image = read_image(next(paths))
-            write_nifti(place / "labels.nii.gz", predictor.predict(image), image.geometry)
-
-        runs = {
-            "predict": Run(lambda: predictor.predict(next(volumes)), in_network),
-            "file_to_file": Run(from_file, in_network),
-        }
-        alone = Variant(network_alone(predictor.members[0], slices, size))
+        ways = {name: way for name, way in WAYS.items() if on_gpu or way.precision == "auto"}
+        if args.quick:
+            ways = {name: way for name, way in ways.items() if not way.compiled}  # a minute of compiling proves little
+        runs, networks = {}, {}
+        for name, way in ways.items():
+            predictor = Predictor(
+                place / "run", args.batch_size, way.tta, precision=way.precision, compiled=way.compiled
+            )
+            runs[name] = Run(predictor, paths if way.files else volumes, place / "labels.nii.gz")
+            networks.setdefault(way.network, network_alone(predictor.members[0], slices, size))
         timed = interleave(
-            {"network": alone} | {name: Variant(run.step, run.before, run.after) for name, run in runs.items()},
+            {name: Variant(work) for name, work in networks.items()}
+            | {name: Variant(run.step, run.before, run.after) for name, run in runs.items()},
             device,
             windows=args.windows,
             window_s=window_s,
             warmup_steps=warmup_steps,
         )
-        gflop = roofline.forward_gflop(predictor.members[0].model, (1, 1, *size))
+        gflop = roofline.forward_gflop(runs["predict"].predictor.members[0].model, (1, 1, *size))
         kind = store.meta["data"]
     common = {
         "device": device.type,
@@ -103,15 +126,18 @@ def main(args: Args) -> None:
     }
     rates = {name: [60 * rate for rate in timed[name].rates(1)] for name in timed}
 
-    def one(name: str, ceiling: Ceiling, more: dict[str, Any], **options: Any) -> None:
-        config = {"variant": name, **common, **more}
+    def one(name: str, precision: str, ceiling: Ceiling, more: dict[str, Any], **options: Any) -> None:
+        per_s = {"slices_per_s": round(median(rates[name])[0] * slices / 60, 2)}
+        config = {"variant": name, "precision": precision, **common, **per_s, **more}
         done = line("predict", rates[name], "volumes/min", ceiling, config, args, warmup_steps=warmup_steps, **options)
         record(done, args.out)
+        print(f"  {per_s['slices_per_s']:g} slices/s")
 
-    one("network", Ceiling("none", None, "this is the network itself: see benchmarks.model, infer"), {})
-    limit = Ceiling("network alone on as many slices", median(rates["network"])[0])
+    for name in networks:
+        precision = next(runs[way].predictor.precision for way in ways if ways[way].network == name)
+        one(name, precision, Ceiling("none", None, "this is the network itself: see benchmarks.model, infer"), {})
     for name, run in runs.items():
-        share, spread = median(run.shares[-args.windows :])
+        way, share, spread = ways[name], *median(run.shares[-args.windows :])
         p50, p90 = (
             round(float(q), 4) for q in np.percentile(run.seconds[-args.windows * timed[name].steps :], [50, 90])
         )
@@ -120,56 +146,40 @@ def main(args: Args) -> None:
             "share_spread": [round(value, 4) for value in spread],
             "volume_s": {"p50": p50, "p90": p90},
         }
-        ratio = median(rounds(rates[name], rates["network"]))[0]
-        one(name, limit, more, ratio=ratio, answer=name == "file_to_file")
+        alone = [rate / (2 if way.tta == "flip" else 1) for rate in rates[way.network]]
+        words = ", each twice" if way.tta == "flip" else ""
+        limit = Ceiling(f"{way.network} alone on as many slices{words}", median(alone)[0])
+        ratio = median(rounds(rates[name], alone))[0]
+        one(name, run.predictor.precision, limit, more, ratio=ratio, answer=name == "file_to_file")
         print(f"  {100 * share:.0f} % of the time in the network; a volume p50 {p50:.3f} p90 {p90:.3f} s")
 
 
-class InNetwork:
-    """Seconds spent inside a network's forward pass, by its hooks; on a GPU by events, read when asked for."""
-
-    def __init__(self, model: nn.Module, device: torch.device):
-        self._cuda, self._marks = device.type == "cuda", []
-        model.register_forward_pre_hook(lambda *_: self._marks.append(self._now()))
-        model.register_forward_hook(lambda *_: self._marks.append(self._now()))
-
-    def take(self) -> float:
-        """Since the last time it was asked."""
-        if self._cuda:
-            torch.cuda.synchronize()  # sync
-        pairs = list(zip(self._marks[::2], self._marks[1::2], strict=True))
-        self._marks = []
-        return sum(a.elapsed_time(b) / 1e3 if self._cuda else b - a for a, b in pairs)
-
-    def _now(self):
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-
 class Run:
-    """Work on a volume at a time; what it gives back lies in the host's memory, so its end is the end."""
+    """Prediction of a volume at a time; what it gives back lies in the host's memory, so its end is the end."""
 
-    def __init__(self, work: Callable[[], object], in_network: InNetwork):
-        self._work, self._in_network = work, in_network
+    def __init__(self, predictor: Predictor, scans: Iterator[Volume | Path], output: Path):
+        """scans: in memory, or files, whose label maps are then written to `output`."""
+        self.predictor, self._scans, self._output = predictor, scans, output
         self._window: list[float] = []
+        self._network_s = 0.0  # when the window began
         self.seconds: list[float] = []  # of each volume
         self.shares: list[float] = []  # of each window, spent in the network
 
     def step(self) -> None:
         begin = time.perf_counter()
-        self._work()
+        scan = next(self._scans)
+        image = read_image(scan) if isinstance(scan, Path) else scan
+        labels = self.predictor.predict(image)
+        if isinstance(scan, Path):
+            write_nifti(self._output, labels, image.geometry)
         self._window.append(time.perf_counter() - begin)
 
     def before(self) -> None:
-        self._in_network.take()
-        self._window = []
+        self._network_s, self._window = self.predictor.network_s, []
 
     def after(self) -> None:
         self.seconds += self._window
-        self.shares.append(self._in_network.take() / sum(self._window))
+        self.shares.append((self.predictor.network_s - self._network_s) / sum(self._window))
 
 
 def network_alone(run: RunModel, slices: int, size: tuple[int, int]) -> Callable[[], None]:
@@ -179,7 +189,7 @@ def network_alone(run: RunModel, slices: int, size: tuple[int, int]) -> Callable
 
     def work() -> None:
         for batch in batches:
-            region_probabilities(run.model, batch)
+            run.seen(batch)
 
     return work
 

@@ -56,6 +56,8 @@ class Args:
     raters: str = ""  # KiTS21 folder with segmentations/: score each annotator against the majority of the others
     reference: Reference = "file"  # file: the case's label map; samples, majority: made of truth=/CASE/segmentations/
     tta: Literal["none", "flip"] = "none"  # flip: the mean with the mirrored slice's prediction; takes twice as long
+    precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"  # of the networks, as kits_dist.predict has it
+    compile: bool = False  # torch.compile the networks: a minute once, worth it for many cases on a GPU
     fusion: str = ""  # weights of several runs or planes, written by kits_dist.fuse; empty: the mean
     postprocess: bool = True  # apply the rules that kits_dist.postprocess chose for this run
     rules: str = ""  # of several runs: the postprocess.json that was chosen for exactly these
@@ -102,7 +104,8 @@ def _evaluate_run(args: Args, group: Ranks) -> None:
     from kits_dist.inference import Predictor  # torch takes seconds, and the processes that score need none
 
     group.take_device()
-    predictor = Predictor(args.run, args.batch_size, args.tta, args.fusion, annotated=True)
+    how = {"precision": args.precision, "compiled": args.compile}
+    predictor = Predictor(args.run, args.batch_size, args.tta, args.fusion, annotated=True, **how)
     store, case_ids = held_out(predictor, args.split, args.store)
     runs = [member.run for member in predictor.members]
     rules, said = load_rules(runs, predictor.step, args.postprocess, args.rules)
@@ -128,7 +131,8 @@ def _evaluate_run(args: Args, group: Ranks) -> None:
                 images = np.asarray(store.image(row)), np.asarray(store.label(row)), predicted
                 stage.tiles.append((number, _largest_slice(*images, case_id, store.window.levels)))
     about = {"reference": args.reference, "step": predictor.step, "store_sha256": store.fingerprint()}
-    about |= {"tta": args.tta, "postprocess": rules.active, "runs": [run.resolve().name for run in runs]}
+    about |= {"tta": args.tta, "precision": predictor.precision}
+    about |= {"postprocess": rules.active, "runs": [run.resolve().name for run in runs]}
     if args.fusion:
         about["fusion"] = predictor.fusion
     about["tuned"] = {"checkpoint": "; ".join(dict.fromkeys(_chosen_by(one.config) for one in predictor.members))}

@@ -22,7 +22,7 @@ from kits_dist.data.volume import write_nifti
 from kits_dist.errors import InputError, JobFailed
 from kits_dist.findings import NOTE, findings
 from kits_dist.inference import Predictor
-from kits_dist.inference.region_models import Tta
+from kits_dist.inference.region_models import Tta, Wanted
 from kits_dist.labels import REGIONS
 from kits_dist.parallel import progress_bar
 from kits_dist.pipeline import in_stages
@@ -35,11 +35,13 @@ class Args:
     input: str = MISSING  # one CT, a folder of CTs, a case, a folder of cases, or a folder of DICOM series
     output: str = MISSING  # folder for the label maps
     tta: Tta = "none"  # flip: the mean with the mirrored slice's prediction; takes twice as long
+    precision: Wanted = "auto"  # of the networks; on a GPU auto is bf16 or fp16 where the run trained so, else tf32
+    compile: bool = False  # torch.compile the networks: a minute once, worth it for many scans on a GPU
     fusion: str = ""  # weights of several runs or planes, written by kits_dist.fuse; empty: the mean
     probabilities: bool = False  # also write NAME_REGION.nii.gz, probabilities in steps of 1/255
     postprocess: bool = True  # apply the rules that kits_dist.postprocess chose for this run
     rules: str = ""  # of several runs: the postprocess.json that was chosen for exactly these
-    batch_size: int = 16  # slices at once
+    batch_size: int = 16  # slices at once; with tta=flip half of them, beside their mirror images
 
 
 class Loaded(NamedTuple):
@@ -69,12 +71,15 @@ def main(args: Args) -> None:
         scans, notes = find_scans(Path(args.input))
         _refuse_overwriting(args, scans)
         group.take_device()
-        predictor = Predictor(args.run, args.batch_size, args.tta, args.fusion)
+        how = {"precision": args.precision, "compiled": args.compile}
+        predictor = Predictor(args.run, args.batch_size, args.tta, args.fusion, **how)
         runs = [member.run for member in predictor.members]
         rules, said = load_rules(runs, predictor.step, args.postprocess, args.rules)
         if group.rank == 0:
             about = f"model of {args.run} (trained on {predictor.data}; {', '.join(predictor.regions)})"
             print(f"{len(scans)} scans; {about}; research use only")
+            for precision in dict.fromkeys(member.precision for member in predictor.members):
+                print(f"precision {precision.mode}: {precision.reason}")
             for note in (*notes, *_tta_notes(predictor), said):
                 print(f"note     {note}")
         files.make_folder(Path(args.output), "output")
@@ -138,6 +143,7 @@ def _write(output: Path, predicted: Predicted, predictor: Predictor, rules: Rule
         "step": predictor.step,
         "trained_on": predictor.data,
         "tta": predictor.tta,
+        "precision": predictor.precision,
         "fusion": predictor.fusion,
         "postprocess": rules.active,
     }

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,14 +13,14 @@ import pytest
 import torch
 from torch import nn
 
-from kits_dist import checkpoint, cli, predict
+from kits_dist import checkpoint, cli, evaluate, predict
 from kits_dist.config import Config, as_plain
 from kits_dist.data.scans import find_scans
 from kits_dist.data.volume import read_image, read_labels, same_grid
 from kits_dist.errors import InputError, JobFailed, MissingInput
 from kits_dist.inference import Predictor, region_models
 from kits_dist.inference.predictor import painted
-from kits_dist.inference.region_models import Chunk, Mean, RunModel
+from kits_dist.inference.region_models import Chunk, Mean, RunModel, precision_of, region_probabilities
 from kits_dist.labels import REGIONS, regions_to_labels
 from kits_dist.models import build_model
 from kits_dist.ranks import Ranks, launched
@@ -52,10 +53,16 @@ def main(run, source, output, **more):
 class Ramp(nn.Module):
     """Logits that grow from left to right whatever the image: no mirror image of itself."""
 
-    calls = 0
+    def __init__(self):
+        super().__init__()
+        self.passes, self.strides, self.compiled = [], [], False
+
+    def compile(self):
+        self.compiled = True
 
     def forward(self, image):
-        self.calls += 1
+        self.passes.append(len(image))
+        self.strides.append(image.stride())
         ramp = torch.linspace(-3, 5, image.shape[-1])
         return ramp.expand(len(image), 1, image.shape[2], -1)
 
@@ -72,15 +79,125 @@ def test_tta_is_the_mean_with_the_mirrored_prediction_but_never_turns_front_to_b
     model = Ramp()
     run = export_run(tmp_path, monkeypatch, model, size_px="96x96", planes=f"[{plane}]")
     plain = probabilities(Predictor(run, 2), scan())
-    calls, model.calls = model.calls, 0
+    passes, model.passes = model.passes, []
     flipped = probabilities(Predictor(run, 2, "flip"), scan())
     if plane == "sagittal":
-        assert model.calls == calls and np.array_equal(plain, flipped)
+        assert model.passes == passes and np.array_equal(plain, flipped)
         return
-    assert model.calls == 2 * calls
+    assert sum(model.passes) == 2 * sum(passes) and set(model.passes) == {2}  # both ways beside each other
     # the window of 96 lies around the slice of 90 columns: 3 beside it on either side, mirrored onto themselves
     expected = (plain + plain[..., ::-1]) / 2
     assert np.abs(flipped - expected).max() < 1e-3 and np.abs(flipped - plain).max() > 0.3  # float16 beside axial
+
+
+@pytest.mark.parametrize("batch_size, passes", [(1, [2] * 5), (5, [4, 4, 2]), (16, [10])])
+def test_slices_and_their_mirror_images_in_one_pass_give_what_two_passes_give(tmp_path, batch_size, passes):
+    model = RunModel(real_run(tmp_path / "run", size_px="64x96"), batch_size, "flip")
+    seen = []
+    model.model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    image = torch.randn(5, 1, 64, 96, generator=torch.Generator().manual_seed(0))
+    together = model.seen_both_ways(image)
+    assert seen == passes
+    plain, mirrored = (region_probabilities(model.model, one) for one in (image, image.flip(-1)))
+    assert (together - (plain + mirrored.flip(-1)) / 2).abs().max() < 1e-6  # float32 has 24 bits
+    assert (together - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("tta", ["none", "flip"])
+@pytest.mark.parametrize("context, size", [(0, "96x64"), (0, "71x90"), (2, "96x64")])
+def test_what_reaches_the_network_is_channels_last(tmp_path, monkeypatch, context, size, tta):
+    """By its strides, by which convolutions choose: one channel passes for contiguous and channels_last at once."""
+    model = Ramp()
+    framing = {"pixel_mm": 1.0} if size == "71x90" else {}  # warped, not cut
+    run = export_run(tmp_path, monkeypatch, model, size_px="96x64", context=context, **framing)
+    Predictor(run, 2, tta).predict(scan())
+    channels = 1 + 2 * context
+    assert set(model.strides) == {(96 * 64 * channels, 1, 64 * channels, channels)}
+
+
+@pytest.mark.parametrize("tta", ["none", "flip"])
+def test_a_compiled_network_meets_one_size_of_batch_only(tmp_path, monkeypatch, tta):
+    """Another one would be compiled anew. What was padded is dropped."""
+    model = Ramp()
+    run = export_run(tmp_path, monkeypatch, model, size_px="96x96")
+    plain = probabilities(Predictor(run, 2, tta), scan())
+    model.passes = []
+    compiled = probabilities(Predictor(run, 2, tta, compiled=True), scan())
+    assert model.compiled and set(model.passes) == {2} and np.array_equal(plain, compiled)
+    assert sum(model.passes) > len(plain)  # the last of three slices was padded
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs a C++ compiler (g++)")
+def test_a_network_is_compiled_once_and_predicts_the_same(tmp_path):
+    run = real_run(tmp_path / "run", ("kidney_and_mass",), size_px="64x64")
+    plain = probabilities(Predictor(run, 2), scan())
+    counted = torch._dynamo.utils.counters["stats"]
+    before = counted["unique_graphs"]
+    compiled = probabilities(Predictor(run, 2, compiled=True), scan())  # two slices, then one
+    assert counted["unique_graphs"] == before + 1
+    assert np.abs(compiled - plain).max() < 1e-5 and plain.std() > 1e-3  # float32; joined layers may round otherwise
+
+
+def test_evaluate_and_predict_hand_on_how_the_network_runs(tmp_path, monkeypatch, raw):
+    model = Ramp()
+    run = export_run(tmp_path / "run", monkeypatch, model, size_px="64x64")
+    with pytest.raises(InputError):  # its store is nowhere
+        evaluate.main(evaluate.Args(run=str(run), compile=True))
+    assert model.compiled
+    model.compiled = False
+    main(run, raw / "case_00000" / "imaging.nii.gz", tmp_path / "out", compile=True)
+    assert model.compiled
+    if not torch.cuda.is_available():
+        for program in (
+            lambda: evaluate.main(evaluate.Args(run=str(run), precision="fp16")),
+            lambda: main(run, raw, tmp_path / "out", precision="tf32"),
+        ):
+            with pytest.raises(InputError, match="precision=(fp16|tf32) needs an NVIDIA GPU. Use precision=auto"):
+                program()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu/test_predict_gpu.py has its own")
+def test_bf16_is_another_precision_than_fp32_and_both_say_so(tmp_path, raw, capsys):
+    run, of_255 = real_run(tmp_path / "run", size_px="64x64"), {}
+    image = raw / "case_00000" / "imaging.nii.gz"
+    for asked, used in (("auto", "fp32: no GPU"), ("bf16", "bf16: as asked")):
+        main(run, image, tmp_path / asked, precision=asked)
+        assert f"precision {used}\n" in capsys.readouterr().out
+        assert json.loads((tmp_path / asked / "imaging.json").read_text())["precision"] == used[:4]
+        predictor = Predictor(run, precision=asked)
+        of_255[asked] = probabilities(predictor, read_image(image))
+    difference = np.abs(of_255["auto"] - of_255["bf16"]).max()
+    assert 1e-5 < difference < 0.05  # bf16 has 8 bits
+
+
+@pytest.fixture
+def tf32_as_before():
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize(
+    "asked, trained, has_bf16, mode",
+    [
+        ("auto", "auto", True, "bf16"),
+        ("auto", "auto", False, "fp16"),
+        ("auto", "fp16", True, "fp16"),
+        ("auto", "bf16", True, "bf16"),
+        ("auto", "fp32", True, "tf32"),
+        ("auto", "tf32", True, "tf32"),
+        ("fp32", "auto", True, "fp32"),
+        ("fp16", "bf16", True, "fp16"),
+    ],
+)
+def test_on_a_gpu_a_network_predicts_as_it_was_trained(monkeypatch, tf32_as_before, asked, trained, has_bf16, mode):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")  # the launcher's: not asked
+    assert precision_of(asked, trained, torch.device("cuda")).mode == mode
+    assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (mode != "fp32")
 
 
 def test_several_runs_are_averaged(tmp_path, monkeypatch):

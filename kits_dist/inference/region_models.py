@@ -25,8 +25,10 @@ from kits_dist.inference.warping import inverse, part_of, warp
 from kits_dist.models import build_model
 from kits_dist.pieces import Box3
 from kits_dist.ranks import launched
+from kits_dist.runtime import Precision, choose_precision
 
 Tta = Literal["none", "flip"]
+Wanted = Literal["auto", "fp32", "tf32", "fp16", "bf16"]  # precision
 
 
 class Chunk(NamedTuple):
@@ -44,8 +46,9 @@ class RegionModel(Protocol):
 class RunModel:
     """The best weights of one run, with what they expect of their input: window, normalisation, framing, context."""
 
-    def __init__(self, run: Path, batch_size: int, tta: Tta):
-        """Raises MissingInput / InputError when `run` holds no model or a damaged one."""
+    def __init__(self, run: Path, batch_size: int, tta: Tta, precision: Wanted = "auto", compiled: bool = False):
+        """Raises MissingInput / InputError when `run` holds no model or a damaged one, or this machine has not that
+        precision."""
         weights, about = checkpoint.read_export(run / "model.safetensors")
         try:
             self.config: Config = cli.from_plain(Config, about["config"])
@@ -58,12 +61,15 @@ class RunModel:
             raise InputError(
                 f"{run}/model.safetensors was written by another version of kits_dist ({error})."
             ) from error
-        self.run, self.batch_size, self.tta = run, batch_size, tta
+        self.run, self.batch_size, self.tta, self.compiled = run, batch_size, tta, compiled
         self.regions = self.config.model.regions
         self.device = _device()
+        self.precision = precision_of(precision, self.config.train.precision, self.device)
         self.model = build_model(self.config.model, 1 + 2 * self.config.data.context, pretrained=False)
         checkpoint.load_weights(self.model, weights, run / "model.safetensors")
         self.model.to(self.device, memory_format=torch.channels_last).eval()
+        if compiled:
+            self.model.compile()
         self.watch = Stopwatch(self.device)
 
     def along_planes(self) -> list["PlaneModel"]:
@@ -87,12 +93,28 @@ class RunModel:
         for some in in_batches(slices.start, slices.stop, self.batch_size):
             slabs = np.stack([slab_of(stack, i, data.context) for i in some])
             source = torch.from_numpy(slabs).to(self.device).float()
-            seen = (warp(source, matrix, framing.size_px) - self.norm.mean) / self.norm.sd
+            seen = warp(source, matrix, framing.size_px).sub_(self.norm.mean).div_(self.norm.sd)
             with self.watch.running():
-                probability = region_probabilities(self.model, seen)
-                if mirrored:
-                    probability = (probability + region_probabilities(self.model, seen.flip(-1)).flip(-1)) / 2
+                probability = self.seen_both_ways(seen) if mirrored else self.seen(seen)
             yield Chunk(some, warp(probability, back, size))
+
+    def seen(self, image: Tensor) -> Tensor:
+        """(n, C, H, W) normalised -> (n, R, H, W) float32 probabilities."""
+        count = len(image)
+        if self.compiled and count < self.batch_size:  # each other size of batch would be compiled anew
+            image = nn.functional.pad(image, (0, 0, 0, 0, 0, 0, 0, self.batch_size - count))
+        half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.precision.mode)
+        with torch.autocast(self.device.type, half, enabled=half is not None):
+            return region_probabilities(self.model, image)[:count]
+
+    def seen_both_ways(self, image: Tensor) -> Tensor:
+        """The mean with what is seen of the mirrored slices, which go through the network beside the plain ones: half
+        as many slices at once, so that a pass holds no more images than without (at least two)."""
+        means = []
+        for some in image.split(max(1, self.batch_size // 2)):
+            plain, mirrored = self.seen(torch.cat([some, some.flip(-1)])).chunk(2)
+            means.append((plain + mirrored.flip(-1)) / 2)
+        return torch.cat(means)
 
 
 class PlaneModel:
@@ -168,6 +190,28 @@ def region_probabilities(model: nn.Module, image: Tensor) -> Tensor:
     logits = model(image.to(memory_format=torch.channels_last))
     model.train(was_training)
     return logits.float().sigmoid()
+
+
+def precision_of(asked: Wanted, trained: str, device: torch.device) -> Precision:
+    """Of the forward pass, and why. Sets TF32 on or off for this process.
+
+    asked     auto: fp32 on a CPU; on a GPU as `trained`, the run's train.precision, says: half where it trained so,
+              else TF32. The launcher has no say, so that one process and many paint the same.
+    Raises InputError for what a CPU has not.
+    """
+    if device.type == "cpu":
+        if asked in ("fp16", "tf32"):
+            raise InputError(f"precision={asked} needs an NVIDIA GPU. Use precision=auto, which is fp32 on a CPU.")
+        return Precision("fp32", "no GPU") if asked == "auto" else Precision(asked, "as asked")
+    if asked != "auto":
+        chosen = Precision(asked, "as asked")
+    elif trained in ("fp32", "tf32"):
+        chosen = Precision("tf32", f"trained with train.precision={trained}")
+    else:
+        chosen = choose_precision(trained, "no")
+    # not cudnn.benchmark, which may take another algorithm on each rank: their label maps would differ
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = chosen.mode != "fp32"
+    return chosen
 
 
 class Stopwatch:

@@ -17,9 +17,8 @@ def warp(source: Tensor, matrix: np.ndarray, size_px: tuple[int, int]) -> Tensor
         pad = (-left, left + size_px[1] - width, -top, top + size_px[0] - height)  # negative pads crop
         return nn.functional.pad(source, pad)
     height, width = source.shape[2:]
-    rows = torch.arange(size_px[0], device=source.device) + 0.5
-    columns = torch.arange(size_px[1], device=source.device) + 0.5
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    y = torch.arange(size_px[0], device=source.device)[:, None] + 0.5
+    x = torch.arange(size_px[1], device=source.device) + 0.5
     m = torch.as_tensor(matrix, device=source.device, dtype=torch.float32)
     points = torch.stack([m[0, 0] * x + m[0, 1] * y + m[0, 2], m[1, 0] * x + m[1, 1] * y + m[1, 2]], dim=-1)
     grid = (

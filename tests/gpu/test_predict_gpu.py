@@ -21,7 +21,7 @@ def test_a_gpu_paints_what_the_cpu_paints(tmp_path, monkeypatch, planes):
     for kind in ("cuda", "cpu"):
         if kind == "cpu":
             monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        predictor = Predictor(run, 2, "flip")
+        predictor = Predictor(run, 2, "flip", precision="auto" if kind == "cpu" else "tf32")
         assert predictor.members[0].device.type == kind
         levels = predictor.levels_of(scan())
         of_255 = np.empty((len(ALL), *levels.shape), np.uint8)
@@ -30,6 +30,31 @@ def test_a_gpu_paints_what_the_cpu_paints(tmp_path, monkeypatch, planes):
         assert predictor.network_s > 0
     assert np.abs(shares["cuda"] - shares["cpu"]).max() <= 3  # TF32 keeps 10 bits, of 255 steps that is a quarter
     assert (labels["cuda"] != labels["cpu"]).mean() < 0.01
+
+
+def seen_by(run, **how):
+    """(3, D, H, W) probabilities in steps of 1/255, and the precision."""
+    predictor = Predictor(run, 2, **how)
+    levels = predictor.levels_of(scan())
+    of_255 = np.empty((len(ALL), *levels.shape), np.uint8)
+    predictor.predict_levels(levels, predictor.case_of(levels, scan()), of_255)
+    return of_255.astype(int), predictor.precision
+
+
+def test_half_precision_is_taken_where_the_run_trained_so_and_says_nearly_the_same(tmp_path):
+    run = real_run(tmp_path / "run", size_px="64x96")
+    exact, named = seen_by(run, precision="fp32")
+    half, chosen = seen_by(run)  # trained with train.precision=auto
+    assert named == "fp32" and chosen == ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16")
+    for shares in (half, seen_by(run, precision="bf16")[0], seen_by(run, precision="fp16")[0]):
+        assert 0 < np.abs(shares - exact).max() <= 13  # bf16 has 8 bits, and some twenty layers add up: 5 %
+
+
+@pytest.mark.slow
+def test_a_compiled_network_says_nearly_the_same(tmp_path):
+    run = real_run(tmp_path / "run", size_px="64x96")
+    eager, compiled = (seen_by(run, compiled=wanted)[0] for wanted in (False, True))
+    assert np.abs(eager - compiled).max() <= 13  # in half precision; joined layers round less often
 
 
 def test_the_clock_counts_what_the_gpu_did_and_waits_only_when_asked(tmp_path):
