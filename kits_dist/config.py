@@ -233,8 +233,8 @@ class Config:
             )
         _require(
             not self.train.static_graph or self.optim.accumulate == 1,
-            f"train.static_graph=true with optim.accumulate={self.optim.accumulate}: DDP's reducer fails where a pass that "
-            "exchanges nothing comes first. Leave one of them out.",
+            f"train.static_graph=true with optim.accumulate={self.optim.accumulate}: DDP's reducer fails where a pass "
+            "that exchanges nothing comes first. Leave one of them out.",
         )
         _require(0 <= self.seed < 2**31, f"seed={self.seed}: use 0..{2**31 - 1}.")
 
