@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kits_dist import cli, train
 from kits_dist.config import Config
+from kits_dist.data import dali_backend, opencv_backend  # noqa: F401  imported here, so that no stage pays for it
 
 STAGES = {
     "Store": "store opened, its files checked",
