@@ -12,9 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+import torch._dynamo  # noqa: F401  by torch's first optimiser; here, so that no stage pays for it
+
 from kits_dist import cli, train
 from kits_dist.config import Config
-from kits_dist.data import dali_backend, opencv_backend  # noqa: F401  imported here, so that no stage pays for it
+from kits_dist.data import dali_backend, opencv_backend  # noqa: F401  likewise
 
 STAGES = {
     "Store": "store opened, its files checked",
