@@ -8,7 +8,7 @@ alone. What it says of a GPU is a prediction and is marked as one, whatever the 
 
 import statistics
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from benchmarks import roofline
 from benchmarks.lines import RESULTS, Line, asked, read_all
@@ -32,6 +32,7 @@ class Args:
     arch: str = "unet"  # as model.arch
     encoder: str = "resnet34"  # as model.encoder
     precision: str = "bf16"  # bf16, tf32 or fp32
+    gradients: Literal["fp32", "bf16"] = "fp32"  # as train.gradients
     slices: int = KITS21_SLICES  # of an epoch; KiTS21 has 65,164 in all, a fold trains on about two thirds of them
     results: str = ""  # folder or file of recorded lines; empty: benchmarks/results
 
@@ -110,11 +111,11 @@ def forecast(args: Args, rows: list[Row]):
     )
     shares, whence = shares_for(args, rows)
     yield f"  share of the bound that is reached: {whence}"
-    gradient_bytes = 4 * sum(p.numel() for p in build_model(network, 1, pretrained=False).parameters())
-    exchange_s = all_reduce_s(gradient_bytes, args.gpus, peak.link_bytes_per_s)
+    nbytes = gradient_bytes(network, args.gradients)
+    exchange_s = all_reduce_s(nbytes, args.gpus, peak.link_bytes_per_s)
     yield (
-        f"  gradients: {gradient_bytes / 1e6:.0f} MB, a ring all-reduce at {LINK_SHARE:.0%} of the link takes "
-        f"{1e3 * exchange_s:.1f} ms a step; none of it hidden behind the backward pass (DDP hides most)"
+        f"  gradients in {args.gradients}: {nbytes / 1e6:.0f} MB, a ring all-reduce at {LINK_SHARE:.0%} of the "
+        f"link takes {1e3 * exchange_s:.1f} ms a step; none of it hidden behind the backward pass (DDP hides most)"
     )
     yield "  the data path keeps up (see end_to_end), the clock holds its boost (a power limit may not let it)"
     for name, share in shares.items():
@@ -141,6 +142,12 @@ def shares_for(args: Args, rows: list[Row]) -> tuple[dict[str, float], str]:
                 about = f"{min(reached):.2f} .. {max(reached):.2f} in {len(found)} {kind}{words} lines{weak}"
                 return {"low": min(reached), "high": min(1.0, max(reached))}, about
     return {"bound": 1.0}, "not known, no line of benchmarks.model was recorded: only the bound is printed"
+
+
+def gradient_bytes(network: ModelConfig, gradients: str) -> int:
+    """That each GPU holds and sends, by train.gradients."""
+    each = {"fp32": 4, "bf16": 2}[gradients]
+    return each * sum(p.numel() for p in build_model(network, 1, pretrained=False).parameters())
 
 
 def all_reduce_s(nbytes: float, gpus: int, link_bytes_per_s: float) -> float:

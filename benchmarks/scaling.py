@@ -3,7 +3,9 @@
 One launch of `accelerate launch` with N processes (one a GPU, or sharing the cores: gloo), in which 1, 2, 4 .. N of
 them train while the others wait, interleaved window by window. Weak: each process keeps its batch. Strong: the global
 batch stays and is divided. Each also runs without exchanging gradients (`no_sync`): the difference is the
-communication, what remains is the machine (memory, clocks, power). One batch repeated, so that no loader is in it.
+communication, what remains is the machine (memory, clocks, power). Other ways to exchange gradients (size of the
+buckets, bfloat16, a static graph, copies instead of views) take their turns too, weak, on all N, and are compared with
+the default way. One batch repeated, so that no loader is in it.
 """
 
 import json
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Ceiling, line, median, pick_device, plain, record, rounds
-from benchmarks.scaling_rank import network_of
+from benchmarks.scaling_rank import EXCHANGES, network_of
 from kits_dist import cli
 from kits_dist.errors import InputError, JobFailed
 from kits_dist.parallel import cores
@@ -81,7 +83,7 @@ def main(args: Args) -> None:
     common |= {"precision": found["precision"], "threads": found["threads"]}
     alone = Ceiling("none", None, "one process is what the others are compared with")
     one("one", rates["one"], alone, processes=1)
-    for name in (name for name in rates if name != "one" and not name.endswith("_no_sync")):
+    for name in (name for name in rates if name not in ("one", *EXCHANGES) and not name.endswith("_no_sync")):
         n = found["ways"][name]["processes"]
         quiet = rates[f"{name}_no_sync"]
         shares = [1 - ratio for ratio in rounds(rates[name], quiet)]
@@ -102,6 +104,18 @@ def main(args: Args) -> None:
         print(
             f"  {100 * median(shares)[0]:.1f} % of the step is communication; without it {median(machine)[0]:.3f} of "
             f"{n} times one process"
+        )
+    default = rates[f"weak_{processes}"]
+    for name in EXCHANGES:
+        ratio, spread = median(rounds(rates[name], default))
+        one(
+            name,
+            rates[name],
+            Ceiling(f"weak_{processes}", median(default)[0]),
+            processes=processes,
+            gradient_mb=found["gradient_mb"],
+            ratio=ratio,
+            ratio_spread=[round(one_round, 4) for one_round in spread],
         )
 
 

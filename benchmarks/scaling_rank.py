@@ -19,9 +19,17 @@ from kits_dist.config import ModelConfig, OptimConfig, TrainConfig
 from kits_dist.learner import build_optimizer
 from kits_dist.losses import RegionLoss
 from kits_dist.models import build_model
-from kits_dist.runtime import Runtime, start
+from kits_dist.runtime import Runtime, exchange, start
 
 LEARNING = OptimConfig()
+# Other ways to exchange gradients than the default: keys of TrainConfig, then what DDP alone is asked.
+EXCHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "bucket_1mb": ({"bucket_mb": 1}, {}),
+    "bucket_100mb": ({"bucket_mb": 100}, {}),
+    "static_graph": ({"static_graph": True}, {}),
+    "bf16_gradients": ({"gradients": "bf16"}, {}),
+    "copied_gradients": ({}, {"gradient_as_bucket_view": False}),
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,8 @@ def main(args: Args) -> None:
             for name, batch_size in (("weak", args.batch_size), ("strong", max(1, args.batch_size // n))):
                 way = ways[f"{name}_{n}"] = Way(runtime, network, args, n, batch_size)
                 ways[f"{name}_{n}_no_sync"] = way.without_exchange()
+        for name, (keys, more) in EXCHANGES.items():
+            ways[name] = Way(runtime, network, args, world, args.batch_size, TrainConfig(**keys), more)
         timed = interleave(
             {name: Variant(way.step, before=dist.barrier, after=dist.barrier) for name, way in ways.items()},
             device,
@@ -75,7 +85,17 @@ def main(args: Args) -> None:
 class Way:
     """The first `processes` ranks train together on one batch each; the others do nothing."""
 
-    def __init__(self, runtime: Runtime, network: ModelConfig, args: Args, processes: int, batch_size: int):
+    def __init__(
+        self,
+        runtime: Runtime,
+        network: ModelConfig,
+        args: Args,
+        processes: int,
+        batch_size: int,
+        train: TrainConfig | None = None,
+        more: dict[str, Any] | None = None,
+    ):
+        """train, more: how gradients travel, and what DDP is asked beside that."""
         self.processes, self.batch_size = processes, batch_size
         self._exchange: Callable[[], Any] = contextlib.nullcontext
         group = dist.new_group(list(range(processes)))  # by every rank, also those that are not in it
@@ -89,8 +109,9 @@ class Way:
         self._loss_fn = RegionLoss(LEARNING.loss, network.regions).to(device)
         self._model = model
         if processes > 1:  # as Accelerator.prepare wraps it, but in this group
-            settings = runtime.accelerator.ddp_handler.to_kwargs()
-            self._model = DistributedDataParallel(model, process_group=group, **settings)
+            handler = exchange(train or TrainConfig())
+            self._model = DistributedDataParallel(model, process_group=group, **handler.to_kwargs() | (more or {}))
+            handler.register_comm_hook(self._model)  # a hook's group is that of all ranks
         dtype = runtime.shard.dtype
         self._image = torch.randn(batch_size, 1, *args.size_px, device=device, dtype=dtype)
         self._label = torch.randint(0, 4, (batch_size, *args.size_px), device=device, dtype=torch.uint8)

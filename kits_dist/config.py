@@ -181,6 +181,9 @@ class TrainConfig:
     channels_last: bool = True  # memory order that tensor cores want
     sync_bn: bool = False  # batch norm over the batches of all GPUs; slower, for small batches
     deterministic: bool = False  # bit-equal repeats; slower on a GPU
+    bucket_mb: int = 25  # gradients travel between processes in pieces of so many MB, while others are computed
+    gradients: Literal["fp32", "bf16"] = "fp32"  # as which they travel; bf16: half the bytes, rounded to 8 bits
+    static_graph: bool = False  # promises DDP that all steps use the same weights in the same order
     profile: bool = False  # a trace of a few steps into RUN/profile, and where their time went, in words
     save_every_steps: int = 0  # checkpoints between validations; 0 saves at the end of each epoch only
     keep: int = 2  # checkpoints kept beside the best one
@@ -190,6 +193,12 @@ class TrainConfig:
         _require(self.save_every_steps >= 0, f"train.save_every_steps={self.save_every_steps} must be 0 or more.")
         _require(self.keep > 0, f"train.keep={self.keep} must be at least 1.")
         _require(1 <= self.timeout_s <= 86400, f"train.timeout_s={self.timeout_s} seconds: use 1..86400.")
+        _require(1 <= self.bucket_mb <= 1024, f"train.bucket_mb={self.bucket_mb} MB: use 1..1024.")
+        _require(
+            not (self.static_graph and self.deterministic),
+            "train.static_graph=true sorts the gradients anew in the third step of each start, so a resumed run would "
+            "not be bit-equal. Leave it out, or train.deterministic.",
+        )
 
 
 @dataclass(frozen=True)
@@ -222,6 +231,11 @@ class Config:
                 f"optim.{name}={weights} has {len(weights or ())} weights for {len(self.model.regions)} regions "
                 f"{list(self.model.regions)}; give one each.",
             )
+        _require(
+            not self.train.static_graph or self.optim.accumulate == 1,
+            f"train.static_graph=true with optim.accumulate={self.optim.accumulate}: DDP's reducer fails where a pass "
+            "that exchanges nothing comes first. Leave one of them out.",
+        )
         _require(0 <= self.seed < 2**31, f"seed={self.seed}: use 0..{2**31 - 1}.")
 
 

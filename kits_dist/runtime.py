@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, GradientAccumulationPlugin
 
 from kits_dist import launcher, process_group
 from kits_dist.batch import Shard
@@ -49,12 +49,7 @@ def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
     wishes = launcher.asked()
     launcher.refuse_contradictions(wishes, accumulate, train.compile)
     precision = choose_precision(train.precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
-    ddp = DistributedDataParallelKwargs(
-        gradient_as_bucket_view=True,
-        broadcast_buffers=False,  # batch norm statistics are taken from rank 0 once, before validation
-        # no bucket rebuild after the first step, which would change the order of summation on a resumed run
-        find_unused_parameters=train.deterministic,
-    )
+    ddp = exchange(train)
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     # Before Accelerator, which would wait half an hour for a missing rank without naming it, and joins what it finds.
     process_group.join("nccl" if torch.cuda.is_available() else "gloo", train.timeout_s)
@@ -89,6 +84,22 @@ def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
         torch.float16 if half else torch.float32,
     )
     return Runtime(accelerator, precision, shard)
+
+
+def exchange(train: TrainConfig) -> DistributedDataParallelKwargs:
+    """How DDP exchanges gradients."""
+    return DistributedDataParallelKwargs(
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,  # batch norm statistics are taken from rank 0 once, before validation
+        # no bucket rebuild after the first step, which would change the order of summation on a resumed run
+        find_unused_parameters=train.deterministic,
+        bucket_cap_mb=train.bucket_mb,  # Accelerate leaves 25 to torch, whose first bucket is then 1 MB
+        static_graph=train.static_graph,
+        comm_hook=DDPCommunicationHookType(_HOOKS[train.gradients]),
+    )
+
+
+_HOOKS = {"fp32": "no", "bf16": "bf16"}
 
 
 def choose_precision(asked: str, launched: str) -> Precision:

@@ -1,7 +1,6 @@
 """A store of 10,000 cases opens and feeds in seconds, and a rank's memory does not grow with it."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from kits_dist.data.feed import Feed
 from kits_dist.data.pixels import Resident, stacks_of
 from kits_dist.data.selection import Samples, select_rows
 from kits_dist.data.store import FORMAT, TABLES, Store, array_path, case_to_json, file_entry
+from tests.test_end_to_end import SMALL, run
 
 DEPTH, SIDE = 200, 64
 
@@ -73,28 +73,17 @@ def test_rows_groups_and_ranges_of_many_cases_are_what_a_loop_finds(large):
     assert len(host.slabs) == 32 and host.slabs[0].shape == (1, SIDE, SIDE, 1)
 
 
-PROBE = """
-import sys, time, json
-begin = time.perf_counter()
-from pathlib import Path
-import numpy as np
-from tests.test_large_store import feed_of
-feed = feed_of(Path(sys.argv[1]))
-feed.batch(np.arange(128))
-seconds = time.perf_counter() - begin
-rows = dict(row.split(":") for row in open("/proc/self/smaps_rollup").read().splitlines()[1:])
-print(json.dumps({"seconds": seconds, "bytes": 1024 * int(rows["Anonymous"].split()[0])}))
-"""
-
-
 @pytest.mark.slow
 def test_ten_thousand_cases_begin_in_seconds_and_cost_a_rank_little_memory(store, tmp_path):
-    """What grows are the tables: 10,000 cases and two million slices. Their pixels would be 16 GB."""
+    """What grows are the tables: 10,000 cases and two million slices. Their pixels would be 16 GB. The figures:
+    pytest -s -m slow tests/test_large_store.py
+    """
     found = {}
     for cases in (100, 10_000):
         index_of(store, cases, tmp_path / str(cases))
-        command = [sys.executable, "-c", PROBE, str(tmp_path / str(cases))]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True)
-        found[cases] = json.loads(done.stdout.splitlines()[-1])
-    assert found[10_000]["bytes"] - found[100]["bytes"] < 200e6, found
-    print(found)
+        command = [sys.executable, "-m", "tests.launched.first_batch", f"data.store={tmp_path / str(cases)}"]
+        command += [f"run={tmp_path / 'run'}-{cases}", *SMALL, "data.fold=0", "data.sampler=case"]
+        found[cases] = json.loads(run(command).stdout.splitlines()[-1])
+        print(f"{cases} cases: {found[cases]}")
+    assert "first batch" in found[10_000]["seconds"]
+    assert found[10_000]["anonymous_mb"] - found[100]["anonymous_mb"] < 200, found

@@ -1,6 +1,10 @@
+import hashlib
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from kits_dist.data.sampler import Group, TrainOrder
 from kits_dist.data.shuffle import hashed, mix, permuted
 
 
@@ -47,3 +51,40 @@ def test_permutations_of_several_sizes_in_one_call_are_those_of_one_size_each():
         permutation(1000, 9)[777],
         permutation(24, 9)[4],
     ]
+
+
+def dealt(kind: str, n: int) -> list[Group]:
+    """One group, a rare one and the others, or one each 200 samples."""
+    everyone = np.arange(n)
+    if kind == "natural":
+        return [Group("all", everyone, 1.0)]
+    if kind == "tumor":
+        holds = everyone % 10 == 0
+        return [Group("tumor", everyone[holds], 0.33), Group("others", everyone[~holds], 0.67)]
+    return [Group(str(k), part, 200 / n) for k, part in enumerate(np.split(everyone, n // 200))]
+
+
+def test_the_order_of_recorded_runs_is_kept():
+    """Computed on 2026-11-24; another order would make every resumed run see some slices twice and others never."""
+    assert permutation(10, 3, 1).tolist() == [1, 4, 7, 2, 6, 5, 8, 3, 9, 0]
+    drawn = permuted(np.array([0, 1, 9_999_999]), np.full(3, 10_000_000), np.repeat(hashed(0), 3))
+    assert drawn.tolist() == [6659217, 5487400, 3544220]
+    found = hashlib.sha256()
+    for kind in ("natural", "tumor", "case"):
+        for part in TrainOrder(dealt(kind, 65_000), 7).at(np.arange(60_000, 85_000, 3)):
+            found.update(part.astype("<i8").tobytes())
+    assert found.hexdigest()[:16] == "2587304fee3a745f"
+
+
+@pytest.mark.parametrize("kind", ["natural", "tumor", "case"])
+def test_a_rank_holds_the_numbers_of_its_samples_once_and_no_permutation(kind):
+    n = 1_000_000
+    tracemalloc.start()
+    order = TrainOrder(dealt(kind, n), 0)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    drawn = [order.at(np.arange(first, first + 128))[1] for first in (0, n - 64)]
+    taken = tracemalloc.get_traced_memory()[1] - held
+    tracemalloc.stop()
+    assert held < 4 * n + 600 * len(order.groups) + 10_000  # 4 bytes each; a group's name, view and share
+    assert taken < 1e5 and len(set(np.concatenate(drawn).tolist())) > 200  # a batch costs a batch

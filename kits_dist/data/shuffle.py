@@ -44,9 +44,10 @@ def permuted(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray
 
 
 def _network(index: np.ndarray, side: np.ndarray, key: np.ndarray) -> np.ndarray:
-    left, right = np.divmod(index, side)
     modulus = side.astype(np.uint64)
+    left, right = np.divmod(index.astype(np.uint64), modulus)
     for number in range(_ROUNDS):
-        stirred = mix((key + np.uint64(number)) ^ (right.astype(np.uint64) << np.uint64(32))) % modulus
-        left, right = right, (left + stirred.astype(np.int64)) % side
-    return left * side + right
+        stirred = mix((key + np.uint64(number)) ^ (right << np.uint64(32))) % modulus
+        stirred += left  # below twice the modulus; what is below the modulus itself wraps to the far end of uint64
+        left, right = right, np.minimum(stirred, stirred - modulus)
+    return (left * modulus + right).astype(np.int64)

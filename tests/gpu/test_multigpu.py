@@ -30,3 +30,18 @@ def test_synchronised_batch_norm_makes_two_gpus_one(store, tmp_path, loss):
     for key, value in weights[1].items():
         # float32 sums in another order, in kernels that differ by batch size
         torch.testing.assert_close(weights[2][key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_two_gpus_hold_the_same_however_gradients_travel(tmp_path):
+    command = [sys.executable, *LAUNCH, "2", "-m", "tests.launched.exchange", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=300)
+    zero, one = (load_file(tmp_path / f"rank_{rank}.safetensors") for rank in (0, 1))
+    for name in zero:
+        assert torch.equal(zero[name], one[name]) == (name != "alone.gradient"), name
+    exact = zero["default.gradient"]
+    for way in ("static", "bucket_1", "bucket_100"):  # kernels may sum in another order
+        torch.testing.assert_close(zero[f"{way}.gradient"], exact, rtol=1e-3, atol=1e-5)
+    mean = (zero["alone.gradient"].abs() + one["alone.gradient"].abs()) / 2
+    error = (zero["bf16.gradient"] - exact).abs()
+    # rounded to 8 bits, each term and their sum; the rest as above
+    assert (error <= 2**-7 * (1 + 2**-8) * mean + 1e-3 * mean + 1e-5).all() and error.max() > 0
