@@ -302,7 +302,19 @@ def test_a_wrong_argument_under_the_launcher_is_said_once():
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize(
     "program",
-    ["phantom", "audit", "prepare", "train", "evaluate", "postprocess", "fuse", "crossval", "predict", "report", "doctor"],
+    [
+        "phantom",
+        "audit",
+        "prepare",
+        "train",
+        "evaluate",
+        "postprocess",
+        "fuse",
+        "crossval",
+        "predict",
+        "report",
+        "doctor",
+    ],
 )
 def test_every_program_answers_help(program):
     import runpy
