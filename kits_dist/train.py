@@ -30,7 +30,7 @@ from kits_dist.mfu import images_per_s_at_peak
 from kits_dist.models import build_model
 from kits_dist.monitors import monitor_of
 from kits_dist.parallel import progress_bar
-from kits_dist.profiling import StepProfile
+from kits_dist.profiling import BETWEEN, StepProfile
 from kits_dist.run_folder import (
     REQUEUE,
     Progress,
@@ -173,14 +173,15 @@ def train(config: Config) -> None:
                     scalars["perf/mfu"] = scalars["perf/images_per_s"] / shard.world / at_peak
                 tracker.log(progress.step, scalars)
                 bar.set_postfix(epoch=f"{epoch + 1}/{config.optim.epochs}", loss=f"{mean_loss:.4f}", refresh=False)
-            if epoch_done:
-                slow_side = verdict(pace.epoch_wait(), config.data, accelerator.device.type == "cuda")
-                progress, sentence = stops.end_epoch(progress, epoch)
-                tracker.log(progress.step, {"perf/verdict": slow_side})
-                if accelerator.is_main_process:
-                    bar.write(f"{sentence}  {slow_side}")
-            elif saving:
-                stops.save(progress, False)
+            with torch.profiler.record_function(BETWEEN):
+                if epoch_done:
+                    slow_side = verdict(pace.epoch_wait(), config.data, accelerator.device.type == "cuda")
+                    progress, sentence = stops.end_epoch(progress, epoch)
+                    tracker.log(progress.step, {"perf/verdict": slow_side})
+                    if accelerator.is_main_process:
+                        bar.write(f"{sentence}  {slow_side}")
+                elif saving:
+                    stops.save(progress, False)
             if stopping and not finished(progress, num_samples, config.optim):
                 stops.ask_for_more()
                 break
