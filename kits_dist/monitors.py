@@ -2,8 +2,8 @@
 
 GPU utilisation is the share of time in which any kernel ran: it says that a GPU had something to do, not that it was
 busy in all its parts; `perf/data_wait`, `perf/mfu` and the benchmarks say the latter.
-A look, once a second, takes 0.05 ms of this process' CPU time, 0.005 % of a training (GpuMonitor with PERIOD_S=0.001 and
-a stand-in for NVML that answers in 0.1 ms: time.process_time over 3,650 looks, 2 cores of an AMD EPYC).
+A look, once a second, takes 0.05 ms of this process' CPU time, 0.005 % of a training (with PERIOD_S=0.001 and a
+stand-in for NVML that answers in 0.1 ms: time.process_time over 3,650 looks, 2 cores of an AMD EPYC).
 """
 
 import threading
