@@ -1,6 +1,6 @@
 """How fast will it be on a GPU that nobody has measured yet? `python -m benchmarks.plan gpu=A6000 gpus=8`.
 
-The work of a training step is counted (benchmarks/roofline.py), the data sheet gives the bound (benchmarks/peaks.py),
+The work of a training step is counted (benchmarks/roofline.py), the data sheet gives the bound (kits_dist/peaks.py),
 and what share of such a bound a real GPU reaches is taken from the measured lines of benchmarks.model. It prints its
 assumptions, and for every measured line what the same way of predicting would have said of it, from the other lines
 alone. What it says of a GPU is a prediction and is marked as one, whatever the GPU.
@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple
 from benchmarks import roofline
 from benchmarks.lines import RESULTS, Line, asked, read_all
 from benchmarks.model import Mode, counted
-from benchmarks.peaks import peak_of, short_name
 from kits_dist import cli
 from kits_dist.config import ModelConfig
 from kits_dist.errors import InputError, MissingInput
 from kits_dist.models import build_model
+from kits_dist.peaks import peak_of, short_name
 
 KITS21_SLICES = 65164  # all 300 cases (the challenge's data set)
 LINK_SHARE = 0.7  # of the data sheet's link that an all-reduce uses; not measured here

@@ -1,8 +1,9 @@
 """`train.profile=true`: a trace of a few steps, and where their time went, in words.
 
-RUN/profile/trace_RANK.json opens in chrome://tracing or Perfetto. The table counts kernels on a GPU, and on a CPU the
-operators of the training thread; what neither fills is idle (a GPU that waits for the host, a host that waits). A
-validation that falls among the steps is counted with them.
+RUN/profile/trace_RANK.json opens in chrome://tracing or Perfetto. The table counts kernels on a GPU (communication in
+full, also where it hides behind computing), and on a CPU the operators of the training thread and the time in which it
+waits for other processes. What none of these fills is idle: a GPU that waits for the host, Python between operators, a
+core that another process has. Validation and saving are left out.
 """
 
 import os
@@ -25,6 +26,7 @@ GROUPS = {
 }
 REST = "activations, loss, copies"
 IDLE = "idle"
+BETWEEN = "kits_dist/between steps"  # the caller's mark on what is none: validation, saving
 
 
 class StepProfile:
@@ -63,16 +65,43 @@ class StepProfile:
 def shares(events: Iterable[FunctionEvent]) -> dict[str, float]:
     """Group -> share of the steps' time, the largest first, idle last."""
     events = list(events)
-    wall_us = sum(event.cpu_time_total for event in events if event.name.startswith("ProfilerStep"))
-    on_gpu = any(event.kernels for event in events)
+    steps = [event for event in events if event.name.startswith("ProfilerStep")]
+    breaks = _within([_range(event) for event in events if event.name == BETWEEN], steps)
+    wall_us = sum(event.cpu_time_total for event in steps) - _length(breaks)
+    marks = {id(event) for event in steps} | {id(event) for event in events if event.name == BETWEEN}
+    inside = [e for e in events if id(e) not in marks and not any(a <= _range(e)[0] < b for a, b in breaks)]
     spent = dict.fromkeys((*GROUPS, REST), 0.0)
-    for event in events:
-        if event.is_async or event.name.startswith("ProfilerStep"):
-            continue
-        time_us = sum(kernel.duration for kernel in event.kernels) if on_gpu else event.self_cpu_time_total
-        spent[group_of(event)] += time_us
+    if any(event.kernels for event in inside):
+        for event in inside:
+            spent[group_of(event)] += sum(kernel.duration for kernel in event.kernels)
+    else:
+        here = [event for event in inside if event.thread == steps[0].thread]
+        for event in here:
+            spent[group_of(event)] += event.self_cpu_time_total
+        beside = [e for e in inside if e.thread != steps[0].thread and group_of(e) == "communication"]
+        busy = [_range(event) for event in here]
+        spent["communication"] += _length([*busy, *_within(map(_range, beside), steps)]) - _length(busy)
     found = {name: us / wall_us for name, us in sorted(spent.items(), key=lambda item: -item[1])}
     return found | {IDLE: max(0.0, 1 - sum(found.values()))}
+
+
+def _range(event: FunctionEvent) -> tuple[float, float]:
+    return event.time_range.start, event.time_range.end
+
+
+def _within(ranges: Iterable[tuple[float, float]], steps: list[FunctionEvent]) -> list[tuple[float, float]]:
+    """The parts of the ranges that lie in the steps."""
+    cut = [(max(a, c), min(b, d)) for a, b in ranges for c, d in map(_range, steps)]
+    return [(a, b) for a, b in cut if a < b]
+
+
+def _length(ranges: list[tuple[float, float]]) -> float:
+    """Of their union."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(ranges):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 def group_of(event: FunctionEvent) -> str:

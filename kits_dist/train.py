@@ -22,15 +22,16 @@ from kits_dist.data.selection import Samples, worth_seeing
 from kits_dist.data.store import PLANES, Store
 from kits_dist.drawing import Tile, panel
 from kits_dist.errors import InputError, JobFailed, Preempted
-from kits_dist.gpu_monitor import GpuMonitor
 from kits_dist.inference.predictor import denormalized
 from kits_dist.inference.region_models import region_probabilities
 from kits_dist.labels import regions_to_labels
 from kits_dist.learner import Learner
 from kits_dist.loss_watch import LossWatch
+from kits_dist.mfu import images_per_s_at_peak
 from kits_dist.models import build_model
+from kits_dist.monitors import monitor_of
 from kits_dist.parallel import progress_bar
-from kits_dist.profiling import StepProfile
+from kits_dist.profiling import BETWEEN, StepProfile
 from kits_dist.run_folder import (
     REQUEUE,
     Progress,
@@ -94,6 +95,10 @@ def train(config: Config) -> None:
     frames = 1 + 2 * config.data.context
     with accelerator.main_process_first():  # one process downloads pretrained weights, the others find them
         model = build_model(config.model, frames, pretrained=found is None)
+    at_peak, facts = None, {}  # of the process that speaks
+    if accelerator.is_main_process:
+        size_px, mode = config.data.size_px, runtime.precision.mode
+        at_peak = images_per_s_at_peak(model, frames, size_px, accelerator.device, mode)
     learner = Learner(placed(model, config.train, accelerator.device), config.model.regions, config.optim, accelerator)
 
     # data
@@ -114,21 +119,23 @@ def train(config: Config) -> None:
     accelerator.wait_for_everyone()  # no rank may write before every rank has read
     if accelerator.is_main_process:
         about = environment()
+        facts = _facts(about, runtime, config, feed, val_cases, total_steps)
         write_about(config, store, about)
         mend_export(config, store, learner.plain_model)
-        for line in _introduction(about, runtime, config, feed, train_cases, val_cases, total_steps):
+        for line in _introduction(facts, runtime, config, feed, train_cases, val_cases):
             print(line)
         print(*notes, sep="\n", end="\n" if notes else "")
     if reason := finished(progress, num_samples, config.optim):
         accelerator.print(f"{config.run}: already finished ({reason}).")
         accelerator.end_training()
         return
-    tracker = Tracker(accelerator, Path(config.run), config, store.meta["data"], progress.step)
+    tracker = Tracker(accelerator, Path(config.run), progress.step)
+    tracker.introduce(facts, config)
     stops = Stops(config, store, val_cases, val_loader, val_feed, learner, tracker)
     watch = LossWatch(config, feed, shard, progress.position, progress.step)
 
     # loop
-    pace, monitor = Pace(accelerator.device), GpuMonitor(accelerator.device)
+    pace, monitor = Pace(accelerator.device), monitor_of(accelerator.device, shard.local_world)
     first = progress.position
     stream = iter(batches)
     bar = progress_bar(
@@ -163,24 +170,28 @@ def train(config: Config) -> None:
                 scalars = {"train/loss": mean_loss, "train/lr": rate, "train/grad_norm": float(outcome.grad_norm)}
                 memory = {"gpu/mem_gb": torch.cuda.max_memory_reserved() / 1e9} if torch.cuda.is_available() else {}
                 scalars |= {"train/epoch": epoch} | pace.report(global_batch) | memory | monitor.read()
+                if at_peak:
+                    scalars["perf/mfu"] = scalars["perf/images_per_s"] / shard.world / at_peak
                 tracker.log(progress.step, scalars)
                 bar.set_postfix(epoch=f"{epoch + 1}/{config.optim.epochs}", loss=f"{mean_loss:.4f}", refresh=False)
-            if epoch_done:
-                slow_side = verdict(pace.epoch_wait(), config.data, accelerator.device.type == "cuda")
-                progress, sentence = stops.end_epoch(progress, epoch)
-                if accelerator.is_main_process:
-                    bar.write(f"{sentence}  {slow_side}")
-            elif saving:
-                stops.save(progress, False)
+            with torch.profiler.record_function(BETWEEN):
+                if epoch_done:
+                    slow_side = verdict(pace.epoch_wait(), config.data, accelerator.device.type == "cuda")
+                    progress, sentence = stops.end_epoch(progress, epoch)
+                    tracker.log(progress.step, {"perf/verdict": slow_side})
+                    if accelerator.is_main_process:
+                        bar.write(f"{sentence}  {slow_side}")
+                elif saving:
+                    stops.save(progress, False)
             if stopping and not finished(progress, num_samples, config.optim):
                 stops.ask_for_more()
                 break
             if epoch_done or saving:
                 pace.resume()
-    tracker.close()
+    tracker.close(done=bool(finished(progress, num_samples, config.optim)))
     monitor.close()
-    if joules := monitor.joules():
-        accelerator.print(f"{(progress.position - first) / shard.world / joules:.2f} images per joule (rank 0's GPU)")
+    if sentence := monitor.energy((progress.position - first) // shard.world):
+        accelerator.print(sentence)
     if not finished(progress, num_samples, config.optim):
         raise Preempted(f"stopped as asked, saved at step {progress.step}. The same command with resume=auto goes on.")
     accelerator.print(
@@ -238,8 +249,10 @@ class Stops:
                 f"train.precision=fp32. The checkpoints in {self.config.run}/checkpoint are from before."
             )
         progress, is_best = judge(progress, validation, epoch, self.config.optim)
-        dice = {f"val/dice_grid/{name}": value for name, value in validation.dice.items()}
-        self.tracker.log(progress.step, {"val/loss": validation.loss} | dice)
+        scores = {"val/loss": validation.loss}
+        scores |= {f"val/dice_grid/{name}": value for name, value in validation.dice.items()}
+        best_so_far = {f"best/{name}": value for name, value in scores.items()} if is_best else {}
+        self.tracker.log(progress.step, scores | best_so_far)
         if self.config.log.images and self.accelerator.is_main_process:
             self.tracker.image(progress.step, "val/panel", self.panel())
         self.save(progress, is_best)
@@ -297,17 +310,34 @@ class Stops:
         return panel(tiles, f"data: {self.store.meta['data']}")
 
 
-def _introduction(env: dict, runtime: Runtime, config: Config, feed: Feed, train_cases, val_cases, steps: int):
+def _facts(env: dict, runtime: Runtime, config: Config, feed: Feed, val_cases: list[str], steps: int) -> dict:
+    """Name -> value of what the configuration does not say: on what the run is, where, and by which code."""
+    return {
+        "data": feed.store.meta["data"],
+        "commit": f"{env['commit']}{' (dirty)' if env['dirty'] else ''}",
+        "torch": env["torch"],
+        "device": f"{env['gpus']} x {env['gpu']}" if env["gpu"] else f"CPU ({env['cpu_cores']} cores)",
+        "processes": runtime.shard.world,
+        "global batch": runtime.shard.world * config.data.batch_size * config.optim.accumulate,
+        "precision": runtime.precision.mode,
+        "training slices": len(feed.rows),
+        "validation cases": len(val_cases),
+        "steps": steps,
+    }
+
+
+def _introduction(facts: dict, runtime: Runtime, config: Config, feed: Feed, train_cases, val_cases):
     """The first lines of a run: what runs where, on how much."""
-    world, batch, accumulate = runtime.shard.world, config.data.batch_size, config.optim.accumulate
-    where = f"{env['gpus']} x {env['gpu']}" if env["gpu"] else f"CPU ({env['cpu_cores']} cores)"
-    yield f"commit {env['commit']}{' (dirty)' if env['dirty'] else ''}, torch {env['torch']}, {where}"
-    yield f"{world} processes x batch {batch} x accumulate {accumulate} = {world * batch * accumulate} a step"
+    yield f"commit {facts['commit']}, torch {facts['torch']}, {facts['device']}"
+    yield (
+        f"{facts['processes']} processes x batch {config.data.batch_size} x accumulate {config.optim.accumulate} = "
+        f"{facts['global batch']} a step"
+    )
     yield f"precision {runtime.precision.mode}: {runtime.precision.reason}"
     yield f"data backend {config.data.backend}, slices from {feed.pixels.about}"
     yield (
-        f"data: {feed.store.meta['data']}; {len(feed.rows)} training slices of {len(train_cases)} cases, "
-        f"{len(val_cases)} validation cases; {config.optim.epochs} epochs = {steps} steps"
+        f"data: {facts['data']}; {len(feed.rows)} training slices of {len(train_cases)} cases, "
+        f"{len(val_cases)} validation cases; {config.optim.epochs} epochs = {facts['steps']} steps"
     )
     if config.data.sampler != "natural":
         groups = list(zip(feed.order.groups, feed.order.counts, strict=True))

@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import benchmarks.all
 from benchmarks import compare, end_to_end, harness, lines, model, plan, plot, report, rerun, roofline, training
-from benchmarks.peaks import short_name
 from benchmarks.steps import Task
 from kits_dist import cli
 from kits_dist.errors import InputError, JobFailed, MissingInput
+from kits_dist.peaks import short_name
 
 CPU = torch.device("cpu")
 ROOT = Path(harness.__file__).parent.parent
@@ -543,7 +543,8 @@ def test_a_gpu_without_a_data_sheet_is_refused():
     with pytest.raises(InputError, match="gpu=H300: choose one of A6000"):
         plan.Args(gpu="H300")
     assert short_name("NVIDIA H100 80GB HBM3") == "H100" and short_name("NVIDIA RTX A6000") == "A6000"
-    assert short_name("Tesla V100-SXM2-16GB") is None
+    for other in ("Tesla V100-SXM2-16GB", "NVIDIA H100 PCIe", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"):
+        assert short_name(other) is None
 
 
 # all of them

@@ -13,13 +13,14 @@ ROOT = Path(kits_dist.__file__).parent
 FLOORS = {
     "ground": {
         *("errors", "cli", "config", "labels", "batch", "files", "parallel", "pipeline", "pieces", "launcher", "ranks"),
-        *("process_group", "runtime", "signals"),
+        *("process_group", "runtime", "signals", "peaks"),
     },
     "parts": {
         *("losses", "metrics", "surfaces", "lesions", "bootstrap", "schedule", "averaging", "checkpoint", "tracking"),
         *(
             "profiling",
-            "gpu_monitor",
+            "monitors",
+            "mfu",
             "drawing",
             "rendering",
             "cleaning",

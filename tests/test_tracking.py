@@ -1,9 +1,71 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import (
+    SESSION_END_INFO_TAG,
+    SESSION_START_INFO_TAG,
+    parse_session_start_info_plugin_data,
+)
 
 from kits_dist import tracking
-from kits_dist.config import DataConfig
-from kits_dist.tracking import Pace, verdict
+from kits_dist.config import Config, DataConfig, OptimConfig
+from kits_dist.tracking import Pace, Tracker, flat, in_markdown, log_lines, verdict
+
+CONFIG = Config(run="r", data=DataConfig(store="s", size_px=(64, 96)), optim=OptimConfig(lr=0.5))
+
+
+@pytest.fixture
+def logged(tmp_path):
+    """(step to go on from, lr, steps to log, done) -> all that TensorBoard reads in the folder after that leg."""
+
+    def leg(step: int, lr: float, steps: range, done: bool) -> EventAccumulator:
+        AcceleratorState._reset_state(reset_partial_state=True)  # accelerate holds one for all
+        accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(tmp_path))
+        tracker = Tracker(accelerator, tmp_path, step)
+        tracker.introduce({"data": "phantom", "processes": 2}, replace(CONFIG, optim=OptimConfig(lr=lr)))
+        for number in steps:
+            tracker.log(number, {"train/loss": lr, "perf/verdict": "compute-bound"})
+        tracker.close(done)
+        events = EventAccumulator(str(tmp_path / "tensorboard"))
+        events.Reload()
+        return events
+
+    return leg
+
+
+@pytest.mark.parametrize("saved", [0, 2])
+def test_a_run_that_goes_on_has_each_step_once_and_one_row_of_hparams(logged, tmp_path, saved):
+    """Killed after step 4, saved at 2 or not at all."""
+    events = logged(0, 0.5, range(1, 5), done=False)
+    assert SESSION_END_INFO_TAG not in events.PluginTagToContent("hparams")  # not called a success
+    events = logged(saved, 0.25, range(saved + 1, 7), done=True)
+    values = {1: 0.5, 2: 0.5} if saved else {1: 0.25, 2: 0.25}
+    values |= dict.fromkeys(range(3, 7), 0.25)
+    assert {event.step: event.value for event in events.Scalars("train/loss")} == values
+    assert len(events.Scalars("train/loss")) == 6
+    assert {line["step"]: line["train/loss"] for line in log_lines(tmp_path / "log.jsonl")} == values
+    kept = events.PluginTagToContent("hparams")
+    row = parse_session_start_info_plugin_data(kept[SESSION_START_INFO_TAG]).hparams
+    assert row["data"].string_value == "phantom" and row["optim.lr"].number_value == 0.5  # as it began
+    assert set(kept) == {SESSION_START_INFO_TAG, SESSION_END_INFO_TAG}
+    texts = {event.step: event.tensor_proto.string_val[0].decode() for event in events.Tensors("run/text_summary")}
+    assert "lr: 0.25" in texts[saved]  # what it went on with stands in TEXT
+    assert not list((tmp_path / "tensorboard").glob("*/"))  # no folder of its own, which would be another run
+
+
+def test_the_configuration_in_words_and_numbers():
+    found = flat(CONFIG)
+    assert found["data.size_px"] == "64,96" and found["optim.lr"] == 0.5 and found["train.compile"] == "false"
+    assert found["data.pixel_mm"] == "none" and found["model.arch"] == "unet" and found["seed"] == 0
+    assert "data.store" not in found and "run" not in found
+    assert all(type(value) in (int, float, str) for value in found.values())
+    page = in_markdown({"data": "phantom", "global batch": 256}, CONFIG)
+    assert page.startswith("| this run | |\n|---|---|\n| data | phantom |\n| global batch | 256 |\n\n```\n")
+    assert "  size_px: [64, 96]\n" in page and page.endswith("```")
 
 
 def test_the_share_of_waiting_with_several_batches_a_step(monkeypatch):

@@ -37,11 +37,14 @@ def peak_of(gpu: str) -> Peak:
     """By its short name, in any case. Raises InputError naming the known ones."""
     known = {name.lower(): peak for name, peak in PEAKS.items()}
     if gpu.lower() not in known:
-        raise InputError(f"gpu={gpu}: choose one of {', '.join(PEAKS)}, or add its data sheet to benchmarks/peaks.py")
+        raise InputError(f"gpu={gpu}: choose one of {', '.join(PEAKS)}, or add its data sheet to kits_dist/peaks.py")
     return known[gpu.lower()]
 
 
+_OTHER_BOARDS = {"PCIE", "NVL", "MIG"}  # slower than the SXM boards whose data sheets these are, or a slice of one
+
+
 def short_name(device_name: str) -> str | None:
-    """'NVIDIA H100 80GB HBM3' -> 'H100'; None for a GPU that is not in the table."""
+    """'NVIDIA H100 80GB HBM3' -> 'H100'; None for a GPU, or a board of one, that is not in the table."""
     words = device_name.upper().replace("-", " ").split()
-    return next((name for name in PEAKS if name in words), None)
+    return None if _OTHER_BOARDS & set(words) else next((name for name in PEAKS if name in words), None)
