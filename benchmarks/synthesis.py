@@ -2,7 +2,8 @@
 
 CTs are painted onto annotated cases (kits_dist.phantom labels=DIR), once without and once with `augment` synthetic
 variants of each. Training sees the cases alone, or with their variants: for about as many steps, and for as many
-passes. All are scored on the same held-out originals.
+passes, which are more steps; so the cases alone are also trained for as many as these. All are scored on the same
+held-out originals.
 """
 
 import hashlib
@@ -56,18 +57,20 @@ def main(args: Args) -> None:
     study = Study("synthesis", alone, (), folder, args.split)
     first = Training((*words, *args.keys))
     config = configuration(first, study)
-    fewer = max(1, round(config.optim.epochs * slices_of(alone, config) / slices_of(more, config)))
-    longer = (
-        (f"{augment} variants a case, as many steps", fewer),
-        (f"{augment} variants a case, as many passes", config.optim.epochs),
-    )
+    epochs, times = config.optim.epochs, slices_of(more, config) / slices_of(alone, config)
+    trainings = {
+        "annotated cases alone": first,
+        f"{augment} variants a case, as many steps": longer(first, max(1, round(epochs / times)), more),
+        f"{augment} variants a case, as many passes": longer(first, epochs, more),
+        "annotated cases alone, as many steps as these": longer(first, round(epochs * times), alone),
+    }
     seeds = tuple(range(1 if args.quick else args.seeds))
-    variants = [Variant("annotated cases alone", (first,), seeds)]
-    for name, epochs in longer:
-        training = Training((*first.words, f"optim.epochs={epochs}"), store=more)
-        variants.append(Variant(name, (training,), seeds))
-    study = study._replace(variants=tuple(variants))
+    study = study._replace(variants=tuple(Variant(name, (one,), seeds) for name, one in trainings.items()))
     conduct(study, args, args.out or ("runs/benchmarks" if args.quick else ""), args.jobs)
+
+
+def longer(training: Training, epochs: int, store: str) -> Training:
+    return Training((*training.words, f"optim.epochs={epochs}"), store=store)
 
 
 def made_up(folder: Path, cases: int, size: tuple[int, int, int]) -> str:

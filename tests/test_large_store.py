@@ -1,6 +1,7 @@
 """A store of 10,000 cases opens and feeds in seconds, and a rank's memory does not grow with it."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 
 from kits_dist.config import AugmentConfig, DataConfig
+from kits_dist.data import store as store_module
 from kits_dist.data.feed import Feed
 from kits_dist.data.pixels import Resident, stacks_of
 from kits_dist.data.selection import Samples, select_rows
 from kits_dist.data.store import FORMAT, TABLES, Store, array_path, case_to_json, file_entry
+from kits_dist.errors import InputError
 from tests.test_end_to_end import SMALL, run
 
 DEPTH, SIDE = 200, 64
@@ -71,6 +74,24 @@ def test_rows_groups_and_ranges_of_many_cases_are_what_a_loop_finds(large):
     assert len(np.unique(stacks_of(table))) == 2000
     host = feed.batch(np.arange(32))
     assert len(host.slabs) == 32 and host.slabs[0].shape == (1, SIDE, SIDE, 1)
+
+
+def test_many_cases_need_many_open_files(large, monkeypatch):
+    """np.load keeps each mapped file open; where the limit may be raised nobody notices, else it is said."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = len(os.listdir("/proc/self/fd")) + 40
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (low, limits[1]))
+        feed_of(large).batch(np.arange(0, 100 * DEPTH, DEPTH))
+        monkeypatch.setattr(store_module, "_allow_open", lambda count: None)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (low, limits[1]))
+        with pytest.raises(InputError, match=r"too many open files, \d+ of this store alone.*ulimit -n 5024"):
+            opened = Store(large)
+            for case in range(100):
+                opened.image(case)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.mark.slow

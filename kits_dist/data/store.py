@@ -8,9 +8,11 @@ STORE/axial/CASE/     image.npy, label.npy  uint8 (N, H, W), slices contiguous; 
 STORE/coronal/CASE/   the same voxels as coronal slices, where `prepare planes=` asked for them; also sagittal/
 """
 
+import errno
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -122,6 +124,7 @@ class Store:
                     f"{self.path / 'splits.json'} names {sorted(unknown)[0]}, which is no case of this store."
                 )
             self.check_files()
+            _allow_open(2 * len(self._sizes))
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise InputError(
                 f"{key}={path} is damaged ({type(error).__name__}: {error}). Run prepare again; finished cases are kept"
@@ -193,8 +196,31 @@ class Store:
     def _map(self, case: int, plane: str, kind: str) -> np.ndarray:
         if (case, plane, kind) not in self._maps:
             path = array_path(self.path, plane, self.cases[case].case_id, kind)
-            self._maps[case, plane, kind] = np.load(path, mmap_mode="r")
+            try:
+                self._maps[case, plane, kind] = np.load(path, mmap_mode="r")
+            except OSError as error:
+                if error.errno != errno.EMFILE:
+                    raise
+                raise InputError(
+                    f"{path}: too many open files, {len(self._maps)} of this store alone. Raise the limit: ulimit -n "
+                    f"{2 * len(self._sizes) + 1024}, or ask the administrator for it."
+                ) from error
         return self._maps[case, plane, kind]
+
+
+def _allow_open(count: int) -> None:
+    """Let this process hold `count` more files open, as far as the system allows: np.load keeps each mapped file
+    open, and the usual limit is 1,024, which 500 cases reach."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 1024
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def array_path(store: Path, plane: str, case_id: str, kind: str) -> Path:
