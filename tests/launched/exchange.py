@@ -82,7 +82,7 @@ def batches(rank: int, device: torch.device) -> Iterator[Batch]:
 def gradient(learner: Learner, rank: int) -> Tensor:
     """(n,) float32 of this rank's first batch, exchanged if the learner does."""
     batch = next(batches(rank, learner.accelerator.device))
-    learner.accelerator.backward(learner.loss_fn(learner.model(batch.image), batch.label))
+    learner.accelerator.backward(learner.loss_fn.global_value(learner.model(batch.image, batch.label)))
     return torch.cat([p.grad.flatten() for p in learner.plain_model.parameters()]).cpu()
 
 
