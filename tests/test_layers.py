@@ -17,18 +17,8 @@ FLOORS = {
     },
     "parts": {
         *("losses", "metrics", "surfaces", "lesions", "bootstrap", "schedule", "averaging", "checkpoint", "tracking"),
-        *(
-            "profiling",
-            "monitors",
-            "mfu",
-            "drawing",
-            "rendering",
-            "cleaning",
-            "findings",
-            "machine",
-            "data.*",
-            "models.*",
-        ),
+        *("profiling", "monitors", "mfu", "drawing", "rendering", "cleaning", "findings", "machine"),
+        *("data.*", "models.*"),
     },
     "builders": {"data", "models"},  # their __init__: names in the configuration -> a loader, a network
     "assembly": {
