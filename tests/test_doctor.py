@@ -203,6 +203,13 @@ PYTORCH_12 = "pip install 'torch<2.15' torchvision --index-url ...  # of CUDA 12
         ("dali", replace(OLD_DRIVER, cuda="12.6"), "fail", "torch is built for CUDA 12.6", "cuda120>=2.3'"),
         # precision and batch
         ("precision", BOX, "ok", "train.precision=auto takes bf16: NVIDIA RTX A6000 has it", ""),
+        (
+            "precision",
+            replace(LAPTOP, bf16_cores=True),
+            "ok",
+            "no GPU; this CPU multiplies bf16 itself, train.prec",
+            "",
+        ),
         ("batch", BOX, "ok", "128 slices of 512x512 in bf16 take about 27 GB of the GPU's 51", ""),
         # (12 - 2) GB / (25/128 GB a slice) = 51 slices
         (

@@ -37,7 +37,9 @@ def test_memory_and_quota_of_a_plain_machine(meminfo):
     group(meminfo, "sys/fs/cgroup/user.slice", memory__max="max", memory__current="5", cpu__max="max 100000")
     facts = look_host.memory_facts(meminfo)
     assert facts == {"memory_gb": 65.536, "available_gb": 61.44, "container_limit": False}  # kB are 1024 bytes
-    assert look_host.core_facts(meminfo)["cpu_quota"] is None
+    assert look_host.core_facts(meminfo)["cpu_quota"] is None and not look_host.core_facts(meminfo)["bf16_cores"]
+    (meminfo / "proc/cpuinfo").write_text("flags\t\t: fpu avx512bw avx512_bf16 avx512_vnni\n")
+    assert look_host.core_facts(meminfo)["bf16_cores"]
 
 
 def test_a_container_of_version_2_is_limited_by_the_group_around_its_own(meminfo):

@@ -51,6 +51,7 @@ class Facts:
     gpu_error: str = ""  # what torch said when it saw none
     visible: str | None = None  # CUDA_VISIBLE_DEVICES
     precision: tuple[str, str] | None = None  # what train.precision=auto takes, and why
+    bf16_cores: bool = False  # the CPU multiplies bfloat16 itself (AVX512-BF16 or AMX)
     nccl: str = ""  # version
     gloo: bool = True
     no_peer: tuple[tuple[int, int], ...] = ()  # pairs of GPUs that cannot read each other's memory

@@ -30,7 +30,9 @@ def core_facts(root: Path = Path("/")) -> dict[str, Any]:
         quota = text_of(group / "cpu.max").split() or v1
         if len(quota) == 2 and all(part.isdigit() for part in quota):  # `max` (version 2) and -1 are none
             quotas.append(int(quota[0]) / int(quota[1]))
-    return {"core_ids": tuple(cores), "cpu_quota": min(quotas, default=None)}
+    flags = text_of(root / "proc/cpuinfo").split()
+    bf16 = not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+    return {"core_ids": tuple(cores), "cpu_quota": min(quotas, default=None), "bf16_cores": bf16}
 
 
 def memory_facts(root: Path = Path("/")) -> dict[str, Any]:
