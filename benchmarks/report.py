@@ -179,6 +179,8 @@ def _machine(line: Line) -> str:
 def _answer(line: Line) -> list[str]:
     question, name, words, value, spread, share, date, commit = _row(line)
     windows = f" [{spread}]" if spread else ""
+    if " against " in name and "choices" in line.config:  # whose other network may be another
+        words += f"; theirs: {line.config['choices']}"
     return [QUESTIONS.get(question, question), name, words, f"{value}{windows}", share, f"{date}, {commit}"]
 
 
