@@ -1,5 +1,6 @@
 """All recorded lines as one picture: ratios to their ceilings, how many times faster than others, curves of Dice."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from benchmarks.lines import Line, asked
 from kits_dist.errors import MissingPackage
 
 OURS, THEIRS = "#1b6ca8", "#9aa0a6"
+OTHERS = ("#d1495b", "#edae49", "#66a182", "#8d5a97")  # curves of other systems
 
 
 def draw(lines: Iterable[Line], path: Path) -> None:
@@ -32,38 +34,41 @@ def draw(lines: Iterable[Line], path: Path) -> None:
         f"{env['gpu'] or 'no GPU'}, {env['cpu_cores']} cores ({env['cpu']}), torch {env['torch']}; blue answers"
     )
     left, middle, *right = figure.subplots(1, 3 if raced else 2, width_ratios=[1.2, 1, 0.9][: 3 if raced else 2])
-    _bars(left, shares, [line.ratio for line in shares], "value / its ceiling (1 is best)", 1)
-    _bars(middle, times, [line.value for line in times], "times as fast as the other (above 1: faster)", 1)
+    _bars(left, shares, [line.ratio for line in shares], "value / its ceiling (1 is best)", most=2.0)
+    _bars(middle, times, [line.value for line in times], "times as fast as the other (above 1: faster)")
     if raced:
         _curves(right[0], raced)
     figure.savefig(path, dpi=80)
 
 
 def _curves(axes, lines: list[Line]) -> None:
+    others = iter(OTHERS)
     for line in lines:
-        colour = OURS if line.config["variant"] == "kits_dist" else None
+        colour = OURS if line.config["variant"] == "kits_dist" else next(others)
         for number, curve in enumerate(line.config["curves"]):
             label = line.config["variant"] if number == 0 else None
-            colour = axes.plot(*zip(*curve, strict=True), marker=".", color=colour, label=label)[0].get_color()
+            axes.plot(*zip(*curve, strict=True), marker=".", color=colour, label=label)
     axes.axhline(lines[0].config["target_dice"], color="black", linewidth=0.5)
     axes.set(xlabel="seconds of training", ylabel="validation Dice", ylim=(0, 1), title="time_to_dice, each seed")
     axes.legend()
 
 
-def _bars(axes, lines: list[Line], values: list[float], title: str, mark: float) -> None:
+def _bars(axes, lines: list[Line], values: list[float], title: str, most: float | None = None) -> None:
+    """most: where the axis ends; a longer bar is cut, its figure still says how long it is."""
     names = [f"{line.question}: {line.config.get('variant', '')}" for line in lines]
     axes.barh(range(len(lines)), values, color=[OURS if line.answer else THEIRS for line in lines])
     axes.set_yticks(range(len(lines)), names, fontsize=7)
     axes.invert_yaxis()
-    axes.axvline(mark, color="black", linewidth=0.5)
+    axes.axvline(1, color="black", linewidth=0.5)
     for place, (line, value) in enumerate(zip(lines, values, strict=True)):
         if line.unit == "times":
             axes.plot(line.spread, [place, place], color="black", linewidth=0.8)
         axes.text(
-            max(value, line.spread[1]) if line.unit == "times" else value,
+            min(max(value, line.spread[1]) if line.unit == "times" else value, 0.93 * most if most else math.inf),
             place,
             f" {value:.3g}",
             va="center",
             fontsize=7,
         )
+    axes.set_xlim(0, most)
     axes.set_title(title, fontsize=9)
