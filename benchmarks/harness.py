@@ -59,17 +59,17 @@ def drain(device: torch.device) -> None:
 def settle(limit_s: float = 120) -> None:
     """Wait until this process and its children rest: what one variant prepares ahead is not made under the clock of the
     next. Raises RuntimeError when something goes on computing."""
-    deadline, used = time.perf_counter() + limit_s, _cpu_seconds()
+    deadline, used = time.perf_counter() + limit_s, cpu_seconds()
     while True:
         time.sleep(0.05)
-        before, used = used, _cpu_seconds()
+        before, used = used, cpu_seconds()
         if used - before < 0.015:  # a third of a core; children's clocks tick every 10 ms
             return
         if time.perf_counter() > deadline:
             raise RuntimeError(f"after {limit_s:g} s this process or one of its workers still computes")
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
     """CPU time of this process' threads and of its children so far."""
     total = time.process_time()
     for child in psutil.Process().children(recursive=True):

@@ -23,6 +23,7 @@ QUESTIONS = {  # what a line's file asks, in words
     "model": "training step on a batch that is there",
     "end_to_end": "training step on the real data path",
     "overhead": "what the trainer adds to a bare loop",
+    "core_seconds": "an image against its parts, in CPU time",
     "settings": "defaults against other settings",
     "scaling": "several processes",
     "prepare": "CT files to a slice store",

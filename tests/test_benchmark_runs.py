@@ -12,7 +12,20 @@ import pytest
 import torch
 
 import benchmarks.all
-from benchmarks import agreement, feed, gpu_suite, gunzip, harness, loader, nnunet, predict, scaling, settings, training
+from benchmarks import (
+    agreement,
+    core_seconds,
+    feed,
+    gpu_suite,
+    gunzip,
+    harness,
+    loader,
+    nnunet,
+    predict,
+    scaling,
+    settings,
+    training,
+)
 from benchmarks.peers.nnunet import convert
 from benchmarks.scaling_rank import Way
 from benchmarks.steps import Task
@@ -71,6 +84,28 @@ def test_loader_runs(store, tmp_path):
     loader.main(loader.Args(store=str(store.path), out=str(tmp_path), quick=True))
     found = valid(tmp_path, "loader")
     assert found["dali_cpu_1_poster"].ratio > 0 and found["opencv_1_poster"].ratio > 0
+
+
+def test_core_seconds_runs(store, tmp_path):
+    core_seconds.main(core_seconds.Args(store=str(store.path), out=str(tmp_path), quick=True))
+    found = valid(tmp_path, "core_seconds")
+    assert list(found) == ["step", "loader", "together"] and all(line.value > 0 for line in found.values())
+    assert found["together"].ceiling.value == pytest.approx(found["step"].value + found["loader"].value, rel=0.5)
+    assert [line.answer for line in found.values()] == [False, False, True]
+
+
+def test_cpu_time_is_counted_from_rest_to_rest(monkeypatch):
+    """What threads still do after the last step belongs to the window that asked for it."""
+    used = [0.0]
+
+    def work(seconds: float) -> None:
+        used[0] += seconds
+
+    monkeypatch.setattr(core_seconds, "cpu_seconds", lambda: used[0])
+    monkeypatch.setattr(core_seconds, "settle", lambda: work(1.0))
+    use = core_seconds.Use(lambda: work(2.0))
+    harness.time_window(harness.Variant(use.step, use.before, use.after), 3, torch.device("cpu"))
+    assert use.seconds == [7.0]
 
 
 def test_settings_runs(store, tmp_path):

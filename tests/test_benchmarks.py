@@ -69,17 +69,17 @@ def test_a_window_has_its_steps_its_lead_in_and_one_before_and_after():
 def test_settle_waits_until_no_cpu_time_is_used(monkeypatch):
     clock, used = Clock(monkeypatch), iter([0.0, 0.05, 0.1, 0.14, 0.141])
     monkeypatch.setattr(time, "sleep", clock.sleep)
-    monkeypatch.setattr(harness, "_cpu_seconds", lambda: next(used))
+    monkeypatch.setattr(harness, "cpu_seconds", lambda: next(used))
     harness.settle()
     assert next(used, "all were asked for") == "all were asked for"  # the last 50 ms used 1 ms: rest
-    monkeypatch.setattr(harness, "_cpu_seconds", lambda: clock.now)  # one core, always
+    monkeypatch.setattr(harness, "cpu_seconds", lambda: clock.now)  # one core, always
     with pytest.raises(RuntimeError, match="after 0.2 s this process or one of its workers still computes"):
         harness.settle(limit_s=0.2)
 
 
 @pytest.mark.parametrize("where", ["thread", "child"])
 def test_the_work_of_threads_and_of_children_is_cpu_time(where):
-    before = harness._cpu_seconds()
+    before = harness.cpu_seconds()
     spin = "import time\nwhile time.process_time() < 60: pass"
     stop = threading.Event()
 
@@ -91,9 +91,9 @@ def test_the_work_of_threads_and_of_children_is_cpu_time(where):
     try:
         worker.start() if where == "thread" else None
         deadline = time.monotonic() + 60
-        while harness._cpu_seconds() < before + 0.3 and time.monotonic() < deadline:
+        while harness.cpu_seconds() < before + 0.3 and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert harness._cpu_seconds() >= before + 0.3
+        assert harness.cpu_seconds() >= before + 0.3
     finally:
         stop.set()
         if where == "child":
