@@ -165,6 +165,7 @@ def main(args: Args) -> None:
         print(
             f"  roofline {batch_size / roof.seconds:.4g} images/s, measured / bound "
             f"{config['roofline']['reached']:.2f}; bound by memory for {100 * roof.memory_share:.0f} % of the time"
+            + ("; {} of the default step [{} .. {}]".format(*config["of_default"]) if "of_default" in config else "")
         )
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from benchmarks.harness import pick_device
 from benchmarks.studies import Study, Training, Variant, conduct
-from benchmarks.study_runs import configuration
+from benchmarks.study_runs import check_counts, configuration
 from benchmarks.study_setup import recipe
 from kits_dist import cli, phantom, prepare
 from kits_dist.config import Config
@@ -37,12 +37,9 @@ class Args:
     quick: bool = False  # tiny network and phantoms, one epoch: proves that it runs
 
     def __post_init__(self) -> None:
-        if self.jobs < 0:
-            raise InputError(f"jobs={self.jobs} must be 0 (one a GPU or core) or more.")
-        if self.augment < 1 or self.cases < 5 or not 1 <= self.seeds <= 100:
-            raise InputError(
-                f"augment={self.augment} cases={self.cases} seeds={self.seeds}: at least 1 variant, 5 cases, 1 seed."
-            )
+        check_counts(self.seeds, self.jobs)
+        if self.augment < 1 or self.cases < 5:
+            raise InputError(f"augment={self.augment} cases={self.cases}: at least 1 variant, 5 cases.")
 
 
 def main(args: Args) -> None:

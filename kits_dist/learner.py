@@ -114,10 +114,10 @@ class Learner:
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_reserved(device)
         image = torch.zeros(batch_size, frames, *size_px, device=device)
+        label = torch.zeros(batch_size, *size_px, dtype=torch.uint8, device=device)
         with self.accelerator.autocast():
-            logits = self.plain_model(image)
-        targets = torch.zeros(batch_size, *size_px, dtype=torch.uint8, device=device)
-        self.loss_fn.value(self.loss_fn.sums(logits, targets)).backward()
+            sums = self.model(image, label)
+        self.loss_fn.value(sums).backward()
         for parameter in self.plain_model.parameters():
             parameter.grad = None
         for buffer, kept in zip(self.plain_model.buffers(), buffers, strict=True):
@@ -125,7 +125,7 @@ class Learner:
         if device.type != "cuda":
             return 0
         taken = torch.cuda.max_memory_reserved(device) - before
-        del image, logits, targets
+        del image, label, sums
         torch.cuda.empty_cache()
         return taken + 3 * sum(p.numel() * p.element_size() for p in self.plain_model.parameters())
 
