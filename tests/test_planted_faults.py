@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kits_dist.data import augment, opencv_backend, sampler
+from kits_dist.data import augment, kernels, opencv_backend, sampler
 from tests import test_augment, test_loaders, test_sampler
 
 
@@ -13,15 +13,13 @@ def found_by(check, *arguments):
 
 
 def warped_otherwise(monkeypatch, change):
-    """change(matrix, is_label) -> the matrix that OpenCV gets instead."""
-    import cv2
+    """change(matrix, is_label) -> the matrix that is used instead."""
 
-    real = cv2.warpAffine
-    monkeypatch.setattr(
-        cv2,
-        "warpAffine",
-        lambda image, matrix, *a, **k: real(image, change(matrix, image.dtype == np.uint8), *a, **k),
-    )
+    def changed(warp, is_label):
+        return lambda pixels, matrix, out: warp(pixels, change(matrix, is_label).astype(np.float32), out)
+
+    monkeypatch.setattr(kernels, "warp_linear", changed(kernels.warp_linear, False))
+    monkeypatch.setattr(kernels, "warp_nearest", changed(kernels.warp_nearest, True))
 
 
 def agreement(store):

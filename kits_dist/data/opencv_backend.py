@@ -1,7 +1,7 @@
-"""The data path on OpenCV: threads of this process, no GPU, no DALI. The same meaning as `augment.apply`.
+"""The data path on threads of this process, with OpenCV and our own kernels: no GPU, no DALI. The same meaning as
+`augment.apply`.
 
-OpenCV releases Python's lock while it works, so threads are enough and nothing is copied between processes. Its
-coordinates name pixel centres where ours name pixel edges: the matrix is shifted by half a pixel, never ignored.
+Both release Python's lock while they work, so threads are enough and nothing is copied between processes.
 """
 
 import itertools
@@ -22,12 +22,15 @@ class OpenCVLoader:
     """Iterates `Batch` on `device`. Endless for a training plan; for a validation plan each `iter` is one pass."""
 
     def __init__(self, feed: Feed, plan: Plan, device: torch.device, threads: int, prefetch: int, dtype: torch.dtype):
-        """Raises MissingPackage where OpenCV is not installed."""
+        """Raises MissingPackage where OpenCV or Numba is not installed."""
         try:
             import cv2
+
+            from kits_dist.data import kernels  # noqa: F401  here, so that no batch waits for its machine code
         except ImportError as error:
             raise MissingPackage(
-                "data.backend=opencv needs OpenCV, which is not installed: pip install opencv-python-headless"
+                f"data.backend=opencv needs OpenCV and Numba, and {error.name} is not installed: "
+                "pip install opencv-python-headless numba"
             ) from error
         cv2.setNumThreads(0)  # threads over images instead of inside one
         self.feed, self.plan, self.device = feed, plan, device
@@ -65,38 +68,38 @@ class OpenCVLoader:
     def _make(self, host: HostBatch, samples: range, pixels: np.ndarray, labels: np.ndarray) -> None:
         import cv2
 
+        from kits_dist.data import kernels
+
         params, norm, levels = host.params, self.feed.norm, self.feed.store.window.levels
-        height, width = self.feed.data.size_px
-        centred = params.matrix.astype(np.float64)
-        centred[:, :, 2] += centred[:, :, :2].sum(axis=2) / 2 - 0.5
         stretched = params.linear
-        nearest, linear = (cv2.WARP_INVERSE_MAP | kind for kind in (cv2.INTER_NEAREST, cv2.INTER_LINEAR))
         for i in samples:
-            label = host.labels[i][..., 0]
-            window = _whole_pixels(params.matrix[i], label.shape, (height, width))
-            if window:
+            matrix, slab, label = params.matrix[i], host.slabs[i][..., 0], host.labels[i][..., 0]
+            made = pixels[i] if pixels.dtype == np.float32 else np.empty(pixels.shape[1:], np.float32)
+            if window := _whole_pixels(matrix, label.shape, made.shape[1:]):
                 labels[i] = _cut(label, window)
+                for frame, image in zip(slab, made, strict=True):
+                    image[:] = _cut(frame, window)
             else:
-                cv2.warpAffine(label, centred[i], (width, height), dst=labels[i], flags=nearest)
-            for frame, slab in enumerate(host.slabs[i][..., 0]):
-                if window:
-                    image = _cut(slab, window).astype(np.float32)
-                else:  # float32 takes OpenCV as long as uint8 and rounds nothing
-                    into = pixels[i, frame] if pixels.dtype == np.float32 else None
-                    image = cv2.warpAffine(slab.astype(np.float32), centred[i], (width, height), dst=into, flags=linear)
+                kernels.warp_nearest(label, matrix, labels[i])
+                kernels.warp_linear(slab, matrix, made)
+            noisy = params.noise_sd[i] > 0
+            for frame, image in enumerate(made):
                 if params.blur[i] > 0:
                     side = 2 * int(np.ceil(3 * params.blur[i])) + 1
-                    image = cv2.GaussianBlur(
-                        image, (side, side), float(params.blur[i]), borderType=cv2.BORDER_REFLECT_101
+                    cv2.GaussianBlur(
+                        image, (side, side), float(params.blur[i]), dst=image, borderType=cv2.BORDER_REFLECT_101
                     )
                 if stretched[i]:
-                    image = np.clip(image * params.gain[i] + params.bias[i], 0, levels)
+                    image *= params.gain[i]
+                    image += params.bias[i]
+                    np.clip(image, 0, levels, out=image)
                 if params.gamma[i] != 1:
-                    image = levels * cv2.pow(image / levels, float(params.gamma[i]))
-                if params.noise_sd[i] > 0:
-                    image = np.clip(image + host.normals[i][frame] * params.noise_sd[i], 0, levels)
-                image -= norm.mean
-                np.multiply(image, 1 / norm.sd, out=pixels[i, frame], casting="same_kind")
+                    cv2.pow(image / levels, float(params.gamma[i]), dst=image)
+                    image *= levels
+                normals = host.normals[i][frame] if noisy else image  # where nothing is drawn, nothing is read
+                kernels.finish(image, normals, params.noise_sd[i], levels, norm.mean, 1 / norm.sd)
+            if made is not pixels[i]:
+                pixels[i] = made
 
 
 class _Window(NamedTuple):
