@@ -162,6 +162,14 @@ def test_validation_passes_are_equal_and_complete(store, backend):
     assert seen == [(store.row[c], i) for c in sorted(ids) for i in range(store.cases[store.row[c]].shape[0])]
 
 
+def test_a_validation_pass_after_one_that_was_left_is_whole(store, backend):
+    loader, _ = build_val_loader(store, data(store, backend), [c.case_id for c in store.cases[:2]], ALONE)
+    whole = [batch.index.tolist() for batch in loader]
+    assert len(whole) > 2 and len(whole[-1]) < len(whole[0])
+    next(iter(loader))
+    assert [batch.index.tolist() for batch in loader] == whole
+
+
 def test_a_rank_without_validation_slices_has_an_empty_loader(store):
     shard = ALONE._replace(rank=99, world=100)
     assert list(build_val_loader(store, data(store), [store.cases[3].case_id], shard)[0]) == []

@@ -4,6 +4,7 @@
 never drains at an epoch's end.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Iterator
 
@@ -32,28 +33,33 @@ class DaliLoader:
         self.feed, self.plan = feed, plan
         # no_copy: DALI reads our arrays until a batch is done, so the small ones must outlive the queue.
         self._alive: deque[HostBatch] = deque(maxlen=2 * prefetch + 4)
-        self._step = -1
+        self._step, self._taken = -1, 0  # the batch that was made last; how many came out
         self._pipeline = _build(feed, (self._pixels, self._drawn), batch_size, device, threads, prefetch, dtype)
         self._on_gpu = device.type == "cuda"
 
     def __iter__(self) -> Iterator[Batch]:
-        step = 0
+        if self.plan.num_batches is not None:
+            while self._taken % self.plan.num_batches:  # what is left of a pass that nobody finished
+                self._run()
         in_use: deque = deque()  # outputs whose kernels may still be running, with the event that ends their use
-        while self.plan.num_batches is None or step < self.plan.num_batches:
-            step += 1
-            outputs = self._pipeline.run(torch.cuda.current_stream() if self._on_gpu else None)
-            image, label, identity = (torch.from_dlpack(output.as_tensor()) for output in outputs)
-            yield Batch(image, label, *identity.unbind(1))
-            if (
-                self._on_gpu
-            ):  # by now the consumer has queued its work; DALI must not reuse the memory before it is done
-                done = torch.cuda.Event()
-                done.record()
-                in_use.append((outputs, done))
-                if len(in_use) > 2:
-                    in_use.popleft()[1].synchronize()  # of two steps ago: the GPU still has a whole step queued
-        for _, done in in_use:  # a validation pass ends here
-            done.synchronize()
+        try:
+            for _ in itertools.count() if self.plan.num_batches is None else range(self.plan.num_batches):
+                outputs = self._run()
+                image, label, identity = (torch.from_dlpack(output.as_tensor()) for output in outputs)
+                yield Batch(image, label, *identity.unbind(1))
+                if self._on_gpu:  # by now the consumer has queued its work; the memory is DALI's again when it is done
+                    done = torch.cuda.Event()
+                    done.record()
+                    in_use.append((outputs, done))
+                    if len(in_use) > 2:
+                        in_use.popleft()[1].synchronize()  # of two steps ago: the GPU still has a whole step queued
+        finally:
+            if self._on_gpu:
+                torch.cuda.current_stream().synchronize()  # sync: a pass ends or is left, and `outputs` with it
+
+    def _run(self) -> tuple:
+        self._taken += 1
+        return self._pipeline.run(torch.cuda.current_stream() if self._on_gpu else None)
 
     def _host_batch(self, info) -> HostBatch:
         """Of one step; asked for twice, as the pixels may lie elsewhere than the rest."""
