@@ -71,10 +71,10 @@ class OpenCVLoader:
         from kits_dist.data import kernels
 
         params, norm, levels = host.params, self.feed.norm, self.feed.store.window.levels
-        stretched = params.linear
+        stretched, direct = params.linear, pixels.dtype == np.float32
         for i in samples:
             matrix, slab, label = params.matrix[i], host.slabs[i][..., 0], host.labels[i][..., 0]
-            made = pixels[i] if pixels.dtype == np.float32 else np.empty(pixels.shape[1:], np.float32)
+            made = pixels[i] if direct else np.empty(pixels.shape[1:], np.float32)
             if window := _whole_pixels(matrix, label.shape, made.shape[1:]):
                 labels[i] = _cut(label, window)
                 for frame, image in zip(slab, made, strict=True):
@@ -98,7 +98,7 @@ class OpenCVLoader:
                     image *= levels
                 normals = host.normals[i][frame] if noisy else image  # where nothing is drawn, nothing is read
                 kernels.finish(image, normals, params.noise_sd[i], levels, norm.mean, 1 / norm.sd)
-            if made is not pixels[i]:
+            if not direct:
                 pixels[i] = made
 
 
