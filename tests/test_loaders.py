@@ -114,6 +114,13 @@ def test_shapes_types_and_ranges(store, backend):
     assert -0.01 < levels.min() and levels.max() < 200.01
 
 
+def test_half_precision_is_the_same_rounded_once(store, backend):
+    shards = [ALONE, ALONE._replace(dtype=torch.float16)]
+    loaders = [build_train_loader(store, data(store, backend), ALL_DRAWN, 0, shard)[0] for shard in shards]
+    for full, half in zip(*(take(loader, 3) for loader in loaders), strict=True):
+        assert torch.equal(half.image, full.image.half()) and torch.equal(half.label, full.label)
+
+
 def test_same_seed_same_batches_other_seed_others(store, backend):
     def images(seed):
         return torch.stack(
