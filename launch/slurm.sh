@@ -54,8 +54,11 @@ else
 fi
 
 state() { squeue --noheader --job "$SLURM_JOB_ID" --format %T; }
+asked=""
 stop() { # what SLURM itself ends (scancel) it has signalled as a whole; a second signal would cut the saving short
-  [ "$(state)" != RUNNING ] || kill -USR1 "$step"
+  [ "$(state)" = RUNNING ] || return 0
+  asked=yes
+  kill -USR1 "$step"
 }
 trap stop USR1 TERM
 
@@ -69,8 +72,14 @@ while kill -0 "$step" 2>/dev/null; do
   wait "$step" && code=0 || code=$? # also ended by a signal to this script
 done
 
-if [ -e "$run/requeue" ] && [ "$(state)" = RUNNING ]; then # not after scancel
-  echo "slurm.sh: saved, back into the queue"
+again=""
+[ ! -e "$run/requeue" ] || again=yes
+case $asked$code in
+yes0 | yes2) ;;      # finished all the same, or refused what it was given
+yes*) again=yes ;;   # ended before it listened to signals: there was nothing to save yet
+esac
+if [ -n "$again" ] && [ "$(state)" = RUNNING ]; then # not after scancel
+  echo "slurm.sh: back into the queue"
   scontrol requeue "$SLURM_JOB_ID" || echo "slurm.sh: no requeue here; the same sbatch command goes on from there" >&2
 fi
 exit "$code"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import time
 
@@ -33,6 +34,48 @@ def test_wrong_use_is_answered(job, arguments, folder, words):
     )
     assert done.returncode == 2 and done.stderr.startswith("slurm.sh: ") and words in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "file", "state", "again"),
+    [
+        (True, 138, False, "RUNNING", True),  # before the program listens to signals: it ends, nothing is lost
+        (True, 75, True, "RUNNING", True),
+        (False, 75, True, "RUNNING", True),  # SLURM's own TERM went to the step alone
+        (True, 0, False, "RUNNING", False),
+        (True, 2, False, "RUNNING", False),
+        (False, 1, False, "RUNNING", False),
+        (False, 75, True, "CANCELLED", False),
+    ],
+)
+def test_what_goes_back_into_the_queue(tmp_path, asked, code, file, state, again):
+    """With programs in SLURM's place: a step that ends with `code`, asked to by USR1 or by itself."""
+    run, programs = tmp_path / "run", tmp_path / "bin"
+    step = [f"{'touch' if file else 'true'} {run}/requeue", f"exit {code}"]
+    step = [f"trap '{'; '.join(step)}' USR1", "while :; do sleep 0.1; done"] if asked else step
+    content = {
+        "srun": "\n".join([step[0], f"touch {tmp_path}/begun", step[1]]),
+        "squeue": f"echo {state}",
+        "scontrol": f"echo $* >{tmp_path}/asked_for",
+    }
+    run.mkdir()
+    programs.mkdir()
+    for name, lines_of_it in content.items():
+        (programs / name).write_text(f"#!/bin/sh\n{lines_of_it}\n")
+        (programs / name).chmod(0o755)
+    environment = os.environ | {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_ON_NODE": "1"}
+    environment |= {"SLURM_JOB_NODELIST": "n1", "PATH": f"{programs}:{os.environ['PATH']}"}
+    command = ["bash", SCRIPT, "data.store=s", f"run={run}"]
+    process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if asked:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGUSR1)
+    assert process.wait(60) == code
+    assert (tmp_path / "asked_for").exists() == again == ("back into the queue" in process.stdout.read())
+    assert not again or (tmp_path / "asked_for").read_text() == "requeue 7\n"
 
 
 @pytest.fixture(scope="module")
