@@ -111,16 +111,31 @@ def end(slurm: Cluster, job: str, run, seconds: float = 400) -> str:
     return run.with_suffix(".log").read_text(errors="replace")
 
 
+def time_is_up(slurm: Cluster, job: str) -> None:
+    """As SLURM does 120 s before the time limit: to the batch script alone."""
+    slurm.ask("scancel", "--batch", "--signal=USR1", job)
+
+
+def make_way(slurm: Cluster, job: str) -> None:
+    """A job of higher priority that needs every node: SLURM preempts the other one."""
+    urgent = slurm.ask("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
+    deadline = time.monotonic() + 60
+    while "PreemptTime=None" in slurm.ask("scontrol", "show", "job", job):
+        assert time.monotonic() < deadline, slurm.state(urgent)
+        time.sleep(0.3)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_a_job_that_is_to_make_way_saves_goes_back_and_ends_as_if_nothing_had_been(slurm, store, tmp_path, nodes):
-    """One node: one process without a launcher. Two: a launcher on each. USR1 comes as from a time limit or a
-    preemption, to the batch script alone."""
+@pytest.mark.parametrize(("nodes", "disturb"), [(1, time_is_up), (2, make_way)], ids=["time_is_up", "preempted"])
+def test_a_job_that_is_to_make_way_saves_goes_back_and_ends_as_if_nothing_had_been(
+    slurm, store, tmp_path, nodes, disturb
+):
+    """One node: one process without a launcher. Two: a launcher on each."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     job = submit(slurm, store, run, nodes)
     wait(slurm, job, run, lambda: lines(run) > 3)
-    slurm.ask("scancel", "--batch", "--signal=USR1", job)
-    wait(slurm, job, run, lambda: "slurm.sh: saved, back into the queue" in run.with_suffix(".log").read_text())
+    disturb(slurm, job)
+    wait(slurm, job, run, lambda: "slurm.sh: back into the queue" in run.with_suffix(".log").read_text())
     other = submit(slurm, store, whole, nodes)
     said = end(slurm, job, run)
     assert slurm.state(job) == "COMPLETED", said[-4000:]
