@@ -118,7 +118,9 @@ def time_is_up(slurm: Cluster, job: str) -> None:
 
 def make_way(slurm: Cluster, job: str) -> None:
     """A job of higher priority that needs every node: SLURM preempts the other one."""
-    urgent = slurm.ask("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
+    urgent = slurm.ask(
+        "sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1"
+    )
     deadline = time.monotonic() + 60
     while "PreemptTime=None" in slurm.ask("scontrol", "show", "job", job):
         assert time.monotonic() < deadline, slurm.state(urgent)
