@@ -8,7 +8,7 @@ DeepSpeed. So its command line is read too, where the system shows it (Linux).
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import yaml
 
@@ -76,6 +76,14 @@ def refuse_other_world_size(wishes: Asked, launched: int, joined: int) -> None:
             "--config_file launch/cpu.yaml without a GPU, launch/ddp.yaml with several; on several machines, "
             "launch/multinode.yaml, whose num_processes is equally many on each."
         )
+
+
+def started_by(environ: Mapping[str, str] = os.environ) -> Literal["torchrun", "accelerate"] | None:
+    """The launcher that this process is a child of: torchrun's, which accelerate uses for several processes, or the
+    plain one that accelerate has for a single process; None for a process that was started directly."""
+    if "TORCHELASTIC_RUN_ID" in environ:
+        return "torchrun"
+    return "accelerate" if "ACCELERATE_DYNAMO_MODE" in environ else None  # always set, and by nobody else
 
 
 def restarts(environ: Mapping[str, str] = os.environ) -> bool:

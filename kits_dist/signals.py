@@ -7,32 +7,40 @@ waits for a GPU, and all ranks learn of it at the same step.
 
 import ctypes
 import datetime
+import os
 import signal
 import sys
 
 import torch
 import torch.distributed as dist
 
+from kits_dist import launcher
+
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class StopRequest:
-    """While entered, a signal is a request. Left by an error, signals end the process at once, as they always do."""
+    """While entered, a signal is a request, from `listen` on. Left by an error, signals end the process as always."""
 
-    def __init__(self, world: int, timeout_s: float):
-        """timeout_s: how long to wait for a rank that is silent; one that is gone is noticed at once."""
+    def __init__(self):
         self._asked = False
         self._former: dict = {}
-        timeout = datetime.timedelta(seconds=timeout_s)
-        self._group = dist.new_group(backend="gloo", timeout=timeout) if world > 1 else None
+        self._group: dist.ProcessGroup | None = None
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
-        if world > 1:
-            follow_parent()
 
     def __enter__(self) -> "StopRequest":
-        self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
+        follow_launcher()
         return self
+
+    def listen(self, world: int, timeout_s: float) -> None:
+        """All ranks call it as soon as they have met: to one that waits for the others a signal must stay the end.
+
+        timeout_s: how long to wait for a rank that is silent; one that is gone is noticed at once.
+        """
+        timeout = datetime.timedelta(seconds=timeout_s)
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if world > 1 else None
+        self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def __exit__(self, error: type | None, *_: object) -> None:
         if error is None:
@@ -44,10 +52,11 @@ class StopRequest:
         """Once per step on every rank: whether any rank had been asked to stop at the step before."""
         if self._group is None:
             return self._asked
-        known = self._last()
+        if self._last():
+            return True
         flag = torch.tensor([int(self._asked)])
         self._pending = (dist.all_reduce(flag, group=self._group, async_op=True), flag)
-        return known
+        return False
 
     def _last(self) -> bool:
         if self._pending is None:
@@ -61,7 +70,15 @@ class StopRequest:
         self._asked = True
 
 
-def follow_parent() -> None:
-    """Receive TERM when the launcher dies (USR1 and KILL end it at once): no rank is left behind. Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def follow_launcher() -> None:
+    """Receive TERM when the launcher dies (USR1 and KILL end it at once): no process is left behind. Linux only.
+
+    Who was started directly (a shell, nohup, srun, a notebook) has no launcher, and outlives what started it.
+    """
+    kind = launcher.started_by()
+    if kind is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # accelerate's single process shares its session: another one's means that it died during our imports
+    if kind == "accelerate" and os.getsid(os.getppid()) != os.getsid(0):
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -51,9 +51,10 @@ from kits_dist.tracking import Pace, Tracker, verdict
 
 def main(config: Config) -> None:
     speaks = os.environ.get("RANK", "0") == "0"
-    with files.exclusive(Path(config.run), "run") if speaks else contextlib.nullcontext():
+    held = files.exclusive(Path(config.run), "run") if speaks else contextlib.nullcontext()
+    with held, StopRequest() as request:
         try:
-            train(config)
+            train(config, request)
         except torch.OutOfMemoryError as error:
             raise JobFailed(out_of_memory(config, error)) from error
         except RuntimeError as error:
@@ -79,7 +80,7 @@ def out_of_memory(config: Config, error: Exception) -> str:
     )
 
 
-def train(config: Config) -> None:
+def train(config: Config, request: StopRequest) -> None:
     # configure
     store = Store(config.data.store)
     train_cases, val_cases = store.splits.select(config.data.fold)
@@ -87,6 +88,7 @@ def train(config: Config) -> None:
 
     # runtime
     runtime = start(config.train, config.optim.accumulate, Path(config.run), config.seed)
+    request.listen(runtime.shard.world, config.train.timeout_s)
     process_group.refuse_differences(same_everywhere(config, store, progress))
     accelerator, shard = runtime.accelerator, runtime.shard
     global_batch = config.data.batch_size * shard.world * config.optim.accumulate
@@ -143,7 +145,6 @@ def train(config: Config) -> None:
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(bar)
-        request = stack.enter_context(StopRequest(shard.world, config.train.timeout_s))
         profile = StepProfile(accelerator, Path(config.run) / "profile") if config.train.profile else None
         stack.enter_context(profile or contextlib.nullcontext())
         learner.model.train()

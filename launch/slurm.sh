@@ -6,7 +6,7 @@
 # The arguments are those of kits_dist.train; resume=auto is added. `run` and `data.store` lie where every node sees them.
 # 120 s before the time limit, or when preempted, all processes stop at the same step and save; the job goes back into
 # the queue and continues from there. Without GPUs: PROCESSES_PER_NODE=2 sbatch launch/slurm.sh ... (one by default).
-# Tried 2026-11-24 on SLURM 22.05, two nodes without GPUs (tests/test_slurm.py).
+# Tried 2026-11-28 on SLURM 22.05, two nodes without GPUs, preempted by a job of higher priority (tests/test_slurm.py).
 
 # Change to fit the cluster, here (without the second #) or as options of sbatch:
 ##SBATCH --partition=gpu
@@ -54,8 +54,11 @@ else
 fi
 
 state() { squeue --noheader --job "$SLURM_JOB_ID" --format %T; }
+asked=""
 stop() { # what SLURM itself ends (scancel) it has signalled as a whole; a second signal would cut the saving short
-  [ "$(state)" != RUNNING ] || kill -USR1 "$step"
+  [ "$(state)" = RUNNING ] || return 0
+  asked=yes
+  kill -USR1 "$step"
 }
 trap stop USR1 TERM
 
@@ -69,8 +72,14 @@ while kill -0 "$step" 2>/dev/null; do
   wait "$step" && code=0 || code=$? # also ended by a signal to this script
 done
 
-if [ -e "$run/requeue" ] && [ "$(state)" = RUNNING ]; then # not after scancel
-  echo "slurm.sh: saved, back into the queue"
+again=""
+[ ! -e "$run/requeue" ] || again=yes
+case $asked$code in
+yes0 | yes2) ;;      # finished all the same, or refused what it was given
+yes*) again=yes ;;   # ended before it listened to signals: there was nothing to save yet
+esac
+if [ -n "$again" ] && [ "$(state)" = RUNNING ]; then # not after scancel
+  echo "slurm.sh: back into the queue"
   scontrol requeue "$SLURM_JOB_ID" || echo "slurm.sh: no requeue here; the same sbatch command goes on from there" >&2
 fi
 exit "$code"

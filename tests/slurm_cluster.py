@@ -120,10 +120,13 @@ SwitchType=switch/none
 MpiDefault=none
 ReturnToService=2
 KillWait=60
-SchedulerParameters=sched_interval=2,batch_sched_delay=1
+SchedulerParameters=sched_interval=2,batch_sched_delay=1,bf_interval=3
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 NodeName={NODES[0]} NodeHostname=localhost NodeAddr=127.0.0.1 Port={first} CPUs=1 State=UNKNOWN
 NodeName={NODES[1]} NodeHostname=localhost NodeAddr=127.0.0.1 Port={second} CPUs=1 State=UNKNOWN
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP GraceTime=60
+PartitionName=urgent Nodes=ALL PriorityTier=2 State=UP
 """)
     # slurmd 22.05 does not know `disabled`; with `cgroup/v1` it looks at none as long as no plugin above asks for one
     version = tuple(map(int, re.findall(r"\d+", subprocess.check_output([_found("slurmd"), "-V"], text=True))[:2]))
@@ -144,7 +147,10 @@ def _wait_until_idle(here: Cluster, running: list[subprocess.Popen], folder: Pat
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and all(process.poll() is None for process in running):
         done = subprocess.run(
-            ["sinfo", "--noheader", "--Node", "--format=%T"], env=here.environment, capture_output=True, text=True
+            ["sinfo", "--noheader", "--Node", "--partition=all", "--format=%T"],
+            env=here.environment,
+            capture_output=True,
+            text=True,
         )
         if done.stdout.split() == ["idle"] * len(NODES):
             return

@@ -50,6 +50,24 @@ def train(store, folder, *more, launcher=()) -> subprocess.CompletedProcess:
     return run([*start, "kits_dist.train", f"data.store={store.path}", f"run={folder}", *SMALL, *more])
 
 
+ACCELERATE, TORCHRUN = LAUNCH[:3], [sys.executable, "-m", "torch.distributed.run"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "world"),
+    [
+        ([*TORCHRUN, "--standalone", "--nproc_per_node", "2"], 2),
+        ([*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"], 2),  # no GPU: on the CPU
+        ([*ACCELERATE, "--config_file", str(ROOT / "launch" / "single.yaml")], 1),
+    ],
+    ids=["torchrun", "accelerate", "single.yaml"],
+)
+def test_other_launchers_train_to_the_end(store, tmp_path, launcher, world):
+    done = train(store, tmp_path / "run", "optim.epochs=1", "data.batch_size=10", launcher=launcher)
+    assert f"{world} processes x batch 10" in done.stdout and "finished: 1 epochs done" in done.stdout
+
+
 @pytest.fixture(scope="module")
 def trained(store, tmp_path_factory):
     """A run of two launched processes."""

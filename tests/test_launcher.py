@@ -7,6 +7,7 @@ from kits_dist.launcher import (
     refuse_contradictions,
     refuse_other_world_size,
     refuse_restarts_without_resume,
+    started_by,
     whole_number,
 )
 
@@ -70,6 +71,12 @@ def test_a_launcher_that_restarts_needs_resume():
     refuse_restarts_without_resume("auto", {"TORCHELASTIC_MAX_RESTARTS": "3"})
     with pytest.raises(InputError, match="max_restarts=3 starts the processes again .* Add resume=auto"):
         refuse_restarts_without_resume("none", {"TORCHELASTIC_MAX_RESTARTS": "3"})
+
+
+def test_who_started_this_process():
+    assert started_by({"ACCELERATE_MIXED_PRECISION": "bf16", "SLURM_JOB_ID": "7"}) is None  # set by hand, under srun
+    assert started_by({"ACCELERATE_DYNAMO_MODE": "default"}) == "accelerate"
+    assert started_by({"ACCELERATE_DYNAMO_MODE": "default", "TORCHELASTIC_RUN_ID": "none"}) == "torchrun"
 
 
 def test_numbers_of_the_environment(monkeypatch):

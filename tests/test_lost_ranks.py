@@ -45,7 +45,7 @@ def test_a_killed_rank_is_named_by_the_other_in_one_message_and_code_1(store, tm
     both = [by_hand(store, run, port, rank, "train.save_every_steps=3", "train.timeout_s=60") for rank in (0, 1)]
     until(lambda: lines(run) > 6, both[0], tmp_path / "run.0", 200)
     both[1].kill()
-    assert both[0].wait(100) == 1
+    assert both[0].wait(60) == 1
     said = (tmp_path / "run.0").read_text()
     assert said.count("kits_dist.train: rank 0 of 2 waited for the others in `") == 1 and "Traceback" not in said
     last = (run / "checkpoint" / "last").resolve()
@@ -59,7 +59,7 @@ def test_a_silent_rank_ends_the_launch_within_the_timeout(store, tmp_path):
     until(lambda: lines(run) > 6, process, log, 200)
     both = ranks(process)
     os.kill(both[1], signal.SIGSTOP)
-    assert process.wait(150) != 0
+    assert process.wait(10 + 60) != 0  # the launcher kills who is stopped after 30 s
     said = log.read_text()
     assert said.count("rank 0 of 2 waited for the others in `") == 1
     assert re.search("one of them is gone or silent: (Timed out waiting|Application timeout)", said)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import time
 
@@ -35,6 +36,48 @@ def test_wrong_use_is_answered(job, arguments, folder, words):
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("asked", "code", "file", "state", "again"),
+    [
+        (True, 138, False, "RUNNING", True),  # before the program listens to signals: it ends, nothing is lost
+        (True, 75, True, "RUNNING", True),
+        (False, 75, True, "RUNNING", True),  # SLURM's own TERM went to the step alone
+        (True, 0, False, "RUNNING", False),
+        (True, 2, False, "RUNNING", False),
+        (False, 1, False, "RUNNING", False),
+        (False, 75, True, "CANCELLED", False),
+    ],
+)
+def test_what_goes_back_into_the_queue(tmp_path, asked, code, file, state, again):
+    """With programs in SLURM's place: a step that ends with `code`, asked to by USR1 or by itself."""
+    run, programs = tmp_path / "run", tmp_path / "bin"
+    step = [f"{'touch' if file else 'true'} {run}/requeue", f"exit {code}"]
+    step = [f"trap '{'; '.join(step)}' USR1", "while :; do sleep 0.1; done"] if asked else step
+    content = {
+        "srun": "\n".join([step[0], f"touch {tmp_path}/begun", step[1]]),
+        "squeue": f"echo {state}",
+        "scontrol": f"echo $* >{tmp_path}/asked_for",
+    }
+    run.mkdir()
+    programs.mkdir()
+    for name, lines_of_it in content.items():
+        (programs / name).write_text(f"#!/bin/sh\n{lines_of_it}\n")
+        (programs / name).chmod(0o755)
+    environment = os.environ | {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_ON_NODE": "1"}
+    environment |= {"SLURM_JOB_NODELIST": "n1", "PATH": f"{programs}:{os.environ['PATH']}"}
+    command = ["bash", SCRIPT, "data.store=s", f"run={run}"]
+    process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if asked:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGUSR1)
+    assert process.wait(60) == code
+    assert (tmp_path / "asked_for").exists() == again == ("back into the queue" in process.stdout.read())
+    assert not again or (tmp_path / "asked_for").read_text() == "requeue 7\n"
+
+
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
     try:
@@ -59,7 +102,7 @@ def wait(slurm: Cluster, job: str, run, condition, seconds: float = 300) -> None
         time.sleep(0.3)
 
 
-def end(slurm: Cluster, job: str, run, seconds: float = 400) -> str:
+def end(slurm: Cluster, job: str, run, seconds: float = 600) -> str:
     """The log of a job that is over."""
     deadline = time.monotonic() + seconds
     while slurm.state(job) in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED"):
@@ -68,16 +111,33 @@ def end(slurm: Cluster, job: str, run, seconds: float = 400) -> str:
     return run.with_suffix(".log").read_text(errors="replace")
 
 
+def time_is_up(slurm: Cluster, job: str) -> None:
+    """As SLURM does 120 s before the time limit: to the batch script alone."""
+    slurm.ask("scancel", "--batch", "--signal=USR1", job)
+
+
+def make_way(slurm: Cluster, job: str) -> None:
+    """A job of higher priority that needs every node: SLURM preempts the other one."""
+    urgent = slurm.ask(
+        "sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1"
+    )
+    deadline = time.monotonic() + 60
+    while "PreemptTime=None" in slurm.ask("scontrol", "show", "job", job):
+        assert time.monotonic() < deadline, slurm.state(urgent)
+        time.sleep(0.3)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_a_job_that_is_to_make_way_saves_goes_back_and_ends_as_if_nothing_had_been(slurm, store, tmp_path, nodes):
-    """One node: one process without a launcher. Two: a launcher on each. USR1 comes as from a time limit or a
-    preemption, to the batch script alone."""
+@pytest.mark.parametrize(("nodes", "disturb"), [(1, time_is_up), (2, make_way)], ids=["time_is_up", "preempted"])
+def test_a_job_that_is_to_make_way_saves_goes_back_and_ends_as_if_nothing_had_been(
+    slurm, store, tmp_path, nodes, disturb
+):
+    """One node: one process without a launcher. Two: a launcher on each."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     job = submit(slurm, store, run, nodes)
-    wait(slurm, job, run, lambda: lines(run) > 3)
-    slurm.ask("scancel", "--batch", "--signal=USR1", job)
-    wait(slurm, job, run, lambda: "slurm.sh: saved, back into the queue" in run.with_suffix(".log").read_text())
+    wait(slurm, job, run, lambda: lines(run) > 0)  # early: SLURM needs some seconds to preempt
+    disturb(slurm, job)
+    wait(slurm, job, run, lambda: "slurm.sh: back into the queue" in run.with_suffix(".log").read_text())
     other = submit(slurm, store, whole, nodes)
     said = end(slurm, job, run)
     assert slurm.state(job) == "COMPLETED", said[-4000:]
