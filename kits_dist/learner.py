@@ -96,6 +96,15 @@ class Learner:
             self.skipped = int(self._skipped)  # sync
         return self.skipped
 
+    def is_finite(self) -> bool:
+        """Whether weights, averaged weights, batch norm statistics and moments are: all that a checkpoint keeps."""
+        states = [self.plain_model.state_dict(), *self.plain_optimizer.state.values()]
+        if self.average:
+            states.append(self.average.model.state_dict())
+        device = self.accelerator.device  # Adam counts its steps on the CPU
+        tensors = [value.to(device) for state in states for value in state.values() if isinstance(value, Tensor)]
+        return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())  # sync
+
     def state(self) -> dict:
         """What a checkpoint keeps beside tensors."""
         scaler = self.accelerator.scaler

@@ -270,6 +270,7 @@ class Stops:
         average = learner.average and learner.average.model
         for model in filter(None, (learner.plain_model, average)):
             broadcast_buffers(model, self.accelerator)
+        self.refuse_spoilt(progress.step)
         if self.accelerator.is_main_process:
             checkpoint.save(
                 Path(self.config.run) / "checkpoint",
@@ -284,6 +285,16 @@ class Stops:
             if best:
                 export_best(self.config, self.store, progress.step, learner.judged)
         self.accelerator.wait_for_everyone()
+
+    def refuse_spoilt(self, step: int) -> None:
+        """The last loss was finite, but it is older than the last update. Raises JobFailed, on all ranks alike."""
+        spoilt = torch.tensor(int(not self.learner.is_finite()), device=self.accelerator.device)
+        if int(self.accelerator.reduce(spoilt, "sum")):  # sync
+            raise JobFailed(
+                f"the weights are not finite after step {step}, which is not saved. Lower optim.lr, set "
+                f"optim.clip_norm=1, or use train.precision=fp32. The checkpoints in {self.config.run}/checkpoint are "
+                "from before."
+            )
 
     def ask_for_more(self) -> None:
         """RUN/requeue: no exit code survives a launcher, so a scheduler looks for this file."""

@@ -1,0 +1,33 @@
+"""One training in this process: what it saves, refuses and remembers."""
+
+import pytest
+import torch
+
+from kits_dist import cli, train
+from kits_dist.config import Config
+from kits_dist.errors import JobFailed
+from kits_dist.learner import Learner
+from tests.test_end_to_end import SMALL
+
+
+def config(store, run, *more) -> Config:
+    quick = ["data.backend=opencv", "log.images=0"]
+    return cli.load(Config, [f"data.store={store.path}", f"run={run}", *SMALL, *quick, *more])
+
+
+@pytest.mark.parametrize("what", ["plain_model", "average"])
+def test_weights_that_the_last_update_spoilt_are_never_saved(store, tmp_path, monkeypatch, what):
+    """The loss of that step, taken before, is finite: only a look at the weights tells."""
+    step = Learner.step
+
+    def spoiling(self, *args, **more):
+        outcome = step(self, *args, **more)
+        model = self.average.model if what == "average" else self.plain_model
+        with torch.no_grad():
+            next(model.parameters()).view(-1)[0] = float("inf")
+        return outcome
+
+    monkeypatch.setattr(Learner, "step", spoiling)
+    with pytest.raises(JobFailed, match="the weights are not finite after step 1, which is not saved"):
+        train.main(config(store, tmp_path / "run", "optim.ema=0.9", "train.save_every_steps=1"))
+    assert not list((tmp_path / "run").glob("checkpoint/step_*"))
