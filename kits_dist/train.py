@@ -36,7 +36,7 @@ from kits_dist.run_folder import (
     REQUEUE,
     Progress,
     export_best,
-    mend_export,
+    mend_best,
     open_run,
     same_everywhere,
     where_to_go_on,
@@ -121,7 +121,8 @@ def train(config: Config) -> None:
         about = environment()
         facts = _facts(about, runtime, config, feed, val_cases, total_steps)
         write_about(config, store, about)
-        mend_export(config, store, learner.plain_model)
+        if found:
+            mend_best(config, store, found, learner.plain_model)
         for line in _introduction(facts, runtime, config, feed, train_cases, val_cases):
             print(line)
         print(*notes, sep="\n", end="\n" if notes else "")

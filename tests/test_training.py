@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from kits_dist import cli, train
+from kits_dist import checkpoint, cli, train
 from kits_dist.config import Config
 from kits_dist.errors import JobFailed
 from kits_dist.learner import Learner
@@ -13,6 +14,24 @@ from tests.test_end_to_end import SMALL
 def config(store, run, *more) -> Config:
     quick = ["data.backend=opencv", "log.images=0"]
     return cli.load(Config, [f"data.store={store.path}", f"run={run}", *SMALL, *quick, *more])
+
+
+def test_the_best_weights_survive_a_kill_between_checkpoint_and_link(store, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+
+    def killed(link, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as until, pytest.raises(KeyboardInterrupt):
+        until.setattr(checkpoint, "_point", killed)
+        train.main(config(store, run, "optim.epochs=1"))
+    assert not (run / "checkpoint" / "best").exists() and not (run / "model.safetensors").exists()
+    train.main(config(store, run, "optim.epochs=1", "resume=auto"))
+    (folder,) = (run / "checkpoint").glob("step_*")
+    assert (run / "checkpoint" / "best").resolve() == folder.resolve()
+    exported, about = checkpoint.read_export(run / "model.safetensors")
+    saved = load_file(folder / "model.safetensors")
+    assert about["step"] == int(folder.name[5:]) and all(torch.equal(saved[key], exported[key]) for key in saved)
 
 
 @pytest.mark.parametrize("what", ["plain_model", "average"])
