@@ -86,6 +86,12 @@ def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
     return Runtime(accelerator, precision, shard)
 
 
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """What the network draws in a step (dropout) depends on nothing else: it is the same after a resume, and each rank
+    drops others. Waits for no device."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
+
+
 def exchange(train: TrainConfig) -> DistributedDataParallelKwargs:
     """How DDP exchanges gradients."""
     return DistributedDataParallelKwargs(

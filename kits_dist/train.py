@@ -42,7 +42,7 @@ from kits_dist.run_folder import (
     where_to_go_on,
     write_about,
 )
-from kits_dist.runtime import Runtime, environment, start
+from kits_dist.runtime import Runtime, environment, seed_step, start
 from kits_dist.schedule import lr_at
 from kits_dist.scoring import Validation, broadcast_buffers, score
 from kits_dist.signals import StopRequest
@@ -154,6 +154,7 @@ def train(config: Config) -> None:
             logging = number % config.log.every_steps == 0
             updates = progress.position // global_batch - learner.skipped
             rate = lr_at(updates, total_steps, config.optim, shard.world)
+            seed_step(config.seed, number, shard.rank)
             outcome = learner.step(stream, rate, number, pace, want_norm=logging)
             watch.saw(outcome.losses)
             if profile and (sentence := profile.step()) and accelerator.is_main_process:

@@ -1,13 +1,17 @@
 """One training in this process: what it saves, refuses and remembers."""
 
+import itertools
+
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from kits_dist import checkpoint, cli, train
 from kits_dist.config import Config
 from kits_dist.errors import JobFailed
 from kits_dist.learner import Learner
+from kits_dist.runtime import seed_step
 from tests.test_end_to_end import SMALL
 
 
@@ -32,6 +36,24 @@ def test_the_best_weights_survive_a_kill_between_checkpoint_and_link(store, tmp_
     exported, about = checkpoint.read_export(run / "model.safetensors")
     saved = load_file(folder / "model.safetensors")
     assert about["step"] == int(folder.name[5:]) and all(torch.equal(saved[key], exported[key]) for key in saved)
+
+
+def test_a_network_with_dropout_goes_on_bit_equal_after_a_resume(store, tmp_path, monkeypatch):
+    build = train.build_model
+    monkeypatch.setattr(train, "build_model", lambda *args, **more: nn.Sequential(nn.Dropout(), build(*args, **more)))
+    for run, more in (("whole", ["optim.epochs=2"]), ("parts", ["optim.epochs=1"]), ("parts", ["resume=auto"])):
+        train.main(config(store, tmp_path / run, "optim.epochs=2", *more))
+    a, b = (load_file(tmp_path / run / "checkpoint" / "last" / "model.safetensors") for run in ("whole", "parts"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_what_a_network_draws_differs_between_steps_and_ranks_and_comes_again():
+    def drawn(*of):
+        seed_step(*of)
+        return torch.rand(()).item()
+
+    found = {of: drawn(*of) for of in itertools.product(range(2), repeat=3)}  # (seed, step, rank)
+    assert len(set(found.values())) == 8 and drawn(0, 1, 1) == found[0, 1, 1]
 
 
 @pytest.mark.parametrize("what", ["plain_model", "average"])
