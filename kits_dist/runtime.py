@@ -48,7 +48,7 @@ def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
     faulthandler.enable()  # a mapped file cut short between two looks ends the process by SIGBUS: say at least where
     wishes = launcher.asked()
     launcher.refuse_contradictions(wishes, accumulate, train.compile)
-    precision = choose_precision(train.precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
+    precision = launched_precision(train)
     ddp = exchange(train)
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     # Before Accelerator, which would wait half an hour for a missing rank without naming it, and joins what it finds.
@@ -108,20 +108,25 @@ def exchange(train: TrainConfig) -> DistributedDataParallelKwargs:
 _HOOKS = {"fp32": "no", "bf16": "bf16"}
 
 
+def launched_precision(train: TrainConfig) -> Precision:
+    """What this process trains in. Raises InputError as `choose_precision`."""
+    return choose_precision(train.precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
+
+
 def choose_precision(asked: str, launched: str) -> Precision:
-    """`train.precision` and the launcher's mixed_precision -> one mode. Raises InputError when they contradict."""
+    """`train.precision` and the launcher's mixed_precision -> one mode.
+
+    Raises InputError when they contradict, or ask a CPU for what only a GPU has.
+    """
     if launched not in ("no", "fp16", "bf16"):
         raise InputError(f"the launcher's mixed_precision={launched} is not supported: use no, fp16 or bf16.")
-    if asked != "auto":
-        if launched not in ("no", asked):
-            raise InputError(
-                f"train.precision={asked} but the launcher's mixed_precision={launched}. Change one of them."
-            )
-        if asked == "fp16" and not torch.cuda.is_available():
-            raise InputError("train.precision=fp16 needs an NVIDIA GPU. Use fp32, or leave it to train.precision=auto")
-        return Precision(asked, "train.precision")
-    if launched != "no":
-        return Precision(launched, "the launcher's mixed_precision")
+    if asked != "auto" and launched not in ("no", asked):
+        raise InputError(f"train.precision={asked} but the launcher's mixed_precision={launched}. Change one of them.")
+    wished, by = (launched, "the launcher's mixed_precision") if asked == "auto" else (asked, "train.precision")
+    if wished in ("fp16", "tf32") and not torch.cuda.is_available():  # accelerate would train in fp32, silently
+        raise InputError(f"{by}={wished} needs an NVIDIA GPU. Without one, leave both of them out, which is fp32.")
+    if wished != "no":
+        return Precision(wished, by)
     if not torch.cuda.is_available():
         return Precision("fp32", "no GPU")
     if torch.cuda.is_bf16_supported(including_emulation=False):

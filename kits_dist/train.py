@@ -42,7 +42,7 @@ from kits_dist.run_folder import (
     where_to_go_on,
     write_about,
 )
-from kits_dist.runtime import Runtime, environment, seed_step, start
+from kits_dist.runtime import Runtime, environment, launched_precision, seed_step, start
 from kits_dist.schedule import lr_at
 from kits_dist.scoring import Validation, broadcast_buffers, score
 from kits_dist.signals import StopRequest
@@ -64,17 +64,17 @@ def main(config: Config) -> None:
 
 def out_of_memory(config: Config, error: Exception) -> str:
     """What did not fit, and what to try next; the checkpoints are whole, so the run can go on with it."""
-    data, advice = config.data, []
+    data, mode, advice = config.data, launched_precision(config.train).mode, []
     if parts := next((n for n in range(2, data.batch_size + 1) if data.batch_size % n == 0), 0):
         accumulate = parts * config.optim.accumulate
         advice.append(f"data.batch_size={data.batch_size // parts} optim.accumulate={accumulate} (the same step)")
-    if config.train.precision in ("fp32", "tf32"):
+    if mode in ("fp32", "tf32"):
         advice.append("train.precision=bf16")
     if data.residency != "mmap":
         advice.append("data.residency=mmap")
     return (
         f"out of GPU memory with data.batch_size={data.batch_size}, data.size_px={data.size_px[0]}x{data.size_px[1]}, "
-        f"train.precision={config.train.precision}, data.residency={data.residency} ({str(error).splitlines()[0]}). "
+        f"precision {mode}, data.residency={data.residency} ({str(error).splitlines()[0]}). "
         f"Go on with resume=auto and {', or '.join([*advice, 'smaller data.size_px in a folder of its own'])}"
     )
 

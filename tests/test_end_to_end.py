@@ -259,13 +259,16 @@ def test_out_of_memory_says_what_to_try(store, tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "build_model", lambda *_, **__: Greedy(1, 2, 1))
     words = (
-        r"out of GPU memory with data.batch_size=3, data.size_px=64x64, train.precision=fp32, data.residency=mmap "
+        r"out of GPU memory with data.batch_size=3, data.size_px=64x64, precision fp32, data.residency=mmap "
         r"\(CUDA out of memory. Tried to allocate 2.00 GiB.\). Go on with resume=auto and data.batch_size=1 "
         r"optim.accumulate=3 \(the same step\), or train.precision=bf16, or smaller data.size_px"
     )
     arguments = [f"data.store={store.path}", f"run={tmp_path / 'run'}", *SMALL, "train.precision=fp32"]
     with pytest.raises(JobFailed, match=words):
         training.main(cli.load(Config, arguments))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    said = training.out_of_memory(cli.load(Config, arguments[:-1]), torch.OutOfMemoryError("CUDA out of memory."))
+    assert "precision bf16, " in said and "train.precision" not in said  # the launcher's, and nothing left to gain
 
 
 def test_two_runs_are_never_mixed_in_one_folder(store, trained, tmp_path):
