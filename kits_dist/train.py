@@ -152,8 +152,8 @@ def train(config: Config) -> None:
         while not finished(progress, num_samples, config.optim):
             number, epoch = progress.step, progress.position // num_samples
             logging = number % config.log.every_steps == 0
-            updates = progress.position // global_batch - learner.skipped
-            rate = lr_at(updates, total_steps, config.optim, shard.world)
+            taken, seen = number - learner.skipped, progress.position // global_batch - learner.skipped
+            rate = lr_at(taken, seen, total_steps, config.optim, shard.world)
             seed_step(config.seed, number, shard.rank)
             outcome = learner.step(stream, rate, number, pace, want_norm=logging)
             watch.saw(outcome.losses)

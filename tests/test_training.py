@@ -1,6 +1,8 @@
 """One training in this process: what it saves, refuses and remembers."""
 
 import itertools
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +10,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kits_dist import checkpoint, cli, train
-from kits_dist.config import Config
+from kits_dist.config import Config, OptimConfig
 from kits_dist.errors import JobFailed
 from kits_dist.learner import Learner
+from kits_dist.run_folder import Progress
 from kits_dist.runtime import seed_step
+from kits_dist.scoring import Validation
 from tests.test_end_to_end import SMALL
 
 
@@ -54,6 +58,40 @@ def test_what_a_network_draws_differs_between_steps_and_ranks_and_comes_again():
 
     found = {of: drawn(*of) for of in itertools.product(range(2), repeat=3)}  # (seed, step, rank)
     assert len(set(found.values())) == 8 and drawn(0, 1, 1) == found[0, 1, 1]
+
+
+def test_the_rate_counts_steps_taken_and_samples_seen_but_none_that_fp16_skipped(store, tmp_path, monkeypatch):
+    """20 samples an epoch: 7 steps of 3, then the second epoch's in steps of 6."""
+    asked = []
+    monkeypatch.setattr(train, "lr_at", lambda *args: asked.append(args[:3]) or 0.0)
+    train.main(config(store, tmp_path / "run", "optim.epochs=1"))
+    assert asked == [(n, n, 7) for n in range(7)]
+    asked.clear()
+
+    def skip_one(self):
+        self.skipped = 1
+
+    monkeypatch.setattr(Learner, "read_skipped", skip_one)  # looked at after step 8
+    train.main(config(store, tmp_path / "run", "optim.epochs=2", "data.batch_size=6", "resume=auto"))
+    assert asked == [(7, 3, 7), (8, 4, 7), (8, 4, 7), (9, 5, 7)]
+
+
+def test_patience_ends_a_run_after_so_many_validations_without_a_better_one():
+    optim = OptimConfig(epochs=9, patience=2)
+    progress, found = Progress(), []
+    for epoch, loss in enumerate((0.5, 0.6, 0.4, 0.4, math.nextafter(0.4, 1))):
+        progress, is_best = train.judge(progress, Validation(loss, None, {}), epoch, optim)
+        found.append((is_best, progress.stale, train.finished(progress, 10, optim)))
+    last = "no improvement in 2 epochs"
+    assert found == [(True, 0, ""), (False, 1, ""), (True, 0, ""), (False, 1, ""), (False, 2, last)]
+    assert (progress.best, progress.best_epoch) == (0.4, 2)
+    assert train.finished(progress, 10, replace(optim, patience=0)) == ""
+    assert train.finished(progress._replace(position=90), 10, replace(optim, patience=0)) == "9 epochs done"
+    by_dice = replace(optim, best_by="dice")
+    scores = [{"kidney_and_mass": 0.8, "tumor": 0.2}, {"kidney_and_mass": 0.7, "tumor": 0.4}]
+    first, _ = train.judge(Progress(), Validation(0.1, None, scores[0]), 0, by_dice)
+    second, is_best = train.judge(first, Validation(0.2, None, scores[1]), 1, by_dice)
+    assert is_best and second.best == pytest.approx(-0.55)
 
 
 @pytest.mark.parametrize("what", ["plain_model", "average"])
