@@ -7,9 +7,10 @@ import platform
 import random
 import subprocess
 import warnings
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -90,6 +91,25 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     """What the network draws in a step (dropout) depends on nothing else: it is the same after a resume, and each rank
     drops others. Waits for no device."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
+
+
+@contextlib.contextmanager
+def unrepeatable(tell: Callable[[str], None]) -> Iterator[None]:
+    """While entered, `tell` hears once of each kernel that has no deterministic form, of which torch only warns."""
+    former, told = warnings.showwarning, set()
+
+    def show(message: Warning | str, *place: Any) -> None:
+        words = str(message).split(", but ")[0]
+        if "deterministic" in words and words not in told:
+            told.add(words)
+            tell(words)
+        former(message, *place)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = former
 
 
 def exchange(train: TrainConfig) -> DistributedDataParallelKwargs:

@@ -42,7 +42,7 @@ from kits_dist.run_folder import (
     where_to_go_on,
     write_about,
 )
-from kits_dist.runtime import Runtime, environment, launched_precision, seed_step, start
+from kits_dist.runtime import Runtime, environment, launched_precision, seed_step, start, unrepeatable
 from kits_dist.schedule import lr_at
 from kits_dist.scoring import Validation, broadcast_buffers, score
 from kits_dist.signals import StopRequest
@@ -147,6 +147,7 @@ def train(config: Config) -> None:
         request = stack.enter_context(StopRequest(shard.world, config.train.timeout_s))
         profile = StepProfile(accelerator, Path(config.run) / "profile") if config.train.profile else None
         stack.enter_context(profile or contextlib.nullcontext())
+        stack.enter_context(unrepeatable(lambda words: tracker.log(progress.step, {"train/unrepeatable": words})))
         learner.model.train()
         pace.resume()
         while not finished(progress, num_samples, config.optim):

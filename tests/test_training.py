@@ -16,6 +16,7 @@ from kits_dist.learner import Learner
 from kits_dist.run_folder import Progress
 from kits_dist.runtime import seed_step
 from kits_dist.scoring import Validation
+from kits_dist.tracking import log_lines
 from tests.test_end_to_end import SMALL
 
 
@@ -92,6 +93,23 @@ def test_patience_ends_a_run_after_so_many_validations_without_a_better_one():
     first, _ = train.judge(Progress(), Validation(0.1, None, scores[0]), 0, by_dice)
     second, is_best = train.judge(first, Validation(0.2, None, scores[1]), 1, by_dice)
     assert is_best and second.best == pytest.approx(-0.55)
+
+
+class Unrepeatable(nn.Module):
+    def forward(self, image):
+        return image.clone().put_(torch.tensor([0]), image.new_zeros(1))  # has no deterministic form, on a CPU neither
+
+
+@pytest.mark.filterwarnings("always:put_ does not")
+def test_the_log_names_each_kernel_that_is_not_deterministic_once(store, tmp_path, monkeypatch):
+    build = train.build_model
+    monkeypatch.setattr(train, "build_model", lambda *args, **more: nn.Sequential(Unrepeatable(), build(*args, **more)))
+    try:
+        train.main(config(store, tmp_path / "run", "optim.epochs=1", "train.deterministic=true"))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    said = [line.get("train/unrepeatable") for line in log_lines(tmp_path / "run" / "log.jsonl")]
+    assert [words for words in said if words] == ["put_ does not have a deterministic implementation"]
 
 
 @pytest.mark.parametrize("what", ["plain_model", "average"])
