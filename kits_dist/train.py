@@ -8,6 +8,7 @@ Works on 1..N processes, with or without GPUs, under `accelerate launch`, `torch
 import contextlib
 import math
 import os
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -257,7 +258,8 @@ class Stops:
         best_so_far = {f"best/{name}": value for name, value in scores.items()} if is_best else {}
         self.tracker.log(progress.step, scores | best_so_far)
         if self.config.log.images and self.accelerator.is_main_process:
-            self.tracker.image(progress.step, "val/panel", self.panel())
+            title = f"data: {self.store.meta['data']}"
+            self.tracker.image(progress.step, "val/panel", partial(panel, self.tiles(), title))
         self.save(progress, is_best)
         words = "  ".join(f"{name} {value:.3f}" for name, value in validation.dice.items())
         best = "  best" if is_best else ""
@@ -305,23 +307,29 @@ class Stops:
             files.write_bytes(Path(self.config.run) / REQUEUE, b"start the same command again with resume=auto\n")
         self.accelerator.wait_for_everyone()
 
-    def panel(self) -> np.ndarray:
-        """The same validation slices each time, with expected and predicted contours."""
-        feed, levels = self.feed, self.store.window.levels
-        host = feed.batch(worth_seeing(self.store, Samples(feed.rows, feed.kidneys), self.config.log.images))
+    def tiles(self) -> list[Tile]:
+        """The same validation slices each time, with expected and predicted labels."""
         tiles = []
+        for image, grey, label, caption in self.shown:
+            with self.accelerator.autocast():
+                seen = image[None].to(self.accelerator.device)
+                inside = region_probabilities(self.learner.judged, seen)[0] >= 0.5
+            predicted = regions_to_labels(inside.cpu().numpy(), self.config.model.regions)
+            tiles.append(Tile(grey, label, predicted, caption))
+        return tiles
+
+    @cached_property
+    def shown(self) -> list[tuple[torch.Tensor, np.ndarray, np.ndarray, str]]:
+        """(C, H, W) image, (H, W) uint8 grey and label, and caption of the slices that the panels show."""
+        feed, levels = self.feed, self.store.window.levels
+        host, found = feed.batch(worth_seeing(self.store, Samples(feed.rows, feed.kidneys), self.config.log.images)), []
         for i, (case, index, plane) in enumerate(host.identity):
             slab, truth = host.slabs[i][..., 0], host.labels[i][..., 0]
             image, label = augment.apply(slab, truth, host.params, i, self.config.data.size_px, levels, feed.norm)
-            with self.accelerator.autocast():
-                seen = torch.from_numpy(image)[None].to(self.accelerator.device)
-                inside = region_probabilities(self.learner.judged, seen)[0] >= 0.5
             grey = denormalized(image[feed.data.context], feed.norm, levels)
-            predicted = regions_to_labels(inside.cpu().numpy(), self.config.model.regions)
-            tiles.append(
-                Tile(grey, label, predicted, f"{self.store.cases[case].case_id} {list(PLANES)[plane]} {index}")
-            )
-        return panel(tiles, f"data: {self.store.meta['data']}")
+            caption = f"{self.store.cases[case].case_id} {list(PLANES)[plane]} {index}"
+            found.append((torch.from_numpy(image), grey, label, caption))
+        return found
 
 
 def _facts(env: dict, runtime: Runtime, config: Config, feed: Feed, val_cases: list[str], steps: int) -> dict:
