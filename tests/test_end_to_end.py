@@ -52,15 +52,19 @@ def train(store, folder, *more, launcher=()) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def trained(store, tmp_path_factory):
-    """A run of two launched processes."""
+    """A run that one process began and two launched ones went on with."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    done = train(store, folder, "optim.epochs=12", launcher=LAUNCH)
+    training.main(cli.load(Config, [f"data.store={store.path}", f"run={folder}", *SMALL, "optim.epochs=1"]))
+    done = train(store, folder, "optim.epochs=12", "resume=auto", launcher=LAUNCH)
     return folder, done.stdout + done.stderr
 
 
 def test_two_launched_processes_train_and_write_what_is_promised(trained):
     folder, said = trained
-    assert "2 processes x batch 3 x accumulate 1 = 6 a step" in said
+    assert "2 processes x batch 3 x accumulate 1 = 6 a step" in said and "continuing from step_00000007" in said
+    steps = 7 + -(-(12 * 20 - 7 * 3) // 6)  # of 3 for one epoch of 20 samples, then of 6 for the rest of twelve
+    progress = json.loads((folder / "checkpoint" / "last" / "state.json").read_text())["state"]["progress"]
+    assert (progress["step"], progress["position"]) == (steps, 7 * 3 + (steps - 7) * 6)
     for name in (
         "config.yaml",
         "environment.json",
