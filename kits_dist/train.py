@@ -22,6 +22,7 @@ from kits_dist.data.feed import Feed
 from kits_dist.data.selection import Samples, worth_seeing
 from kits_dist.data.store import PLANES, Store
 from kits_dist.drawing import Tile, panel
+from kits_dist.environment import environment
 from kits_dist.errors import InputError, JobFailed, Preempted
 from kits_dist.inference.predictor import denormalized
 from kits_dist.inference.region_models import region_probabilities
@@ -43,7 +44,7 @@ from kits_dist.run_folder import (
     where_to_go_on,
     write_about,
 )
-from kits_dist.runtime import Runtime, environment, launched_precision, seed_step, start, unrepeatable
+from kits_dist.runtime import Runtime, launched_precision, seed_step, start, unrepeatable
 from kits_dist.schedule import lr_at
 from kits_dist.scoring import Validation, broadcast_buffers, score
 from kits_dist.signals import StopRequest
@@ -134,7 +135,7 @@ def train(config: Config) -> None:
     tracker = Tracker(accelerator, Path(config.run), progress.step)
     tracker.introduce(facts, config)
     stops = Stops(config, store, val_cases, val_loader, val_feed, learner, tracker)
-    watch = LossWatch(config, feed, shard, progress.position, progress.step)
+    watch = LossWatch(Path(config.run), feed, shard, config.data.batch_size, progress.position, progress.step)
 
     # loop
     pace, monitor = Pace(accelerator.device), monitor_of(accelerator.device, shard.local_world)
