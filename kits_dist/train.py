@@ -152,7 +152,7 @@ def train(config: Config) -> None:
         stack.enter_context(unrepeatable(lambda words: tracker.log(progress.step, {"train/unrepeatable": words})))
         learner.model.train()
         pace.resume()
-        while not finished(progress, num_samples, config.optim):
+        while not reason:
             number, epoch = progress.step, progress.position // num_samples
             logging = number % config.log.every_steps == 0
             taken, seen = number - learner.skipped, progress.position // global_batch - learner.skipped
@@ -188,21 +188,19 @@ def train(config: Config) -> None:
                         bar.write(f"{sentence}  {slow_side}")
                 elif saving:
                     stops.save(progress, False)
-            if stopping and not finished(progress, num_samples, config.optim):
+            reason = finished(progress, num_samples, config.optim)
+            if stopping and not reason:
                 stops.ask_for_more()
                 break
             if epoch_done or saving:
                 pace.resume()
-    tracker.close(done=bool(finished(progress, num_samples, config.optim)))
+    tracker.close(done=bool(reason))
     monitor.close()
     if sentence := monitor.energy((progress.position - first) // shard.world):
         accelerator.print(sentence)
-    if not finished(progress, num_samples, config.optim):
+    if not reason:
         raise Preempted(f"stopped as asked, saved at step {progress.step}. The same command with resume=auto goes on.")
-    accelerator.print(
-        f"finished: {finished(progress, num_samples, config.optim)}; best epoch {progress.best_epoch + 1}; "
-        f"run: {config.run}"
-    )
+    accelerator.print(f"finished: {reason}; best epoch {progress.best_epoch + 1}; run: {config.run}")
 
 
 def placed(model: nn.Module, train: TrainConfig, device: torch.device) -> nn.Module:
