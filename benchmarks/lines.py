@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from kits_dist.environment import environment
 from kits_dist.errors import InputError, MissingInput
-from kits_dist.runtime import environment
 
 RESULTS = Path(__file__).parent / "results"
 _PLACES = {"store": "DIR", "truth": "DIR", "sheet": "FILE.png"}  # arguments whose value is this machine's own
@@ -173,7 +173,7 @@ def in_words(line: Line) -> str:
 
 @functools.lru_cache(maxsize=1)
 def machine() -> dict[str, Any]:
-    """kits_dist.runtime.environment, and on a GPU its driver and power limit. No host, user or path names."""
+    """kits_dist.environment, and on a GPU its driver and power limit. No host, user or path names."""
     return environment() | _nvidia()
 
 

@@ -1,8 +1,9 @@
 """Save and resume one run. Tensors in safetensors, the rest in JSON: nothing that can run code is ever loaded.
 
 RUN/checkpoint/step_00001234/{model.safetensors, optimizer.safetensors, state.json}, and average.safetensors where
-weights are averaged; `last` and `best` are links to such folders, swapped in one step. state.json holds the sha256 of
-the others, so a damaged checkpoint is seen, not loaded.
+weights are averaged; `last` and `best` are links to such folders, swapped in one step. SHA256SUMS, as sha256sum(1)
+writes it, names all of them, so a damaged checkpoint is seen, not loaded. Older checkpoints have none: there the sums
+stand in state.json, which none covers.
 """
 
 import hashlib
@@ -21,10 +22,15 @@ from torch import Tensor, nn
 from kits_dist import files
 from kits_dist.errors import InputError, MissingInput
 
+_SUMS = "SHA256SUMS"
+_TENSORS = {"model.safetensors", "optimizer.safetensors"}  # what every checkpoint has beside state.json
+
 
 class Checkpoint(NamedTuple):
     folder: Path
     state: dict  # what the trainer put there: position, best score, ...
+    best: bool  # the best so far when it was written
+    optimizer: dict  # of the optimiser, what is no tensor
 
 
 def save(
@@ -38,7 +44,10 @@ def save(
     keep: int,
     average: nn.Module | None = None,
 ) -> None:
-    """Write a folder for `step`, point `last` (and `best`) at it, drop all but the newest `keep` and the best."""
+    """Write a folder for `step`, point `last` (and `best`) at it, drop all but the newest `keep` and the best.
+
+    Newer ones are dropped, too: the run went on from before them, so they were damaged.
+    """
     folder = root / f"step_{step:08d}"
     tensors, groups = _flatten(optimizer.state_dict())
     with files.new_folder(folder) as fresh:
@@ -46,15 +55,22 @@ def save(
         _write_tensors(fresh / "optimizer.safetensors", tensors)
         if average:
             _write_tensors(fresh / "average.safetensors", average.state_dict())
-        sums = {path.name: files.sha256(path) for path in fresh.iterdir()}
-        files.write_json(fresh / "state.json", {"sha256": sums, "optimizer": groups, "state": state})
-    _link(root / "last", folder)
+        files.write_json(fresh / "state.json", {"best": best, "optimizer": groups, "state": state})
+        sums = [f"{files.sha256(path)}  {path.name}\n" for path in sorted(fresh.iterdir())]
+        files.write_bytes(fresh / _SUMS, "".join(sums).encode())
+    link(root, folder, best)
+    steps = _steps(root)
+    kept = [path.name for path in steps[steps.index(folder) :][:keep]] + [(root / "best").resolve().name]
+    for path in steps:
+        if path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def link(root: Path, folder: Path, best: bool) -> None:
+    """Point `last`, and `best` if it is that, at `folder`; also after a kill that came between the two."""
+    _point(root / "last", folder)
     if best:
-        _link(root / "best", folder)
-    kept = set(_steps(root)[:keep]) | {(root / name).resolve() for name in ("last", "best")}
-    for old in _steps(root):
-        if old not in kept and old.resolve() not in kept:
-            shutil.rmtree(old, ignore_errors=True)
+        _point(root / "best", folder)
 
 
 def find(root: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -62,7 +78,7 @@ def find(root: Path) -> tuple[Checkpoint | None, list[str]]:
     damaged = []
     for folder in _steps(root):
         try:
-            return Checkpoint(folder, _verified(folder)["state"]), damaged
+            return _verified(folder), damaged
         except InputError as error:
             damaged.append(str(error))
     return None, damaged
@@ -71,7 +87,7 @@ def find(root: Path) -> tuple[Checkpoint | None, list[str]]:
 def at(folder: Path) -> Checkpoint | None:
     """The checkpoint of one folder or link; None when it is not there or not whole."""
     try:
-        return Checkpoint(folder, _verified(folder)["state"])
+        return _verified(folder)
     except InputError:
         return None
 
@@ -92,11 +108,10 @@ def restore(
     restore_weights(found, model)
     if average:
         restore_weights(found, average, averaged=True)
-    groups = json.loads((found.folder / "state.json").read_text())["optimizer"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     tensors = _read_tensors(found.folder / "optimizer.safetensors")
     try:
-        optimizer.load_state_dict(_unflatten(tensors, groups, parameters))
+        optimizer.load_state_dict(_unflatten(tensors, found.optimizer, parameters))
     except (ValueError, KeyError, IndexError) as error:
         raise InputError(f"{found.folder / 'optimizer.safetensors'}: of another optimiser ({error}).") from error
 
@@ -154,15 +169,21 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, s
     files.write_bytes(path, content)
 
 
-def _verified(folder: Path) -> dict:
+def _verified(folder: Path) -> Checkpoint:
+    """Raises InputError when a file that a checkpoint must have is missing, or one is not what was written."""
     try:
         content = json.loads((folder / "state.json").read_text())
-        if not {"state", "optimizer"} <= content.keys():
-            raise InputError(f"{folder} is no whole checkpoint (state.json lacks its state).")
-        for name, expected in content["sha256"].items():
+        if "sha256" in content:  # an older checkpoint
+            sums, needed = content["sha256"], _TENSORS
+        else:
+            lines = (folder / _SUMS).read_text().splitlines()
+            sums, needed = {name: digest for digest, name in map(str.split, lines)}, _TENSORS | {"state.json"}
+        if absent := sorted(needed - sums.keys()):
+            raise InputError(f"{folder} is no whole checkpoint (no sha256 of {', '.join(absent)}).")
+        for name, expected in sums.items():
             if files.sha256(folder / name) != expected:
-                raise InputError(f"{folder / name} is damaged (its sha256 differs from state.json's).")
-        return content
+                raise InputError(f"{folder / name} is damaged (its sha256 differs from what was written).")
+        return Checkpoint(folder, content["state"], content.get("best", False), content["optimizer"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
@@ -174,7 +195,7 @@ def _steps(root: Path) -> list[Path]:
     return sorted(root.glob("step_*"), reverse=True)
 
 
-def _link(link: Path, target: Path) -> None:
+def _point(link: Path, target: Path) -> None:
     beside = files.beside_of(link)
     beside.unlink(missing_ok=True)
     beside.symlink_to(target.name)

@@ -180,7 +180,7 @@ class TrainConfig:
     compile: bool = False  # torch.compile network and loss as one graph; half a minute or more at the start
     channels_last: bool = True  # memory order that tensor cores want
     sync_bn: bool = False  # batch norm over the batches of all GPUs; slower, for small batches
-    deterministic: bool = False  # bit-equal repeats; slower on a GPU
+    deterministic: bool = False  # bit-equal repeats; slower on a GPU, and log.jsonl names what has no such kernel
     bucket_mb: int = 25  # gradients travel between processes in pieces of so many MB, while others are computed
     gradients: Literal["fp32", "bf16"] = "fp32"  # as which they travel; bf16: half the bytes, rounded to 8 bits
     static_graph: bool = False  # promises DDP that all steps use the same weights in the same order

@@ -38,6 +38,7 @@ class Learner:
         self.average = AveragedModel(model, optim.ema) if optim.ema else None
         self.skipped = 0  # steps that fp16's scaler left out, as far as `read_skipped` has looked
         self._skipped = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+        self._scaler_state: dict | None = None  # of a checkpoint, until `wrap`
 
     def restore(self, found: Checkpoint, weight_decay: float) -> None:
         """Before `wrap`. Raises InputError when the checkpoint is of another model."""
@@ -47,8 +48,6 @@ class Learner:
         self._skipped += found.state.get("skipped", 0)
         self.skipped = int(self._skipped)
         self._scaler_state = found.state["scaler"]
-
-    _scaler_state: dict | None = None
 
     def wrap(self, train: TrainConfig) -> None:
         model = torch.compile(self.model) if train.compile else self.model
@@ -96,6 +95,15 @@ class Learner:
             self.skipped = int(self._skipped)  # sync
         return self.skipped
 
+    def is_finite(self) -> bool:
+        """Whether weights, averaged weights, batch norm statistics and moments are: all that a checkpoint keeps."""
+        states = [self.plain_model.state_dict(), *self.plain_optimizer.state.values()]
+        if self.average:
+            states.append(self.average.model.state_dict())
+        device = self.accelerator.device  # Adam counts its steps on the CPU
+        tensors = [value.to(device) for state in states for value in state.values() if isinstance(value, Tensor)]
+        return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())  # sync
+
     def state(self) -> dict:
         """What a checkpoint keeps beside tensors."""
         scaler = self.accelerator.scaler
@@ -108,11 +116,12 @@ class Learner:
         optimiser's moments, two of them at most. 0 without a GPU.
         """
         device = self.accelerator.device
+        if device.type != "cuda":
+            return 0
         buffers = [buffer.clone() for buffer in self.plain_model.buffers()]
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_reserved(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_reserved(device)
         image = torch.zeros(batch_size, frames, *size_px, device=device)
         label = torch.zeros(batch_size, *size_px, dtype=torch.uint8, device=device)
         with self.accelerator.autocast():
@@ -122,8 +131,6 @@ class Learner:
             parameter.grad = None
         for buffer, kept in zip(self.plain_model.buffers(), buffers, strict=True):
             buffer.copy_(kept)
-        if device.type != "cuda":
-            return 0
         taken = torch.cuda.max_memory_reserved(device) - before
         del image, label, sums
         torch.cuda.empty_cache()

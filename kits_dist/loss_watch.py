@@ -9,7 +9,6 @@ from accelerate import Accelerator
 
 from kits_dist import files
 from kits_dist.batch import Shard
-from kits_dist.config import Config
 from kits_dist.data.feed import Feed
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.store import PLANES
@@ -25,9 +24,10 @@ class LossWatch:
     known exactly, and at no cost to the others.
     """
 
-    def __init__(self, config: Config, feed: Feed, shard: Shard, position: int, step: int):
+    def __init__(self, run: Path, feed: Feed, shard: Shard, batch_size: int, position: int, step: int):
         """position, step: where the loader of `feed` began."""
-        self.config, self.feed, self.shard, self._position, self._begun = config, feed, shard, position, step
+        self.run, self.feed, self.shard, self.batch_size = run, feed, shard, batch_size
+        self._position, self._begun = position, step
         self._losses: list[torch.Tensor] = []
         self._step = step
 
@@ -43,14 +43,14 @@ class LossWatch:
         spoilt = np.argwhere(~np.isfinite(everyone.transpose(1, 2, 0)))
         if len(spoilt):
             step, micro, rank = spoilt[0].tolist()
-            self._fail(first + step, micro, rank, float(everyone[rank, step, micro]))
+            batches = (first + step - self._begun) * everyone.shape[2] + micro
+            self._fail(first + step, rank, batches, float(everyone[rank, step, micro]))
         return float(everyone.mean(dtype=np.float64))
 
-    def _fail(self, step: int, micro: int, rank: int, loss: float) -> NoReturn:
-        batches = (step - self._begun) * self.config.optim.accumulate + micro
-        positions = train_positions(
-            batches, self.config.data.batch_size, rank, self.shard.world, self._position
-        )  # a batch is a pure function of its positions, whoever's it was
+    def _fail(self, step: int, rank: int, batches: int, loss: float) -> NoReturn:
+        """batches: of each rank before this one, since the loader began."""
+        # a batch is a pure function of its positions, whoever's it was
+        positions = train_positions(batches, self.batch_size, rank, self.shard.world, self._position)
         samples = self.feed.order.at(positions)[1]
         table, rows = self.feed.store.slices, self.feed.rows[samples]
         named = [
@@ -61,11 +61,11 @@ class LossWatch:
         ]
         if self.feed.kidneys is not None:  # a slice with two kidneys is two samples
             named = [one | {"kidney": k} for one, k in zip(named, self.feed.kidneys[samples].tolist(), strict=True)]
-        report = Path(self.config.run) / REPORT
+        report = self.run / REPORT
         if self.shard.rank == 0:
             files.write_json(report, {"step": step + 1, "rank": rank, "loss": str(loss), "slices": named})
         raise JobFailed(
             f"the loss is {loss} at step {step + 1}, first on rank {rank}; {report} lists the slices of that batch. "
             f"Lower optim.lr, set optim.clip_norm=1, or use train.precision=fp32. The checkpoints in "
-            f"{self.config.run}/checkpoint are from before."
+            f"{self.run}/checkpoint are from before."
         )

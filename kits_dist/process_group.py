@@ -65,7 +65,10 @@ def join(backend: str, timeout_s: int) -> None:
 
 
 def lost(error: RuntimeError) -> str:
-    """What to say when `error` means that another process is gone or silent; "" when it is about something else."""
+    """What to say when `error` is of the exchange between processes; "" when it is about something else.
+
+    gloo tells of others only. nccl's errors, and those of the store, may be of a rank that is gone or of this GPU.
+    """
     if not (isinstance(error, dist.DistError) or _is_of_gloo(error)):
         return ""
     who = f"rank {os.environ.get('RANK', 0)} of {os.environ.get('WORLD_SIZE', 1)}"
@@ -76,6 +79,11 @@ def lost(error: RuntimeError) -> str:
         )
     ours = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).parent == _HERE]
     where = f" in `{ours[-1].line.split('  #')[0]}` ({Path(ours[-1].filename).name}:{ours[-1].lineno})" if ours else ""
+    if not _is_of_gloo(error):
+        return (
+            f"{who} could not exchange with the others{where}: {_first_words(error)}. Either one of them is gone or "
+            "silent, or this process's own GPU or network failed: NCCL_DEBUG=WARN says which."
+        )
     return (
         f"{who} waited for the others{where}, and one of them is gone or silent: {_first_words(error)}. If it said "
         "nothing itself, it was killed, or its machine or the network between them failed."
@@ -173,9 +181,10 @@ def _is_of_gloo(error: RuntimeError) -> bool:
 
 
 def _first_words(error: RuntimeError) -> str:
-    """Without the place in gloo's own source before it and its advice after it."""
-    line = next(iter(str(error).splitlines()), type(error).__name__)
-    return line.split("] ", 1)[-1].split(". This is", 1)[0].strip().rstrip(".")
+    """Without the place in gloo's source before it and its advice after it; nccl's cause stands in its last line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    words = lines[0].split("] ", 1)[-1].split(". This is", 1)[0].strip().rstrip(".")
+    return f"{words} ({lines[-1].strip()})" if "Last error:" in lines[:-1] else words
 
 
 def _interface_towards(host: str, port: int) -> str | None:

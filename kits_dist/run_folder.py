@@ -135,12 +135,14 @@ def _placed(config: Config) -> Config:
     return replace(config, data=replace(config.data, store=str(Path(config.data.store).absolute())))
 
 
-def mend_export(config: Config, store: Store, model: nn.Module) -> None:
-    """Write model.safetensors again where a kill came between the best checkpoint and it, or it was lost.
+def mend_best(config: Config, store: Store, found: checkpoint.Checkpoint, model: nn.Module) -> None:
+    """Point `best` at what the run goes on from, if it is that, and write model.safetensors again, where a kill came
+    between checkpoint, link and export, or the last was lost.
 
     model: one of the run's, whose weights are left alone.
     """
     run = Path(config.run)
+    checkpoint.link(run / "checkpoint", found.folder, found.best)
     best = checkpoint.at(run / "checkpoint" / "best")
     if best is None:
         return

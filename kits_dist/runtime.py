@@ -1,15 +1,13 @@
-"""The machine and the launcher: devices, processes, precision and why, seeds, and what a report should say of them."""
+"""What a run starts on: the process group, devices, precision and why, seeds."""
 
 import contextlib
 import faulthandler
 import os
-import platform
 import random
-import subprocess
 import warnings
-from importlib import metadata
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,7 +46,7 @@ def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
     faulthandler.enable()  # a mapped file cut short between two looks ends the process by SIGBUS: say at least where
     wishes = launcher.asked()
     launcher.refuse_contradictions(wishes, accumulate, train.compile)
-    precision = choose_precision(train.precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
+    precision = launched_precision(train)
     ddp = exchange(train)
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     # Before Accelerator, which would wait half an hour for a missing rank without naming it, and joins what it finds.
@@ -86,6 +84,31 @@ def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
     return Runtime(accelerator, precision, shard)
 
 
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """What the network draws in a step (dropout) depends on nothing else: it is the same after a resume, and each rank
+    drops others. Waits for no device."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
+
+
+@contextlib.contextmanager
+def unrepeatable(tell: Callable[[str], None]) -> Iterator[None]:
+    """While entered, `tell` hears once of each kernel that has no deterministic form, of which torch only warns."""
+    former, told = warnings.showwarning, set()
+
+    def show(message: Warning | str, *place: Any) -> None:
+        words = str(message).split(", but ")[0]
+        if "deterministic" in words and words not in told:
+            told.add(words)
+            tell(words)
+        former(message, *place)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = former
+
+
 def exchange(train: TrainConfig) -> DistributedDataParallelKwargs:
     """How DDP exchanges gradients."""
     return DistributedDataParallelKwargs(
@@ -102,79 +125,27 @@ def exchange(train: TrainConfig) -> DistributedDataParallelKwargs:
 _HOOKS = {"fp32": "no", "bf16": "bf16"}
 
 
+def launched_precision(train: TrainConfig) -> Precision:
+    """What this process trains in. Raises InputError as `choose_precision`."""
+    return choose_precision(train.precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
+
+
 def choose_precision(asked: str, launched: str) -> Precision:
-    """`train.precision` and the launcher's mixed_precision -> one mode. Raises InputError when they contradict."""
+    """`train.precision` and the launcher's mixed_precision -> one mode.
+
+    Raises InputError when they contradict, or ask a CPU for what only a GPU has.
+    """
     if launched not in ("no", "fp16", "bf16"):
         raise InputError(f"the launcher's mixed_precision={launched} is not supported: use no, fp16 or bf16.")
-    if asked != "auto":
-        if launched not in ("no", asked):
-            raise InputError(
-                f"train.precision={asked} but the launcher's mixed_precision={launched}. Change one of them."
-            )
-        if asked == "fp16" and not torch.cuda.is_available():
-            raise InputError("train.precision=fp16 needs an NVIDIA GPU. Use fp32, or leave it to train.precision=auto")
-        return Precision(asked, "train.precision")
-    if launched != "no":
-        return Precision(launched, "the launcher's mixed_precision")
+    if asked != "auto" and launched not in ("no", asked):
+        raise InputError(f"train.precision={asked} but the launcher's mixed_precision={launched}. Change one of them.")
+    wished, by = (launched, "the launcher's mixed_precision") if asked == "auto" else (asked, "train.precision")
+    if wished in ("fp16", "tf32") and not torch.cuda.is_available():  # accelerate would train in fp32, silently
+        raise InputError(f"{by}={wished} needs an NVIDIA GPU. Without one, leave both of them out, which is fp32.")
+    if wished != "no":
+        return Precision(wished, by)
     if not torch.cuda.is_available():
         return Precision("fp32", "no GPU")
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return Precision("bf16", f"{torch.cuda.get_device_name()} has it")
     return Precision("fp16", f"{torch.cuda.get_device_name()} has no bf16")
-
-
-def environment() -> dict:
-    """What a figure needs beside it. No host, user or path names."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "gpu": gpus[0] if gpus else None,
-        "gpus": len(gpus),
-        "cpu": _cpu_name(),
-        "cpu_cores": cores(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        **{short: _version(names) for short, names in _PACKAGES.items()},
-        **commit(),
-    }
-
-
-_PACKAGES = {
-    "accelerate": ("accelerate",),
-    "smp": ("segmentation-models-pytorch",),
-    "dali": ("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
-    "numpy": ("numpy",),
-    "kits_dist": ("kits-dist",),
-}
-
-
-_RESULTS = ":(top,exclude)benchmarks/results"  # figures of this very code do not make it other code
-
-
-def commit() -> dict:
-    """{"commit", "dirty"} of the checkout this code runs from; null outside one."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        status = subprocess.run(
-            [*git, "status", "--porcelain", "--", ":/", _RESULTS], capture_output=True, text=True, check=True
-        )
-        return {"commit": head.stdout.strip(), "dirty": bool(status.stdout.strip())}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
-
-
-def _version(packages: tuple[str, ...]) -> str | None:
-    """Of the first that is installed."""
-    for package in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return metadata.version(package)
-    return None
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

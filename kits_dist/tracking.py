@@ -6,6 +6,8 @@ and a row of HPARAMS, whose metrics are the tags best/*.
 
 import json
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ class Tracker:
             _drop_after(run / "log.jsonl", step)
             self._lines = open(run / "log.jsonl", "a", encoding="utf-8", buffering=1)  # closed in `close`
             self.writer = accelerator.get_tracker("tensorboard", unwrap=True)
+            self._artist, self._drawn = ThreadPoolExecutor(1), None  # one picture at a time
 
     def introduce(self, facts: dict[str, str | int], config: Config) -> None:
         """What the run is, for TEXT and HPARAMS. facts: what the configuration does not say; only rank 0's are read."""
@@ -48,13 +51,24 @@ class Tracker:
             self._accelerator.log(values, step=step)
             self._lines.write(json.dumps({"step": step, "time_s": round(time.time(), 3)} | values) + "\n")
 
-    def image(self, step: int, name: str, picture: np.ndarray) -> None:
-        """picture: (H, W, 3) uint8."""
+    def image(self, step: int, name: str, draw: Callable[[], np.ndarray]) -> None:
+        """draw() -> (H, W, 3) uint8 is called in a thread: nobody waits for drawing, encoding and writing.
+
+        An error there is raised by the next call, or by `close`.
+        """
         if self._is_main:
-            self.writer.add_image(name, picture, step, dataformats="HWC")
+            self._finish_drawing()
+            self._drawn = self._artist.submit(lambda: self.writer.add_image(name, draw(), step, dataformats="HWC"))
+
+    def _finish_drawing(self) -> None:
+        if self._drawn:
+            self._drawn.result()
 
     def close(self, done: bool) -> None:
         """done: nothing is left to train, HPARAMS calls it a success."""
+        if self._is_main:
+            self._finish_drawing()
+            self._artist.shutdown()
         if self._is_main and done:
             self.writer.file_writer.add_summary(self._done, self._step)
         self._accelerator.end_training()

@@ -8,6 +8,7 @@ Works on 1..N processes, with or without GPUs, under `accelerate launch`, `torch
 import contextlib
 import math
 import os
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from kits_dist.data.feed import Feed
 from kits_dist.data.selection import Samples, worth_seeing
 from kits_dist.data.store import PLANES, Store
 from kits_dist.drawing import Tile, panel
+from kits_dist.environment import environment
 from kits_dist.errors import InputError, JobFailed, Preempted
 from kits_dist.inference.predictor import denormalized
 from kits_dist.inference.region_models import region_probabilities
@@ -36,13 +38,13 @@ from kits_dist.run_folder import (
     REQUEUE,
     Progress,
     export_best,
-    mend_export,
+    mend_best,
     open_run,
     same_everywhere,
     where_to_go_on,
     write_about,
 )
-from kits_dist.runtime import Runtime, environment, start
+from kits_dist.runtime import Runtime, launched_precision, seed_step, start, unrepeatable
 from kits_dist.schedule import lr_at
 from kits_dist.scoring import Validation, broadcast_buffers, score
 from kits_dist.signals import StopRequest
@@ -65,17 +67,17 @@ def main(config: Config) -> None:
 
 def out_of_memory(config: Config, error: Exception) -> str:
     """What did not fit, and what to try next; the checkpoints are whole, so the run can go on with it."""
-    data, advice = config.data, []
+    data, mode, advice = config.data, launched_precision(config.train).mode, []
     if parts := next((n for n in range(2, data.batch_size + 1) if data.batch_size % n == 0), 0):
         accumulate = parts * config.optim.accumulate
         advice.append(f"data.batch_size={data.batch_size // parts} optim.accumulate={accumulate} (the same step)")
-    if config.train.precision in ("fp32", "tf32"):
+    if mode in ("fp32", "tf32"):
         advice.append("train.precision=bf16")
     if data.residency != "mmap":
         advice.append("data.residency=mmap")
     return (
         f"out of GPU memory with data.batch_size={data.batch_size}, data.size_px={data.size_px[0]}x{data.size_px[1]}, "
-        f"train.precision={config.train.precision}, data.residency={data.residency} ({str(error).splitlines()[0]}). "
+        f"precision {mode}, data.residency={data.residency} ({str(error).splitlines()[0]}). "
         f"Go on with resume=auto and {', or '.join([*advice, 'smaller data.size_px in a folder of its own'])}"
     )
 
@@ -123,7 +125,8 @@ def train(config: Config, request: StopRequest) -> None:
         about = environment()
         facts = _facts(about, runtime, config, feed, val_cases, total_steps)
         write_about(config, store, about)
-        mend_export(config, store, learner.plain_model)
+        if found:
+            mend_best(config, store, found, learner.plain_model)
         for line in _introduction(facts, runtime, config, feed, train_cases, val_cases):
             print(line)
         print(*notes, sep="\n", end="\n" if notes else "")
@@ -134,7 +137,7 @@ def train(config: Config, request: StopRequest) -> None:
     tracker = Tracker(accelerator, Path(config.run), progress.step)
     tracker.introduce(facts, config)
     stops = Stops(config, store, val_cases, val_loader, val_feed, learner, tracker)
-    watch = LossWatch(config, feed, shard, progress.position, progress.step)
+    watch = LossWatch(Path(config.run), feed, shard, config.data.batch_size, progress.position, progress.step)
 
     # loop
     pace, monitor = Pace(accelerator.device), monitor_of(accelerator.device, shard.local_world)
@@ -147,13 +150,15 @@ def train(config: Config, request: StopRequest) -> None:
         stack.enter_context(bar)
         profile = StepProfile(accelerator, Path(config.run) / "profile") if config.train.profile else None
         stack.enter_context(profile or contextlib.nullcontext())
+        stack.enter_context(unrepeatable(lambda words: tracker.log(progress.step, {"train/unrepeatable": words})))
         learner.model.train()
         pace.resume()
-        while not finished(progress, num_samples, config.optim):
+        while not reason:
             number, epoch = progress.step, progress.position // num_samples
             logging = number % config.log.every_steps == 0
-            updates = progress.position // global_batch - learner.skipped
-            rate = lr_at(updates, total_steps, config.optim, shard.world)
+            taken, seen = number - learner.skipped, progress.position // global_batch - learner.skipped
+            rate = lr_at(taken, seen, total_steps, config.optim, shard.world)
+            seed_step(config.seed, number, shard.rank)
             outcome = learner.step(stream, rate, number, pace, want_norm=logging)
             watch.saw(outcome.losses)
             if profile and (sentence := profile.step()) and accelerator.is_main_process:
@@ -184,21 +189,19 @@ def train(config: Config, request: StopRequest) -> None:
                         bar.write(f"{sentence}  {slow_side}")
                 elif saving:
                     stops.save(progress, False)
-            if stopping and not finished(progress, num_samples, config.optim):
+            reason = finished(progress, num_samples, config.optim)
+            if stopping and not reason:
                 stops.ask_for_more()
                 break
             if epoch_done or saving:
                 pace.resume()
-    tracker.close(done=bool(finished(progress, num_samples, config.optim)))
+    tracker.close(done=bool(reason))
     monitor.close()
     if sentence := monitor.energy((progress.position - first) // shard.world):
         accelerator.print(sentence)
-    if not finished(progress, num_samples, config.optim):
+    if not reason:
         raise Preempted(f"stopped as asked, saved at step {progress.step}. The same command with resume=auto goes on.")
-    accelerator.print(
-        f"finished: {finished(progress, num_samples, config.optim)}; best epoch {progress.best_epoch + 1}; "
-        f"run: {config.run}"
-    )
+    accelerator.print(f"finished: {reason}; best epoch {progress.best_epoch + 1}; run: {config.run}")
 
 
 def placed(model: nn.Module, train: TrainConfig, device: torch.device) -> nn.Module:
@@ -255,7 +258,8 @@ class Stops:
         best_so_far = {f"best/{name}": value for name, value in scores.items()} if is_best else {}
         self.tracker.log(progress.step, scores | best_so_far)
         if self.config.log.images and self.accelerator.is_main_process:
-            self.tracker.image(progress.step, "val/panel", self.panel())
+            title = f"data: {self.store.meta['data']}"
+            self.tracker.image(progress.step, "val/panel", partial(panel, self.tiles(), title))
         self.save(progress, is_best)
         words = "  ".join(f"{name} {value:.3f}" for name, value in validation.dice.items())
         best = "  best" if is_best else ""
@@ -271,6 +275,7 @@ class Stops:
         average = learner.average and learner.average.model
         for model in filter(None, (learner.plain_model, average)):
             broadcast_buffers(model, self.accelerator)
+        self.refuse_spoilt(progress.step)
         if self.accelerator.is_main_process:
             checkpoint.save(
                 Path(self.config.run) / "checkpoint",
@@ -286,29 +291,45 @@ class Stops:
                 export_best(self.config, self.store, progress.step, learner.judged)
         self.accelerator.wait_for_everyone()
 
+    def refuse_spoilt(self, step: int) -> None:
+        """The last loss was finite, but it is older than the last update. Raises JobFailed, on all ranks alike."""
+        spoilt = torch.tensor(int(not self.learner.is_finite()), device=self.accelerator.device)
+        if int(self.accelerator.reduce(spoilt, "sum")):  # sync
+            raise JobFailed(
+                f"the weights are not finite after step {step}, which is not saved. Lower optim.lr, set "
+                f"optim.clip_norm=1, or use train.precision=fp32. The checkpoints in {self.config.run}/checkpoint are "
+                "from before."
+            )
+
     def ask_for_more(self) -> None:
         """RUN/requeue: no exit code survives a launcher, so a scheduler looks for this file."""
         if self.accelerator.is_main_process:
             files.write_bytes(Path(self.config.run) / REQUEUE, b"start the same command again with resume=auto\n")
         self.accelerator.wait_for_everyone()
 
-    def panel(self) -> np.ndarray:
-        """The same validation slices each time, with expected and predicted contours."""
-        feed, levels = self.feed, self.store.window.levels
-        host = feed.batch(worth_seeing(self.store, Samples(feed.rows, feed.kidneys), self.config.log.images))
+    def tiles(self) -> list[Tile]:
+        """The same validation slices each time, with expected and predicted labels."""
         tiles = []
+        for image, grey, label, caption in self.shown:
+            with self.accelerator.autocast():
+                seen = image[None].to(self.accelerator.device)
+                inside = region_probabilities(self.learner.judged, seen)[0] >= 0.5
+            predicted = regions_to_labels(inside.cpu().numpy(), self.config.model.regions)
+            tiles.append(Tile(grey, label, predicted, caption))
+        return tiles
+
+    @cached_property
+    def shown(self) -> list[tuple[torch.Tensor, np.ndarray, np.ndarray, str]]:
+        """(C, H, W) image, (H, W) uint8 grey and label, and caption of the slices that the panels show."""
+        feed, levels = self.feed, self.store.window.levels
+        host, found = feed.batch(worth_seeing(self.store, Samples(feed.rows, feed.kidneys), self.config.log.images)), []
         for i, (case, index, plane) in enumerate(host.identity):
             slab, truth = host.slabs[i][..., 0], host.labels[i][..., 0]
             image, label = augment.apply(slab, truth, host.params, i, self.config.data.size_px, levels, feed.norm)
-            with self.accelerator.autocast():
-                seen = torch.from_numpy(image)[None].to(self.accelerator.device)
-                inside = region_probabilities(self.learner.judged, seen)[0] >= 0.5
             grey = denormalized(image[feed.data.context], feed.norm, levels)
-            predicted = regions_to_labels(inside.cpu().numpy(), self.config.model.regions)
-            tiles.append(
-                Tile(grey, label, predicted, f"{self.store.cases[case].case_id} {list(PLANES)[plane]} {index}")
-            )
-        return panel(tiles, f"data: {self.store.meta['data']}")
+            caption = f"{self.store.cases[case].case_id} {list(PLANES)[plane]} {index}"
+            found.append((torch.from_numpy(image), grey, label, caption))
+        return found
 
 
 def _facts(env: dict, runtime: Runtime, config: Config, feed: Feed, val_cases: list[str], steps: int) -> dict:

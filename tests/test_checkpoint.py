@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 
 import pytest
@@ -62,10 +63,40 @@ def test_keeps_the_newest_and_the_best(tmp_path):
         tmp_path / "best"
     ).resolve().name == "step_00000001"
     content = {p.suffix for p in (tmp_path / "last").iterdir()}
-    assert content == {".safetensors", ".json"}  # nothing that can run code
+    assert content == {".safetensors", ".json", ""}  # nothing that can run code
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_one_takes_no_place_from_a_good_one(tmp_path):
+    model, optimizer = trained()
+    for step in (2, 4, 6, 8):
+        checkpoint.save(tmp_path, step, model, optimizer, {"position": step}, best=False, keep=2)
+    (tmp_path / "step_00000008" / "state.json").write_text("cut")
+    assert checkpoint.find(tmp_path)[0].state == {"position": 6}
+    checkpoint.save(tmp_path, 7, model, optimizer, {}, best=False, keep=2)  # goes on from there
+    assert [path.name for path in checkpoint._steps(tmp_path)] == ["step_00000007", "step_00000006"]
+
+
+def test_what_a_kill_left_unlinked_is_linked(tmp_path, monkeypatch):
+    model, optimizer = trained()
+    checkpoint.save(tmp_path, 1, model, optimizer, {}, best=True, keep=1)
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(checkpoint.os, "replace", interrupted)
+        checkpoint.save(tmp_path, 2, model, optimizer, {}, best=True, keep=1)
+    found, _ = checkpoint.find(tmp_path)
+    assert found.best and (tmp_path / "best").resolve().name == "step_00000001"
+    checkpoint.link(tmp_path, found.folder, found.best)
+    assert all((tmp_path / name).resolve() == found.folder.resolve() for name in ("last", "best"))
+    checkpoint.save(tmp_path, 3, model, optimizer, {}, best=False, keep=1)
+    assert (tmp_path / "best").resolve().name == "step_00000002" and not checkpoint.find(tmp_path)[0].best
+
+
+def interrupted(beside, path):
+    if path.name == "best":
+        raise KeyboardInterrupt
+    os.rename(beside, path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
 def test_a_damaged_one_is_passed_over_and_said(tmp_path, name, damage):
     model, optimizer = trained()
@@ -80,6 +111,44 @@ def test_a_damaged_one_is_passed_over_and_said(tmp_path, name, damage):
     found, said = checkpoint.find(tmp_path)
     assert found.state == {"position": 1}
     assert len(said) == 1 and "step_00000002" in said[0]
+
+
+def test_a_changed_digit_of_the_state_is_damage(tmp_path):
+    model, optimizer = trained()
+    checkpoint.save(tmp_path, 1, model, optimizer, {"position": 12}, best=False, keep=1)
+    path = tmp_path / "last" / "state.json"
+    path.write_text(path.read_text().replace("12", "13"))
+    assert checkpoint.find(tmp_path)[0] is None and checkpoint.at(tmp_path / "last") is None
+
+
+def as_before_SHA256SUMS(folder):
+    """Such a checkpoint's state.json held the sums of the other files."""
+    path = folder / "state.json"
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    sums = {name: digest for digest, name in map(str.split, lines) if name != path.name}
+    content = json.loads(path.read_text())
+    del content["best"]
+    path.write_text(json.dumps(content | {"sha256": sums}))
+    (folder / "SHA256SUMS").unlink()
+    return path
+
+
+@pytest.mark.parametrize("left", [{}, {"model.safetensors"}])
+def test_older_checkpoints_are_read_and_foreign_ones_passed_over(tmp_path, left):
+    """Foreign: what is named has the sha256 that is named, but it is not all that a checkpoint has."""
+    model, optimizer = trained()
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, model, optimizer, {"position": step}, best=False, keep=2)
+    path = as_before_SHA256SUMS(tmp_path / "step_00000002")
+    found, _ = checkpoint.find(tmp_path)
+    assert found.state == {"position": 2} and not found.best
+    checkpoint.restore(found, model, optimizer)
+    content = json.loads(path.read_text())
+    content["sha256"] = {name: digest for name, digest in content["sha256"].items() if name in left}
+    path.write_text(json.dumps(content))
+    found, said = checkpoint.find(tmp_path)
+    assert found.state == {"position": 1}
+    assert len(said) == 1 and "step_00000002 is no whole checkpoint (no sha256 of " in said[0]
 
 
 def test_none_found(tmp_path):
@@ -103,12 +172,13 @@ class Evil:
 
 
 def test_a_pickle_in_its_place_is_refused_and_never_run(tmp_path, capsys):
-    """Even one whose sha256 was written into state.json."""
+    """Even one whose sha256 was written into SHA256SUMS."""
     model, optimizer = trained()
     checkpoint.save(tmp_path, 1, model, optimizer, {}, best=False, keep=1)
-    path, state = tmp_path / "last" / "model.safetensors", tmp_path / "last" / "state.json"
+    path, sums = tmp_path / "last" / "model.safetensors", tmp_path / "last" / "SHA256SUMS"
+    before = files.sha256(path)
     path.write_bytes(pickle.dumps(Evil()))
-    state.write_text(json.dumps(json.loads(state.read_text()) | {"sha256": {path.name: files.sha256(path)}}))
+    sums.write_text(sums.read_text().replace(before, files.sha256(path)))
     with pytest.raises(InputError, match=r"model.safetensors: not a safetensors file"):
         checkpoint.restore(checkpoint.find(tmp_path)[0], model, optimizer)
     with pytest.raises(InputError, match="not a safetensors file"):

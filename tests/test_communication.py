@@ -70,6 +70,12 @@ def test_all_ranks_hold_the_same_and_only_bf16_changes_it(exchanged):
 
 
 @pytest.mark.slow
+def test_accumulated_batches_are_one_large_batch(exchanged):
+    (zero, _), _ = exchanged
+    torch.testing.assert_close(zero["parts"], zero["whole"], rtol=1e-4, atol=1e-6)  # order of float32 sums
+
+
+@pytest.mark.slow
 def test_a_resumed_run_learns_what_an_uninterrupted_one_does(exchanged):
     (zero, _), _ = exchanged
     for way in ("default", "all"):

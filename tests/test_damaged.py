@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 
 from kits_dist import checkpoint, cli, evaluate, phantom, prepare, report
@@ -14,7 +13,6 @@ from kits_dist.config import Config
 from kits_dist.data.sources import find_cases
 from kits_dist.data.store import Store, array_path
 from kits_dist.errors import InputError, JobFailed
-from kits_dist.runtime import choose_precision
 from kits_dist.tracking import log_lines
 
 
@@ -130,12 +128,6 @@ def test_report_on_damaged_files(tmp_path, name, content, words):
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=words):
         report.main(report.Args(run=str(tmp_path)))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
-def test_fp16_without_a_gpu_is_refused():
-    with pytest.raises(InputError, match="train.precision=fp16 needs an NVIDIA GPU"):
-        choose_precision("fp16", "no")
 
 
 def test_a_store_is_no_source(store):

@@ -70,15 +70,19 @@ def test_other_launchers_train_to_the_end(store, tmp_path, launcher, world):
 
 @pytest.fixture(scope="module")
 def trained(store, tmp_path_factory):
-    """A run of two launched processes."""
+    """A run that one process began and two launched ones went on with."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    done = train(store, folder, "optim.epochs=12", launcher=LAUNCH)
+    training.main(cli.load(Config, [f"data.store={store.path}", f"run={folder}", *SMALL, "optim.epochs=1"]))
+    done = train(store, folder, "optim.epochs=12", "resume=auto", launcher=LAUNCH)
     return folder, done.stdout + done.stderr
 
 
 def test_two_launched_processes_train_and_write_what_is_promised(trained):
     folder, said = trained
-    assert "2 processes x batch 3 x accumulate 1 = 6 a step" in said
+    assert "2 processes x batch 3 x accumulate 1 = 6 a step" in said and "continuing from step_00000007" in said
+    steps = 7 + -(-(12 * 20 - 7 * 3) // 6)  # of 3 for one epoch of 20 samples, then of 6 for the rest of twelve
+    progress = json.loads((folder / "checkpoint" / "last" / "state.json").read_text())["state"]["progress"]
+    assert (progress["step"], progress["position"]) == (steps, 7 * 3 + (steps - 7) * 6)
     for name in (
         "config.yaml",
         "environment.json",
@@ -277,13 +281,16 @@ def test_out_of_memory_says_what_to_try(store, tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "build_model", lambda *_, **__: Greedy(1, 2, 1))
     words = (
-        r"out of GPU memory with data.batch_size=3, data.size_px=64x64, train.precision=fp32, data.residency=mmap "
+        r"out of GPU memory with data.batch_size=3, data.size_px=64x64, precision fp32, data.residency=mmap "
         r"\(CUDA out of memory. Tried to allocate 2.00 GiB.\). Go on with resume=auto and data.batch_size=1 "
         r"optim.accumulate=3 \(the same step\), or train.precision=bf16, or smaller data.size_px"
     )
     arguments = [f"data.store={store.path}", f"run={tmp_path / 'run'}", *SMALL, "train.precision=fp32"]
     with pytest.raises(JobFailed, match=words):
         training.main(cli.load(Config, arguments))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    said = training.out_of_memory(cli.load(Config, arguments[:-1]), torch.OutOfMemoryError("CUDA out of memory."))
+    assert "precision bf16, " in said and "train.precision" not in said  # the launcher's, and nothing left to gain
 
 
 def test_two_runs_are_never_mixed_in_one_folder(store, trained, tmp_path):

@@ -13,7 +13,7 @@ ROOT = Path(kits_dist.__file__).parent
 FLOORS = {
     "ground": {
         *("errors", "cli", "config", "labels", "batch", "files", "parallel", "pipeline", "pieces", "launcher", "ranks"),
-        *("process_group", "runtime", "signals", "peaks"),
+        *("process_group", "runtime", "environment", "signals", "peaks"),
     },
     "parts": {
         *("losses", "metrics", "surfaces", "lesions", "bootstrap", "schedule", "averaging", "checkpoint", "tracking"),

@@ -149,13 +149,23 @@ def test_steps_that_the_scaler_leaves_out_are_counted_and_saved():
     assert learner().state() == {"scaler": None, "skipped": 0}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_the_measured_step_leaves_no_trace():
-    made = learner()
+    accelerator = OneProcess()
+    accelerator.device = torch.device("cuda")
+    made = Learner(SimpleUNet(1, 1, 2).cuda().train(), ("kidney_and_mass",), OptimConfig(), accelerator)
     before = copy.deepcopy(made.plain_model.state_dict())
-    assert made.step_bytes(2, 1, (32, 32)) == 0  # no GPU here
+    assert made.step_bytes(2, 1, (32, 32)) > 0
     after = made.plain_model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert all(p.grad is None for p in made.plain_model.parameters())
+
+
+def test_without_a_gpu_no_step_is_measured():
+    made = learner()
+    made.model = made.loss_fn = None
+    assert made.step_bytes(2, 1, (32, 32)) == 0
 
 
 def test_synchronised_batch_norm_needs_gpus():

@@ -22,7 +22,7 @@ def test_the_slices_named_are_those_that_the_rank_was_given(store, tmp_path):
     position, begun = 7, 20  # a run that went on
     shards = [ALONE._replace(rank=rank, world=2) for rank in (0, 1)]
     loader, feed = build_train_loader(store, config.data, config.augment, 0, shards[1], position)
-    watch = LossWatch(config, feed, shards[0], position, begun)
+    watch = LossWatch(tmp_path, feed, shards[0], config.data.batch_size, position, begun)
     losses = np.ones((2, 5, 3), np.float32)  # (ranks, steps, micro-batches)
     for step in range(5):
         watch.saw(torch.from_numpy(losses[0, step]))

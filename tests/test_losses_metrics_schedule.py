@@ -129,7 +129,7 @@ def test_batch_counts_are_those_of_the_painted_maps():
 
 def test_rates():
     def rate(step, world=1, **more):
-        return lr_at(step, 100, OptimConfig(lr=1.0, **more), world)
+        return lr_at(step, step, 100, OptimConfig(lr=1.0, **more), world)
 
     assert rate(0) == rate(99) == 1
     assert rate(0, schedule="cosine") == 1 and rate(50, schedule="cosine") == pytest.approx(0.5)
@@ -138,3 +138,11 @@ def test_rates():
     assert [rate(s, warmup_steps=4) for s in range(5)] == [0.25, 0.5, 0.75, 1, 1]
     assert rate(4, warmup_steps=4, schedule="cosine") == 1
     assert (rate(0, 4, scale_lr="linear"), rate(0, 4, scale_lr="sqrt"), rate(0, 4)) == (4, 2, 1)
+
+
+@pytest.mark.parametrize("seen", [3, 6, 24])
+def test_a_larger_or_smaller_batch_neither_begins_the_warm_up_again_nor_ends_it(seen):
+    """After 6 of 8 steps, or 12; `seen` says them in batches twice as large, as large, or a quarter of that."""
+    config = OptimConfig(lr=1.0, warmup_steps=8, schedule="cosine")
+    assert lr_at(6, seen, 100, config) == 7 / 8
+    assert lr_at(12, seen, 108, config) == pytest.approx((1 + math.cos(math.pi * max(0, seen - 8) / 100)) / 2)

@@ -1,5 +1,7 @@
 """Precisions learn alike, and a step of the trainer never waits for the GPU."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,10 @@ from accelerate.state import AcceleratorState
 
 from kits_dist.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from kits_dist.data import build_train_loader
+from kits_dist.errors import InputError
 from kits_dist.learner import Learner
 from kits_dist.models import build_model
-from kits_dist.runtime import start
+from kits_dist.runtime import launched_precision, start
 from kits_dist.tracking import Pace
 from kits_dist.train import placed
 
@@ -43,6 +46,28 @@ def learning(store, tmp_path, monkeypatch):
 
 def losses(learner, stream, pace, steps: int) -> np.ndarray:
     return np.array([learner.step(stream, 1e-2, step, pace).losses.mean().item() for step in range(steps)])
+
+
+@pytest.mark.parametrize(
+    ("asked", "launched", "chosen"),
+    [
+        ("auto", "no", "fp32"),
+        ("auto", "bf16", "bf16"),
+        ("bf16", "bf16", "bf16"),
+        ("bf16", "no", "bf16"),
+        ("fp32", "bf16", "train.precision=fp32 but the launcher's mixed_precision=bf16"),
+        ("bf16", "fp16", "train.precision=bf16 but the launcher's mixed_precision=fp16"),
+        ("auto", "fp8", "the launcher's mixed_precision=fp8 is not supported"),
+        ("auto", "fp16", "the launcher's mixed_precision=fp16 needs an NVIDIA GPU"),
+        ("fp16", "no", "train.precision=fp16 needs an NVIDIA GPU"),
+        ("tf32", "no", "train.precision=tf32 needs an NVIDIA GPU"),
+    ],
+)
+def test_auto_takes_the_launchers_and_what_contradicts_or_is_not_there_is_refused(monkeypatch, asked, launched, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    with pytest.raises(InputError, match=chosen) if "=" in chosen else contextlib.nullcontext():
+        assert launched_precision(TrainConfig(precision=asked)).mode == chosen
 
 
 @pytest.mark.parametrize("precision", ["bf16", *(pytest.param(p, marks=needs_gpu) for p in ("fp16", "tf32"))])

@@ -91,7 +91,14 @@ def test_an_error_of_another_process_is_told_from_our_own(monkeypatch):
     assert said.startswith("rank 3 of 4 waited for the others in `everywhere = gather_object(")
     assert "(process_group.py:" in said
     assert "one of them is gone or silent: Read error [10.0.0.2]:20178: Connection reset by peer. If it said" in said
-    assert "NCCL communicator was aborted" in process_group.lost(dist.DistBackendError("NCCL communicator was aborted"))
+    ours = dist.DistBackendError(
+        "NCCL error: unhandled cuda error\nncclUnhandledCudaError\nLast error:\nCuda failure 2"
+    )
+    said = process_group.lost(ours)  # of this GPU, perhaps: the others are not accused
+    assert said.startswith(
+        "rank 3 of 4 could not exchange with the others: NCCL error: unhandled cuda error (Cuda fail"
+    )
+    assert "Either one of them is gone or silent, or this process's own GPU or network failed" in said
     assert "Application timeout" in process_group.lost(RuntimeError("Application timeout caused pair closure"))
     mesh = "Gloo connectFullMesh failed with [/src/gloo/transport/tcp/pair.cc:152] timed out connecting: refused"
     said = process_group.lost(RuntimeError(mesh))

@@ -1,5 +1,7 @@
 from dataclasses import replace
+from threading import Event
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -18,14 +20,17 @@ from kits_dist.tracking import Pace, Tracker, flat, in_markdown, log_lines, verd
 CONFIG = Config(run="r", data=DataConfig(store="s", size_px=(64, 96)), optim=OptimConfig(lr=0.5))
 
 
+def tracker_in(folder, step=0) -> Tracker:
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate holds one for all
+    return Tracker(Accelerator(cpu=True, log_with="tensorboard", project_dir=str(folder)), folder, step)
+
+
 @pytest.fixture
 def logged(tmp_path):
     """(step to go on from, lr, steps to log, done) -> all that TensorBoard reads in the folder after that leg."""
 
     def leg(step: int, lr: float, steps: range, done: bool) -> EventAccumulator:
-        AcceleratorState._reset_state(reset_partial_state=True)  # accelerate holds one for all
-        accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(tmp_path))
-        tracker = Tracker(accelerator, tmp_path, step)
+        tracker = tracker_in(tmp_path, step)
         tracker.introduce({"data": "phantom", "processes": 2}, replace(CONFIG, optim=OptimConfig(lr=lr)))
         for number in steps:
             tracker.log(number, {"train/loss": lr, "perf/verdict": "compute-bound"})
@@ -55,6 +60,24 @@ def test_a_run_that_goes_on_has_each_step_once_and_one_row_of_hparams(logged, tm
     texts = {event.step: event.tensor_proto.string_val[0].decode() for event in events.Tensors("run/text_summary")}
     assert "lr: 0.25" in texts[saved]  # what it went on with stands in TEXT
     assert not list((tmp_path / "tensorboard").glob("*/"))  # no folder of its own, which would be another run
+
+
+def test_nobody_waits_for_a_picture_and_its_error_is_not_lost(tmp_path):
+    tracker, went_on, drawn = tracker_in(tmp_path), Event(), []
+
+    def draw() -> np.ndarray:
+        drawn.append(went_on.wait(20))
+        return np.zeros((2, 3, 3), np.uint8)
+
+    tracker.image(1, "val/panel", draw)
+    went_on.set()
+    tracker.image(2, "val/panel", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tracker.close(done=True)
+    tracker.writer.flush()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert drawn == [True] and [event.step for event in events.Images("val/panel")] == [1]
 
 
 def test_the_configuration_in_words_and_numbers():

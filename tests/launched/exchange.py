@@ -2,13 +2,15 @@
 
 python -m tests.launched.exchange OUTPUT; rank R writes OUTPUT/rank_R.safetensors: WAY.weights after three steps,
 WAY.gradient of one batch at the first weights, alone.gradient of this rank before any exchange, WAY.accumulated weights
-after three clipped steps of two batches, WAY.resumed weights after two steps, a checkpoint and one more.
+after three clipped steps of two batches, WAY.resumed weights after two steps, a checkpoint and one more; weights after
+three steps with batch norm set aside, parts: of two batches each, whole: of one batch twice as large.
 OUTPUT/ways.json: what DDP says of each way.
 """
 
 import itertools
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -49,6 +51,10 @@ def main(output: Path) -> None:
         found[f"{name}.accumulated"] = weights(learner_of(runtime, ways[name], CLIPPED), rank)
     for name in ("default", "all"):
         found[f"{name}.resumed"] = resumed(runtime, ways[name], output / name)
+    for name, optim, size in (("parts", replace(SGD, accumulate=2), 2), ("whole", SGD, 4)):
+        still = learner_of(runtime, ways["default"], optim)
+        still.model.eval()
+        found[name] = weights(still, rank, size=size)
     quiet = learner_of(runtime, ways["default"])
     with quiet.accelerator.no_sync(quiet.model):
         found["alone.gradient"] = gradient(quiet, rank)
@@ -72,10 +78,11 @@ def learner_of(
     return learner
 
 
-def batches(rank: int, device: torch.device) -> Iterator[Batch]:
-    generator = torch.Generator().manual_seed(rank)
+def batches(rank: int, device: torch.device, size: int = 2) -> Iterator[Batch]:
+    """Whatever the size, the same images in the same order."""
+    generator, zeros = torch.Generator().manual_seed(rank), torch.zeros(size, dtype=torch.int32, device=device)
     while True:
-        image, zeros = torch.randn(2, 1, 32, 32, generator=generator), torch.zeros(2, dtype=torch.int32, device=device)
+        image = torch.cat([torch.randn(2, 1, 32, 32, generator=generator) for _ in range(size // 2)])
         yield Batch(image.to(device), (image[:, 0] > 0).byte().to(device), zeros, zeros, zeros)
 
 
@@ -86,10 +93,10 @@ def gradient(learner: Learner, rank: int) -> Tensor:
     return torch.cat([p.grad.flatten() for p in learner.plain_model.parameters()]).cpu()
 
 
-def weights(learner: Learner, rank: int, first: int = 0, last: int = 3) -> Tensor:
-    """(n,) float32 after steps first .. last - 1."""
+def weights(learner: Learner, rank: int, first: int = 0, last: int = 3, size: int = 2) -> Tensor:
+    """(n,) float32 after steps first .. last - 1 on batches of `size`."""
     device = learner.accelerator.device
-    stream = itertools.islice(batches(rank, device), first, None)
+    stream = itertools.islice(batches(rank, device, size), first, None)
     for step in range(first, last):
         learner.step(stream, 0.1, step, Pace(device))
     return torch.cat([p.detach().flatten() for p in learner.plain_model.parameters()]).cpu()
