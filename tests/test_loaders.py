@@ -36,7 +36,7 @@ STILL = AugmentConfig(rotate_p=0, flip=0, scale_p=0, crop=0, noise_p=0)
 ALONE_HU = {
     "rotation": (replace(STILL, rotate_p=1), 0.03),  # float32 coordinates near 100: 1e-4 px of steps of 200 HU
     "scale": (replace(STILL, scale_p=1), 0.01),
-    "shift": (replace(STILL, shift_p=1), 1e-3),  # nothing is multiplied: only the fraction is rounded, by 4e-6 px
+    "shift": (replace(STILL, shift_p=1), 2e-3),  # nothing is multiplied: only the fraction is rounded, by 4e-6 px
     "flip": (replace(STILL, flip=1), 4e-5),  # whole pixels: what is left is the normalisation in float32
     "window": (replace(STILL, crop=1), 4e-5),
     "brightness": (replace(STILL, brightness_p=1), 4e-5),  # one float32 product and sum more
@@ -163,6 +163,15 @@ def test_a_sample_is_the_same_on_other_ranks_batches_and_after_resuming(store, b
     assert len(set(whole.values())) == 48
     for other in (samples(2, 3, 8), samples(3, 4, 4), samples(2, 4, 3, start=24)):
         assert all(whole[position] == content for position, content in other.items())
+
+
+def test_a_sample_looks_otherwise_in_the_next_epoch(store, backend):
+    loader, feed = build_train_loader(store, data(store, backend, batch_size=1), ALL_DRAWN, 0, ALONE)
+    n, seen = len(feed.rows), {}
+    for batch in take(loader, 2 * n):
+        for one in zip(batch.case.tolist(), batch.index.tolist(), batch.image, strict=True):
+            seen.setdefault(one[:2], set()).add(one[2].numpy().tobytes())
+    assert len(seen) == n and all(len(looks) == 2 for looks in seen.values())
 
 
 def test_every_epoch_covers_every_slice_with_its_true_name(store, backend):
