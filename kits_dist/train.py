@@ -8,6 +8,7 @@ Works on 1..N processes, with or without GPUs, under `accelerate launch`, `torch
 import contextlib
 import math
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -102,9 +103,7 @@ def train(config: Config) -> None:
     learner = Learner(placed(model, config.train, accelerator.device), config.model.regions, config.optim, accelerator)
 
     # data
-    step_bytes = None
-    if config.data.residency == "auto":
-        step_bytes = learner.step_bytes(config.data.batch_size, frames, config.data.size_px)
+    step_bytes = partial(learner.step_bytes, config.data.batch_size, frames, config.data.size_px)
     batches, feed = build_train_loader(
         store, config.data, config.augment, config.seed, shard, progress.position, step_bytes
     )

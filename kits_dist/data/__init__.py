@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ def build_train_loader(
     seed: int,
     shard: Shard,
     start: int = 0,
-    step_bytes: int | None = None,
+    step_bytes: Callable[[], int] | None = None,
 ) -> tuple[Iterable[Batch], Feed]:
     """Endless loader from global stream position `start`, and the feed it draws from.
 
-    step_bytes: GPU memory of a training step, for data.residency=auto.
+    step_bytes: measures the GPU memory of a training step, for data.residency=auto.
     Raises InputError when one global batch is larger than the epoch.
     """
     from kits_dist.data.feed import Feed, Plan
