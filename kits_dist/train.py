@@ -19,6 +19,7 @@ from kits_dist import checkpoint, cli, files, process_group
 from kits_dist.config import Config, OptimConfig, TrainConfig
 from kits_dist.data import augment, build_train_loader, build_val_loader
 from kits_dist.data.feed import Feed
+from kits_dist.data.pixels import Resident
 from kits_dist.data.selection import Samples, worth_seeing
 from kits_dist.data.store import PLANES, Store
 from kits_dist.drawing import Tile, panel
@@ -175,7 +176,8 @@ def train(config: Config) -> None:
                 bar.set_postfix(epoch=f"{epoch + 1}/{config.optim.epochs}", loss=f"{mean_loss:.4f}", refresh=False)
             with torch.profiler.record_function(BETWEEN):
                 if epoch_done:
-                    slow_side = verdict(pace.epoch_wait(), config.data, accelerator.device.type == "cuda")
+                    on_gpu, resident = accelerator.device.type == "cuda", isinstance(feed.pixels, Resident)
+                    slow_side = verdict(pace.epoch_wait(), config.data, on_gpu, resident)
                     progress, sentence = stops.end_epoch(progress, epoch)
                     tracker.log(progress.step, {"perf/verdict": slow_side})
                     if accelerator.is_main_process:
