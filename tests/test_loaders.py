@@ -220,6 +220,9 @@ def test_a_case_without_foreground_gives_no_kidney_slice(store, monkeypatch):
     )
     monkeypatch.setattr(store, "slices", empty)
     assert len(select_rows(store, [store.cases[0].case_id], "kidney", 10, ["axial"])) == 0
+    said = "data.slices=kidney: none of the 4 training cases has a kidney in its annotation. Use data.slices=all"
+    with pytest.raises(InputError, match=said):
+        build_train_loader(store, data(store, slices="kidney"), ALL_DRAWN, 0, ALONE)
 
 
 @pytest.mark.parametrize(("sampler", "label"), [("tumor", 2), ("cyst", 3), ("foreground", None)])
