@@ -1,6 +1,7 @@
 """The loader contract over every backend, and each against the meaning in NumPy."""
 
 import itertools
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +12,12 @@ from kits_dist import prepare
 from kits_dist.batch import ALONE
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment, build_train_loader, build_val_loader
-from kits_dist.data.pixels import slab_of
+from kits_dist.data.pixels import Mapped, choose, slab_of
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.selection import select_rows
 from kits_dist.data.store import Store
 from kits_dist.data.volume import kits_geometry, write_nifti
-from kits_dist.errors import InputError
+from kits_dist.errors import InputError, MissingPackage
 
 ALL_DRAWN = AugmentConfig(
     rotate_p=0.7,
@@ -203,6 +204,17 @@ def test_fixed_repeats_one_real_batch(store):
     real = take(build_train_loader(store, data(store), ALL_DRAWN, 0, ALONE)[0], 1)[0]
     fixed = take(build_train_loader(store, data(store, backend="fixed"), ALL_DRAWN, 0, ALONE)[0], 3)
     assert all(torch.equal(a, b) for one in fixed for a, b in zip(one, real, strict=True))
+
+
+def test_fixed_and_its_validation_do_without_dali(store, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    fixed, opencv = (data(store, backend) for backend in ("fixed", "opencv"))
+    loaders = [build_train_loader(store, config, ALL_DRAWN, 0, ALONE)[0] for config in (fixed, opencv)]
+    assert all(torch.equal(a, b) for a, b in zip(*(take(loader, 1)[0] for loader in loaders), strict=True))
+    assert len(list(build_val_loader(store, fixed, [store.cases[0].case_id], ALONE)[0])) == 2
+    assert isinstance(choose(store, np.arange(4), replace(fixed, residency="auto"), torch.device("cuda")), Mapped)
+    with pytest.raises(MissingPackage, match="data.backend=dali needs NVIDIA DALI"):
+        build_train_loader(store, data(store, "dali"), ALL_DRAWN, 0, ALONE)
 
 
 def test_kidney_slices_with_margin(store):

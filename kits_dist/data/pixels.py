@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kits_dist.config import DataConfig
+from kits_dist.data.fixed_backend import source
 from kits_dist.data.store import PLANES, SliceTable, Store
 from kits_dist.errors import InputError, JobFailed
 
@@ -91,7 +92,7 @@ def choose(
     None: half of what is free.
     Raises InputError where data.residency asks for what this machine has not.
     """
-    possible = device.type == "cuda" and data.backend != "opencv"
+    possible = device.type == "cuda" and source(data.backend) == "dali"
     if data.residency == "mmap" or data.residency == "auto" and not possible:
         return Mapped(store, data.context)
     if not possible:
