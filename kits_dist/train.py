@@ -120,7 +120,7 @@ def train(config: Config) -> None:
     if accelerator.is_main_process:
         about = environment()
         facts = _facts(about, runtime, config, feed, val_cases, total_steps)
-        write_about(config, store, about)
+        write_about(config, store, about | {"sampler": feed.order.shares()})
         mend_export(config, store, learner.plain_model)
         for line in _introduction(facts, runtime, config, feed, train_cases, val_cases):
             print(line)
@@ -341,11 +341,10 @@ def _introduction(facts: dict, runtime: Runtime, config: Config, feed: Feed, tra
         f"{len(val_cases)} validation cases; {config.optim.epochs} epochs = {facts['steps']} steps"
     )
     if config.data.sampler != "natural":
-        groups = list(zip(feed.order.groups, feed.order.counts, strict=True))
-        named = ", ".join(f"{count} {group.name} (of {len(group.members)})" for group, count in groups[:3])
-        yield f"each epoch of sampler={config.data.sampler}: {named}" + (
-            f", {len(groups)} in all" if groups[3:] else ""
-        )
+        shares = feed.order.shares()
+        named = [f"{of['an_epoch']} {name} (of {of['members']})" for name, of in shares.items()]
+        more = f", ... {len(shares)} in all, in environment.json" if named[3:] else ""
+        yield f"each epoch of sampler={config.data.sampler}: {', '.join(named[:3])}{more}"
     if config.data.fold == "all":
         yield "data.fold=all: validation cases are training cases; the val scores say nothing about new patients"
 
