@@ -120,7 +120,9 @@ def train(config: Config) -> None:
     if accelerator.is_main_process:
         about = environment()
         facts = _facts(about, runtime, config, feed, val_cases, total_steps)
-        write_about(config, store, about | {"sampler": feed.order.shares()})
+        write_about(config, store, about)
+        if config.data.sampler != "natural":
+            files.write_json(Path(config.run) / "sampler.json", feed.order.shares())
         mend_export(config, store, learner.plain_model)
         for line in _introduction(facts, runtime, config, feed, train_cases, val_cases):
             print(line)
@@ -343,7 +345,7 @@ def _introduction(facts: dict, runtime: Runtime, config: Config, feed: Feed, tra
     if config.data.sampler != "natural":
         shares = feed.order.shares()
         named = [f"{of['an_epoch']} {name} (of {of['members']})" for name, of in shares.items()]
-        more = f", ... {len(shares)} in all, in environment.json" if named[3:] else ""
+        more = f", ... {len(shares)} in all, in sampler.json" if named[3:] else ""
         yield f"each epoch of sampler={config.data.sampler}: {', '.join(named[:3])}{more}"
     if config.data.fold == "all":
         yield "data.fold=all: validation cases are training cases; the val scores say nothing about new patients"

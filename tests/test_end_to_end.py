@@ -276,15 +276,13 @@ def test_what_an_epoch_is_made_of_is_said_and_kept(store, tmp_path, monkeypatch,
     arguments = [f"data.store={store.path}", f"run={tmp_path}", *SMALL, "data.fold=all", "data.sampler=case"]
     with pytest.raises(InputError, match="far enough"):
         training.main(cli.load(Config, arguments))
-    shares = json.loads((tmp_path / "environment.json").read_text())["sampler"]
+    shares = json.loads((tmp_path / "sampler.json").read_text())
     sizes = {case: store.cases[store.row[case]].shape[0] for case in store.splits.select("all")[0]}
     assert {name: of["members"] for name, of in shares.items()} == sizes and len(sizes) == 5
     counts = [of["an_epoch"] for of in shares.values()]
     assert sum(counts) == sum(sizes.values()) and max(counts) - min(counts) <= 1
     first = [f"{of['an_epoch']} {name} (of {of['members']})" for name, of in shares.items()][:3]
-    assert (
-        f"each epoch of sampler=case: {', '.join(first)}, ... 5 in all, in environment.json" in capfd.readouterr().out
-    )
+    assert f"each epoch of sampler=case: {', '.join(first)}, ... 5 in all, in sampler.json" in capfd.readouterr().out
 
 
 def test_two_runs_are_never_mixed_in_one_folder(store, trained, tmp_path):
