@@ -1,6 +1,8 @@
 """The loader contract over every backend, and each against the meaning in NumPy."""
 
+import gc
 import itertools
+import os
 import sys
 from dataclasses import replace
 
@@ -12,6 +14,7 @@ from kits_dist import prepare
 from kits_dist.batch import ALONE
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment, build_train_loader, build_val_loader
+from kits_dist.data.feed import Feed
 from kits_dist.data.pixels import Mapped, choose, slab_of
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.selection import select_rows
@@ -215,6 +218,29 @@ def test_fixed_and_its_validation_do_without_dali(store, monkeypatch):
     assert isinstance(choose(store, np.arange(4), replace(fixed, residency="auto"), torch.device("cuda")), Mapped)
     with pytest.raises(MissingPackage, match="data.backend=dali needs NVIDIA DALI"):
         build_train_loader(store, data(store, "dali"), ALL_DRAWN, 0, ALONE)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("backend", ["dali", "opencv", "fixed"])
+def test_what_is_raised_while_a_batch_is_made_comes_out_and_leaves_no_thread(store, backend, error, monkeypatch):
+    def threads():
+        gc.collect()
+        return set(os.listdir("/proc/self/task"))
+
+    def failing(feed, positions):
+        if positions[0] >= failing_from:
+            raise error("in a batch")
+        return real(feed, positions)
+
+    real, failing_from = Feed.batch, 0 if backend == "fixed" else 12  # fixed makes one batch only; step 3
+    take(build_train_loader(store, data(store, backend), ALL_DRAWN, 0, ALONE)[0], 1)  # libraries start some for good
+    before = threads()
+    monkeypatch.setattr(Feed, "batch", failing)
+    with pytest.raises(error, match="in a batch"):
+        for batch in build_train_loader(store, data(store, backend), ALL_DRAWN, 0, ALONE)[0]:
+            assert batch.image.isfinite().all()
+            assert threads() - before or backend == "fixed"  # its own are seen
+    assert threads() <= before
 
 
 def test_kidney_slices_with_margin(store):

@@ -1,5 +1,6 @@
 """What a sample looks like depends on (store, configuration, seed, position): really launched, killed and resumed."""
 
+import itertools
 import os
 import random
 import signal
@@ -66,8 +67,9 @@ ENDINGS = {
 }
 
 
-@pytest.mark.parametrize("backend", ["dali", "opencv"])
-@pytest.mark.parametrize("ending", list(ENDINGS))
+@pytest.mark.parametrize(
+    ("backend", "ending"), [*itertools.product(["dali", "opencv"], ENDINGS), ("fixed", "exception")]
+)
 def test_a_loader_ends_with_its_process(store, backend, ending):
     """Cleanly and at once, whatever ends the process: no hang at exit, no process left."""
     words, code = ENDINGS[ending]
@@ -85,13 +87,20 @@ for batch in itertools.islice(loader, 5):
 {words}
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
     )
     if ending == "interrupt":
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
     begin = time.monotonic()
     _, stderr = process.communicate(timeout=60)
+    with pytest.raises(ProcessLookupError):  # nobody is left of its group
+        os.killpg(process.pid, 0)
     assert process.returncode == code, stderr
     assert ending == "end" or time.monotonic() - begin < 30
     assert ("in the loop" in stderr) == (ending == "exception") and "terminate called" not in stderr
