@@ -22,8 +22,17 @@ from kits_dist.data.feed import Feed
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.store import Store
 
-# every kind of change in most samples
-DRAWN = AugmentConfig(rotate_p=0.9, scale_p=0.9, noise_p=0.5)
+# every kind of change, each in enough of a batch, most samples with several
+DRAWN = AugmentConfig(
+    rotate_p=0.9,
+    scale_p=0.9,
+    shift_p=0.5,
+    blur_p=0.3,
+    brightness_p=0.3,
+    contrast_p=0.3,
+    gamma_p=0.3,
+    noise_p=0.5,
+)
 NOT_A_SPEED = Ceiling("none", None, "a difference, not a speed: less is better and 0 is best")
 
 

@@ -201,13 +201,18 @@ class Pace:
 INPUT_BOUND = 0.05  # of a step spent waiting, from which on the data path is worth a word
 
 
-def verdict(wait: float, data: DataConfig, on_gpu: bool) -> str:
-    """A share of waiting in words: which side is slow, and the key to try."""
+def verdict(wait: float, data: DataConfig, on_gpu: bool, resident: bool) -> str:
+    """A share of waiting in words: which side is slow, and the key to try. resident: slices lie in GPU memory."""
     if wait < INPUT_BOUND:
         return f"compute-bound: data wait {wait:.1%}".replace("%", " %")
-    if on_gpu:
-        tip = {"dali": "data.residency=gpu", "opencv": "data.backend=dali"}.get(data.backend, "")
-        tip = "more CPU cores per process" if data.residency == "gpu" else tip
-    else:
+    if not on_gpu:
         tip = "data.backend=opencv" if data.backend == "dali" else "a smaller data.size_px, or more CPU cores"
+    elif data.backend == "opencv":
+        tip = "data.backend=dali"
+    elif resident:
+        tip = "more CPU cores per process"
+    elif data.residency == "auto":
+        tip = "a smaller data.batch_size, beside which the slices fit in GPU memory"
+    else:
+        tip = "data.residency=gpu"
     return f"input-bound {wait:.0%}: try {tip}".replace("%", " %")

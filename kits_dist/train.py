@@ -19,6 +19,7 @@ from kits_dist import checkpoint, cli, files, process_group
 from kits_dist.config import Config, OptimConfig, TrainConfig
 from kits_dist.data import augment, build_train_loader, build_val_loader
 from kits_dist.data.feed import Feed
+from kits_dist.data.pixels import Resident
 from kits_dist.data.selection import Samples, worth_seeing
 from kits_dist.data.store import PLANES, Store
 from kits_dist.drawing import Tile, panel
@@ -106,9 +107,7 @@ def train(config: Config, request: StopRequest) -> None:
     learner = Learner(placed(model, config.train, accelerator.device), config.model.regions, config.optim, accelerator)
 
     # data
-    step_bytes = None
-    if config.data.residency == "auto":
-        step_bytes = learner.step_bytes(config.data.batch_size, frames, config.data.size_px)
+    step_bytes = partial(learner.step_bytes, config.data.batch_size, frames, config.data.size_px)
     batches, feed = build_train_loader(
         store, config.data, config.augment, config.seed, shard, progress.position, step_bytes
     )
@@ -125,6 +124,8 @@ def train(config: Config, request: StopRequest) -> None:
         about = environment()
         facts = _facts(about, runtime, config, feed, val_cases, total_steps)
         write_about(config, store, about)
+        if config.data.sampler != "natural":
+            files.write_json(Path(config.run) / "sampler.json", feed.order.shares())
         if found:
             mend_best(config, store, found, learner.plain_model)
         for line in _introduction(facts, runtime, config, feed, train_cases, val_cases):
@@ -182,7 +183,8 @@ def train(config: Config, request: StopRequest) -> None:
                 bar.set_postfix(epoch=f"{epoch + 1}/{config.optim.epochs}", loss=f"{mean_loss:.4f}", refresh=False)
             with torch.profiler.record_function(BETWEEN):
                 if epoch_done:
-                    slow_side = verdict(pace.epoch_wait(), config.data, accelerator.device.type == "cuda")
+                    on_gpu, resident = accelerator.device.type == "cuda", isinstance(feed.pixels, Resident)
+                    slow_side = verdict(pace.epoch_wait(), config.data, on_gpu, resident)
                     progress, sentence = stops.end_epoch(progress, epoch)
                     tracker.log(progress.step, {"perf/verdict": slow_side})
                     if accelerator.is_main_process:
@@ -362,11 +364,10 @@ def _introduction(facts: dict, runtime: Runtime, config: Config, feed: Feed, tra
         f"{len(val_cases)} validation cases; {config.optim.epochs} epochs = {facts['steps']} steps"
     )
     if config.data.sampler != "natural":
-        groups = list(zip(feed.order.groups, feed.order.counts, strict=True))
-        named = ", ".join(f"{count} {group.name} (of {len(group.members)})" for group, count in groups[:3])
-        yield f"each epoch of sampler={config.data.sampler}: {named}" + (
-            f", {len(groups)} in all" if groups[3:] else ""
-        )
+        shares = feed.order.shares()
+        named = [f"{of['an_epoch']} {name} (of {of['members']})" for name, of in shares.items()]
+        more = f", ... {len(shares)} in all, in sampler.json" if named[3:] else ""
+        yield f"each epoch of sampler={config.data.sampler}: {', '.join(named[:3])}{more}"
     if config.data.fold == "all":
         yield "data.fold=all: validation cases are training cases; the val scores say nothing about new patients"
 

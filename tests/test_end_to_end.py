@@ -293,6 +293,23 @@ def test_out_of_memory_says_what_to_try(store, tmp_path, monkeypatch):
     assert "precision bf16, " in said and "train.precision" not in said  # the launcher's, and nothing left to gain
 
 
+def test_what_an_epoch_is_made_of_is_said_and_kept(store, tmp_path, monkeypatch, capfd):
+    def far_enough(*_):
+        raise InputError("far enough")
+
+    monkeypatch.setattr(training, "Tracker", far_enough)
+    arguments = [f"data.store={store.path}", f"run={tmp_path}", *SMALL, "data.fold=all", "data.sampler=case"]
+    with pytest.raises(InputError, match="far enough"):
+        training.main(cli.load(Config, arguments))
+    shares = json.loads((tmp_path / "sampler.json").read_text())
+    sizes = {case: store.cases[store.row[case]].shape[0] for case in store.splits.select("all")[0]}
+    assert {name: of["members"] for name, of in shares.items()} == sizes and len(sizes) == 5
+    counts = [of["an_epoch"] for of in shares.values()]
+    assert sum(counts) == sum(sizes.values()) and max(counts) - min(counts) <= 1
+    first = [f"{of['an_epoch']} {name} (of {of['members']})" for name, of in shares.items()][:3]
+    assert f"each epoch of sampler=case: {', '.join(first)}, ... 5 in all, in sampler.json" in capfd.readouterr().out
+
+
 def test_two_runs_are_never_mixed_in_one_folder(store, trained, tmp_path):
     folder, _ = trained
     arguments = [f"data.store={store.path}", f"run={folder}", *SMALL]

@@ -62,10 +62,24 @@ def test_what_this_machine_has_not_is_refused_and_auto_falls_back(store):
 
 
 @pytest.mark.parametrize(
+    ("residency", "backend", "device"),
+    [("auto", "dali", "cpu"), ("auto", "opencv", "cuda"), ("mmap", "dali", "cuda"), ("gpu", "dali", "cuda")],
+)
+def test_no_step_is_measured_where_the_answer_does_not_count(store, monkeypatch, residency, backend, device):
+    """It would cost a forward and a backward pass."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**8, 10**8))
+    monkeypatch.setattr(pixels, "Resident", OnTheCPU)
+    data = DataConfig(store="s", batch_size=2, size_px=(64, 64), residency=residency, backend=backend)
+    choose(store, np.arange(4), data, torch.device(device), lambda: pytest.fail("measured"))
+
+
+@pytest.mark.parametrize(
     ("residency", "step_bytes", "free", "expected"),
     [
         ("auto", 10**6, 10**8, Resident),  # the slices fit beside the step
         ("auto", 10**8, 10**8, Mapped),  # the step takes what is there
+        ("auto", 0, 8 * 10**5, Mapped),  # 0.36 MB of batches for training and as much for validation
+        ("auto", 0, 11 * 10**5, Resident),
         ("auto", None, 10**8, Resident),  # not measured: half of what is free is the step's
         ("auto", None, 10**5, Mapped),
         ("gpu", 10**8, 10**8, Resident),  # asked for by name: the user may know better
@@ -78,12 +92,13 @@ def test_auto_weighs_the_slices_against_the_measured_step(store, monkeypatch, re
     monkeypatch.setattr(pixels, "Resident", OnTheCPU)
     data = DataConfig(store=str(store.path), batch_size=2, size_px=(64, 64), residency=residency)
     rows = select_rows(store, [case.case_id for case in store.cases], "all", 0, ["axial"])
-    assert 2e5 < Resident.bytes_needed(store, rows, 0) < 4e5 and queue_bytes(data) == 4 * 2 * 64 * 64 * 11
+    assert 2e5 < Resident.bytes_needed(store, rows, 0) < 4e5 and queue_bytes(data) == 2 * 4 * 2 * 64 * 64 * 11
+    measured = None if step_bytes is None else lambda: step_bytes
     if expected is InputError:
         with pytest.raises(InputError, match="data.residency=gpu: .* of GPU memory free. Use data.residency=mmap"):
-            choose(store, rows, data, torch.device("cuda", 0), step_bytes)
+            choose(store, rows, data, torch.device("cuda", 0), measured)
         return
-    chosen = choose(store, rows, data, torch.device("cuda", 0), step_bytes)
+    chosen = choose(store, rows, data, torch.device("cuda", 0), measured)
     assert isinstance(chosen, expected) and "GB" in chosen.about
 
 

@@ -1,10 +1,14 @@
 """The tests of the data path can fail: each fault planted here turns the test red that is meant to find it."""
 
+import copy
+
 import numpy as np
 import pytest
 
-from kits_dist.data import augment, kernels, opencv_backend, sampler
-from tests import test_augment, test_loaders, test_sampler
+from kits_dist import data as data_path
+from kits_dist import runtime
+from kits_dist.data import augment, opencv_backend, sampler
+from tests import test_augment, test_loaders, test_runtime
 
 
 def found_by(check, *arguments):
@@ -12,32 +16,86 @@ def found_by(check, *arguments):
         check(*arguments)
 
 
-def warped_otherwise(monkeypatch, change):
-    """change(matrix, is_label) -> the matrix that is used instead."""
-
-    def changed(warp, is_label):
-        return lambda pixels, matrix, out: warp(pixels, change(matrix, is_label).astype(np.float32), out)
-
-    monkeypatch.setattr(kernels, "warp_linear", changed(kernels.warp_linear, False))
-    monkeypatch.setattr(kernels, "warp_nearest", changed(kernels.warp_nearest, True))
+@pytest.fixture(params=["dali", "opencv"])
+def backend(request):
+    return request.param
 
 
-def agreement(store):
-    test_loaders.test_every_backend_does_what_augment_means(store, "opencv", {})
+def handed(monkeypatch, change):
+    """change(HostBatch) -> what every backend gets in its place; the check itself sees the true one."""
+    real = data_path._build
+
+    def build(feed, *rest):
+        other = copy.copy(feed)
+        other.batch = lambda positions: change(feed.batch(positions))
+        return real(other, *rest)
+
+    monkeypatch.setattr(data_path, "_build", build)
 
 
-def test_a_label_turned_two_degrees_further_than_its_image(store, monkeypatch):
+def drawn(**change):
+    """A HostBatch with one of its parameters changed: name=function of the true values."""
+
+    def changed(host):
+        params = host.params._replace(**{name: f(getattr(host.params, name)) for name, f in change.items()})
+        return host._replace(params=params)
+
+    return changed
+
+
+def relabelled(change):
+    """change((H, W) label) -> the label that the backend gets with the true image."""
+    return lambda host: host._replace(labels=[change(label[..., 0])[..., None] for label in host.labels])
+
+
+def turned(label):
+    """By two degrees about its middle."""
     cos, sin = np.cos(np.deg2rad(2)), np.sin(np.deg2rad(2))
-    turn = np.array([[cos, -sin], [sin, cos]])
-    warped_otherwise(monkeypatch, lambda m, is_label: np.c_[turn @ m[:, :2], m[:, 2]] if is_label else m)
-    found_by(agreement, store)
+    turn, middle = np.array([[cos, -sin], [sin, cos]]), np.array(label.shape[::-1]) / 2
+    return augment.warp_nearest(label, np.c_[turn, middle - turn @ middle], label.shape)
 
 
-def test_half_a_pixel_of_shift(store, monkeypatch):
-    for of_label in (True, False):
-        with monkeypatch.context() as patch:
-            warped_otherwise(patch, lambda m, is_label, which=of_label: m + 0.5 * np.eye(3)[[2]] * (is_label == which))
-            found_by(agreement, store)
+def up(by):
+    return lambda values: (values + by).astype(np.float32)
+
+
+def times(factor):
+    return lambda values: (values * factor).astype(np.float32)
+
+
+PLANTED = {
+    "a label turned two degrees further": ("rotation", relabelled(turned)),
+    "a label one row off": ("window", relabelled(lambda label: np.roll(label, 1, axis=0))),
+    "half a pixel of shift": ("shift", drawn(matrix=up(np.array([[0, 0, 0.5], [0, 0, 0]])))),
+    "a hundredth of a pixel": ("rotation", drawn(matrix=up(np.array([[0, 0, 0.01], [0, 0, 0]])))),
+    "a magnification one in a thousand off": ("scale", drawn(matrix=times(np.array([[1.001, 1, 1], [1, 1, 1]])))),
+    "a mirror left out": ("flip", drawn(matrix=lambda matrix: np.abs(matrix))),
+    "a level too bright": ("brightness", drawn(bias=up(1))),
+    "a thousandth of a level": ("contrast", drawn(bias=up(1e-3))),
+    "a gamma one in a thousand off": ("gamma", drawn(gamma=times(1.001))),
+    "a blur one in a hundred off": ("blur", drawn(blur=times(1.01))),
+    "noise one in a thousand off": ("noise", drawn(noise_sd=times(1.001))),
+    "every noise from the bank's start": (
+        "noise",
+        lambda host: host._replace(normals=[host.normals[0]] * len(host.normals)),
+    ),
+    "samples in another order": (
+        "window",
+        lambda host: host._replace(slabs=host.slabs[::-1], labels=host.labels[::-1]),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", list(PLANTED))
+def test_what_a_backend_does_otherwise(store, backend, monkeypatch, fault):
+    change, plant = PLANTED[fault]
+    handed(monkeypatch, plant)
+    found_by(test_loaders.test_every_backend_does_what_each_change_means, store, backend, change)
+
+
+def test_a_tenth_of_a_level_in_the_mixture(store, backend, monkeypatch):
+    handed(monkeypatch, drawn(bias=up(0.1)))
+    found_by(test_loaders.test_every_backend_does_what_all_changes_mean_together, store, backend, {})
 
 
 def test_a_cut_that_is_a_pixel_off(store, monkeypatch):
@@ -52,19 +110,23 @@ def test_image_and_label_half_a_pixel_apart_in_the_meaning_itself(monkeypatch):
     found_by(test_augment.test_image_and_label_move_together)
 
 
-def test_a_stride_by_local_rank(store, monkeypatch):
+def test_a_stride_by_local_rank(tmp_path, monkeypatch):
+    real = runtime.Shard
+    monkeypatch.setattr(runtime, "Shard", lambda rank, world, local, *a: real(rank % local, world, local, *a))
+    found_by(test_runtime.test_a_process_takes_the_samples_of_its_global_rank, tmp_path, monkeypatch)
+
+
+def test_two_ranks_that_take_the_same_samples(store, monkeypatch):
     real = sampler.train_positions
-    monkeypatch.setattr(
-        test_sampler, "train_positions", lambda step, b, rank, world, *a: real(step, b, rank % 2, 2, *a)
-    )
-    found_by(test_sampler.test_each_epoch_holds_each_sample_once_over_all_ranks, 3, 1)
     monkeypatch.setattr(sampler, "train_positions", lambda step, b, rank, world, *a: real(step, b, 0, 1, *a))
     found_by(test_loaders.test_a_sample_is_the_same_on_other_ranks_batches_and_after_resuming, store, "opencv")
 
 
-def test_an_epoch_that_does_not_enter_the_key(monkeypatch):
+def test_an_epoch_that_does_not_enter_the_key(store, backend, monkeypatch):
+    """In what the feed asks for, as a backend shows it; and in the draw itself."""
     real = augment.uniforms
     monkeypatch.setattr(augment, "uniforms", lambda seed, rounds, sample: real(seed, rounds * 0, sample))
+    found_by(test_loaders.test_a_sample_looks_otherwise_in_the_next_epoch, store, backend)
     found_by(test_augment.test_uniforms_are_uniform_independent_and_keyed)
 
 

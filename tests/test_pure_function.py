@@ -1,6 +1,8 @@
 """What a sample looks like depends on (store, configuration, seed, position): really launched, killed and resumed."""
 
+import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,11 +16,12 @@ EPOCHS = 3
 pytestmark = pytest.mark.slow
 
 
-def launch(store, output, backend, world, batch, first, stop, die=-1) -> int:
+def launch(store, output, ways, world, batch, first, stop, mortal=-1, die=-1) -> int:
+    """ways: backend and sampler. Exit code; rank `mortal` kills itself after `die` batches."""
     output.mkdir(exist_ok=True)
     command = [*LAUNCH, "--num_processes", str(world)] if world > 1 else [sys.executable]
-    numbers = (batch, first, stop, die)
-    command += ["-m", "tests.launched.hashes", str(store.path), str(output), backend, *map(str, numbers)]
+    numbers = (batch, first, stop, mortal, die)
+    command += ["-m", "tests.launched.hashes", str(store.path), str(output), *ways, *map(str, numbers)]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, capture_output=True, cwd=ROOT, env=environment, timeout=200).returncode
 
@@ -33,21 +36,28 @@ def seen(output) -> dict[int, tuple]:
     return found
 
 
-@pytest.mark.parametrize("backend", ["dali", "opencv"])
-def test_samples_are_the_same_on_1_2_and_3_processes_killed_and_resumed(store, tmp_path, backend):
+@pytest.mark.parametrize("ways", [("dali", "natural"), ("opencv", "tumor")])
+def test_samples_are_the_same_on_1_2_and_3_processes_killed_and_resumed(store, tmp_path, ways):
+    """A stream dealt to 1, 2 and 3 processes in any order; in the first two legs any rank dies after any batch."""
+    seed = int(os.environ.get("SEED", time.time_ns() % 10**6))
+    chance = random.Random(seed)
+    print(f"again with SEED={seed}")
     stop = EPOCHS * sum(case.shape[0] for case in store.cases if case.case_id in store.splits.select("all")[0])
-    assert launch(store, tmp_path / "1", backend, 1, 4, 0, stop) == 0
-    whole = seen(tmp_path / "1")
+    assert launch(store, tmp_path / "whole", ways, 1, 4, 0, stop) == 0
+    whole = seen(tmp_path / "whole")
     assert set(range(stop)) <= set(whole) and len({what[3] for what in whole.values()}) == len(whole)
-    for world, batch, die in ((2, 5, 3), (3, 6, 2)):
-        output = tmp_path / f"{world}"
-        assert launch(store, output, backend, world, batch, 0, stop, die) != 0
-        before = seen(output)
-        resumed = next(p for p in range(stop) if p not in before)  # all before it was consumed by every rank
-        assert 0 < resumed < stop
-        other = 5 - world  # goes on on another number of processes
-        assert launch(store, output, backend, other, batch, resumed, stop) == 0
-        assert {p: what for p, what in seen(output).items() if p < stop} == {p: whole[p] for p in range(stop)}
+    first = 0
+    for leg, world in enumerate(chance.sample([1, 2, 3], 3)):
+        batch = chance.randint(2, 5)
+        steps = -(-(stop - first) // (world * batch))
+        mortal, die = (chance.randrange(world), chance.randint(0, steps // 2)) if leg < 2 else (-1, -1)
+        print(f"{world} processes, batch {batch}, from {first}: rank {mortal} dies after {die}")
+        code = launch(store, tmp_path / "legs", ways, world, batch, first, stop, mortal, die)
+        assert (code == 0) == (leg == 2)
+        found = seen(tmp_path / "legs")
+        first = next((p for p in range(stop) if p not in found), stop)  # all before it was consumed by every rank
+        assert first == stop if leg == 2 else first < stop
+    assert {p: what for p, what in found.items() if p < stop} == {p: whole[p] for p in range(stop)}
 
 
 ENDINGS = {
@@ -57,8 +67,9 @@ ENDINGS = {
 }
 
 
-@pytest.mark.parametrize("backend", ["dali", "opencv"])
-@pytest.mark.parametrize("ending", list(ENDINGS))
+@pytest.mark.parametrize(
+    ("backend", "ending"), [*itertools.product(["dali", "opencv"], ENDINGS), ("fixed", "exception")]
+)
 def test_a_loader_ends_with_its_process(store, backend, ending):
     """Cleanly and at once, whatever ends the process: no hang at exit, no process left."""
     words, code = ENDINGS[ending]
@@ -76,13 +87,20 @@ for batch in itertools.islice(loader, 5):
 {words}
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
     )
     if ending == "interrupt":
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
     begin = time.monotonic()
     _, stderr = process.communicate(timeout=60)
+    with pytest.raises(ProcessLookupError):  # nobody is left of its group
+        os.killpg(process.pid, 0)
     assert process.returncode == code, stderr
     assert ending == "end" or time.monotonic() - begin < 30
     assert ("in the loop" in stderr) == (ending == "exception") and "terminate called" not in stderr

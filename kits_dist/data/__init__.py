@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,14 +19,15 @@ def build_train_loader(
     seed: int,
     shard: Shard,
     start: int = 0,
-    step_bytes: int | None = None,
+    step_bytes: Callable[[], int] | None = None,
 ) -> tuple[Iterable[Batch], Feed]:
     """Endless loader from global stream position `start`, and the feed it draws from.
 
-    step_bytes: GPU memory of a training step, for data.residency=auto.
+    step_bytes: measures the GPU memory of a training step, for data.residency=auto.
     Raises InputError when one global batch is larger than the epoch.
     """
     from kits_dist.data.feed import Feed, Plan
+    from kits_dist.data.fixed_backend import FixedLoader
     from kits_dist.data.pixels import choose
     from kits_dist.data.sampler import train_positions
     from kits_dist.data.selection import select
@@ -42,7 +43,8 @@ def build_train_loader(
     pixels = choose(store, samples.rows, data, shard.device, step_bytes)
     feed = Feed(store, samples, data, augment, seed, store.normalization(data.fold), pixels)
     plan = Plan(lambda step: train_positions(step, data.batch_size, shard.rank, shard.world, start), None)
-    return _build(feed, plan, data, shard, data.backend), feed
+    loader = _build(feed, plan, data, shard)
+    return FixedLoader(next(iter(loader))) if data.backend == "fixed" else loader, feed
 
 
 def build_val_loader(store: Store, data: DataConfig, case_ids: list[str], shard: Shard) -> tuple[Iterable[Batch], Feed]:
@@ -57,20 +59,18 @@ def build_val_loader(store: Store, data: DataConfig, case_ids: list[str], shard:
     samples = select(store, case_ids, data, near_kidney=False)
     batches = val_positions(len(samples.rows), data.batch_size, shard.rank, shard.world)
     feed = Feed(store, samples, data, None, 0, store.normalization(data.fold))
-    backend = "dali" if data.backend == "fixed" else data.backend
-    return _build(feed, Plan(batches.__getitem__, len(batches)), data, shard, backend), feed
+    return _build(feed, Plan(batches.__getitem__, len(batches)), data, shard), feed
 
 
-def _build(feed: Feed, plan, data: DataConfig, shard: Shard, backend: str) -> Iterable[Batch]:
+def _build(feed: Feed, plan, data: DataConfig, shard: Shard) -> Iterable[Batch]:
     from kits_dist.data.dali_backend import DaliLoader
-    from kits_dist.data.fixed_backend import FixedLoader
+    from kits_dist.data.fixed_backend import source
     from kits_dist.data.opencv_backend import OpenCVLoader
     from kits_dist.parallel import cores
 
     if plan.num_batches == 0:
         return ()
     threads = data.threads or max(1, cores() // shard.local_world)
-    if backend == "opencv":
+    if source(data.backend) == "opencv":
         return OpenCVLoader(feed, plan, shard.device, threads, data.prefetch, shard.dtype)
-    loader = DaliLoader(feed, plan, data.batch_size, shard.device, threads, data.prefetch, shard.dtype)
-    return FixedLoader(next(iter(loader))) if backend == "fixed" else loader
+    return DaliLoader(feed, plan, data.batch_size, shard.device, threads, data.prefetch, shard.dtype)

@@ -230,7 +230,7 @@ def blur(image: np.ndarray, sd_px: float) -> np.ndarray:
 
 def warp_linear(slab: np.ndarray, matrix: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
     """(F, H, W) -> (F, h, w) float32; taps outside the slice count as 0."""
-    x, y = _source_points(matrix, size_px)
+    x, y = source_points(matrix, size_px)
     x, y = x - 0.5, y - 0.5
     left, top = np.floor(x).astype(int), np.floor(y).astype(int)
     fx, fy = x - left, y - top
@@ -247,13 +247,14 @@ def warp_linear(slab: np.ndarray, matrix: np.ndarray, size_px: tuple[int, int]) 
 
 def warp_nearest(label: np.ndarray, matrix: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
     """(H, W) -> (h, w), 0 outside."""
-    x, y = (np.floor(v).astype(int) for v in _source_points(matrix, size_px))
+    x, y = (np.floor(v).astype(int) for v in source_points(matrix, size_px))
     height, width = label.shape
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     return np.where(inside, label[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)], 0).astype(label.dtype)
 
 
-def _source_points(matrix: np.ndarray, size_px: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def source_points(matrix: np.ndarray, size_px: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(h, w) x and y, float64, of where each output pixel's centre lies in the slice."""
     y, x = np.mgrid[: size_px[0], : size_px[1]] + 0.5
     m = matrix.astype(np.float64)
     return m[0, 0] * x + m[0, 1] * y + m[0, 2], m[1, 0] * x + m[1, 1] * y + m[1, 2]

@@ -1,10 +1,13 @@
 """Where the slices of a loader's samples lie: in mapped files, or in a GPU's memory for the whole training."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from kits_dist.config import DataConfig
+from kits_dist.data.fixed_backend import source
 from kits_dist.data.store import PLANES, SliceTable, Store
 from kits_dist.errors import InputError, JobFailed
 
@@ -77,24 +80,31 @@ class Resident:
 
 
 def choose(
-    store: Store, rows: np.ndarray, data: DataConfig, device: torch.device, step_bytes: int | None = None
+    store: Store,
+    rows: np.ndarray,
+    data: DataConfig,
+    device: torch.device,
+    step_bytes: Callable[[], int] | None = None,
 ) -> Mapped | Resident:
     """By data.residency; auto: in the GPU's memory where the slices fit beside the training step and its batches.
 
-    step_bytes: GPU memory that a step takes (`Learner.step_bytes`); None: not measured, so half of what is free.
+    step_bytes: measures the GPU memory that a step takes (`Learner.step_bytes`), called only where the answer counts;
+    None: half of what is free.
     Raises InputError where data.residency asks for what this machine has not.
     """
-    if data.residency == "mmap" or data.residency == "auto" and (device.type != "cuda" or data.backend == "opencv"):
+    possible = device.type == "cuda" and source(data.backend) == "dali"
+    if data.residency == "mmap" or data.residency == "auto" and not possible:
         return Mapped(store, data.context)
-    if device.type != "cuda" or data.backend == "opencv":
+    if not possible:
         raise InputError("data.residency=gpu needs an NVIDIA GPU and data.backend=dali. Use data.residency=mmap")
+    measured = step_bytes() if step_bytes and data.residency == "auto" else None
     needed, free = Resident.bytes_needed(store, rows, data.context), torch.cuda.mem_get_info(device)[0]
-    step = free // 2 if step_bytes is None else step_bytes + queue_bytes(data)
+    step = free // 2 if measured is None else measured + queue_bytes(data)
     sizes = (
         f"{needed / 1e9:.2f} GB for {len(rows)} slices, {step / 1e9:.2f} GB for a step and its batches, "
         f"{free / 1e9:.2f} GB of GPU memory free"
     )
-    if needed + step <= free or data.residency == "gpu" and needed <= free:
+    if data.residency == "gpu" and needed <= free or needed + step <= free:
         return Resident(store, rows, data.context, device, f"GPU memory ({sizes})")
     if data.residency == "auto":
         return Mapped(store, data.context, f"mapped files ({sizes})")
@@ -102,9 +112,12 @@ def choose(
 
 
 def queue_bytes(data: DataConfig) -> int:
-    """Of the batches that DALI holds at a time: float32 and uint8 images and their normals, two uint8 labels."""
+    """Of the batches that DALI holds at a time, for training and for validation, whose pipelines live side by side.
+
+    Of each: float32 and uint8 images and their normals, two uint8 labels.
+    """
     frames = 1 + 2 * data.context
-    return (data.prefetch + 2) * data.batch_size * data.size_px[0] * data.size_px[1] * (9 * frames + 2)
+    return 2 * (data.prefetch + 2) * data.batch_size * data.size_px[0] * data.size_px[1] * (9 * frames + 2)
 
 
 def slab_of(volume: np.ndarray, index: int, context: int) -> np.ndarray:

@@ -50,6 +50,13 @@ class TrainOrder:
         member = permuted(place, self._sizes[group], hashed(self.seed, group, rounds))
         return rounds, self._members[self._first[group] + member].astype(np.int64)
 
+    def shares(self) -> dict[str, dict[str, int]]:
+        """Of each group: how many positions of an epoch are its, and how many members take turns in them."""
+        return {
+            group.name: {"an_epoch": count, "members": len(group.members)}
+            for group, count in zip(self.groups, self.counts, strict=True)
+        }
+
 
 def train_positions(step: int, batch_size: int, rank: int, world: int, start: int = 0) -> np.ndarray:
     """(B,) positions of this rank's batch, `step` steps after global position `start`."""

@@ -26,12 +26,19 @@ class Samples(NamedTuple):
 def select(store: Store, case_ids: list[str], data: DataConfig, near_kidney: bool) -> Samples:
     """The samples of these cases. near_kidney: of whole slices only those that data.slices asks for (training).
 
-    Raises InputError for a plane that was not prepared, or where no case has a kidney to cut out.
+    Raises InputError for a plane that was not prepared, or where no case has a kidney that data.box or data.slices
+    asks for.
     """
     if data.box == "kidney":
         return _kidney_slices(store, case_ids, data)
     slices = data.slices if near_kidney else "all"
-    return Samples(select_rows(store, case_ids, slices, data.margin, data.planes))
+    rows = select_rows(store, case_ids, slices, data.margin, data.planes)
+    if slices == "kidney" and not len(rows):
+        raise InputError(
+            f"data.slices=kidney: none of the {len(case_ids)} training cases has a kidney in its annotation. Use "
+            "data.slices=all, or a store with annotated cases."
+        )
+    return Samples(rows)
 
 
 def _kidney_slices(store: Store, case_ids: list[str], data: DataConfig) -> Samples:

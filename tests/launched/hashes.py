@@ -1,7 +1,7 @@
 """Run under a launcher by test_pure_function: every sample a rank is given, as it is given.
 
-python -m tests.launched.hashes STORE OUTPUT BACKEND BATCH START STOP DIE; each rank appends `position case index plane
-sha256` lines to OUTPUT/rank_R.txt until global position STOP. After DIE batches rank 0 kills itself; -1: it lives.
+python -m tests.launched.hashes STORE OUTPUT BACKEND SAMPLER BATCH START STOP RANK DIE; each rank appends `position case
+index plane sha256` lines to OUTPUT/rank_R.txt until position STOP. After DIE batches RANK kills itself; -1: none does.
 """
 
 import hashlib
@@ -16,20 +16,31 @@ from kits_dist.data.sampler import train_positions
 from kits_dist.data.store import Store
 from kits_dist.runtime import start
 
-DRAWN = AugmentConfig(rotate_p=0.7, scale_p=0.7, blur_p=0.3, contrast_p=0.3, noise_p=0.5)
+DRAWN = AugmentConfig(
+    rotate_p=0.7,
+    scale_p=0.7,
+    shift_p=0.5,
+    blur_p=0.3,
+    brightness_p=0.3,
+    contrast_p=0.3,
+    gamma_p=0.3,
+    noise_p=0.5,
+)
 
 
-def main(store_path: str, output: str, backend: str, batch_size: int, first: int, stop: int, die: int) -> None:
+def main(store_path: str, output: str, backend: str, sampler: str, *numbers: int) -> None:
+    batch_size, first, stop, mortal, die = numbers
     store = Store(store_path)
     shard = start(TrainConfig(), 1, Path(output), seed=0).shard
-    data = DataConfig(store=store_path, batch_size=batch_size, size_px=(64, 64), backend=backend, fold="all", context=1)
+    shape = {"batch_size": batch_size, "size_px": (64, 64), "context": 1}
+    data = DataConfig(store=store_path, backend=backend, sampler=sampler, fold="all", **shape)
     loader, _ = build_train_loader(store, data, DRAWN, 5, shard, first)
     with open(Path(output) / f"rank_{shard.rank}.txt", "a", buffering=1) as lines:
         for step, batch in enumerate(loader):
             positions = train_positions(step, batch_size, shard.rank, shard.world, first)
             if positions[0] - shard.rank >= stop:
                 return
-            if step == die and shard.rank == 0:
+            if step == die and shard.rank == mortal:
                 os.kill(os.getpid(), signal.SIGKILL)
             names = (batch.case.tolist(), batch.index.tolist(), batch.plane.tolist())
             for k, name in enumerate(zip(positions, *names, strict=True)):
@@ -38,4 +49,4 @@ def main(store_path: str, output: str, backend: str, batch_size: int, first: int
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], *map(int, sys.argv[4:]))
+    main(*sys.argv[1:5], *map(int, sys.argv[5:]))
