@@ -32,7 +32,7 @@ def test_warps_are_those_of_the_meaning():
         kernels.warp_nearest(label, matrix, labels)
         # 1e-4 pixel of a point's place, times 200 levels from one pixel to the next
         np.testing.assert_allclose(image, augment.warp_linear(slab, matrix, size_px), atol=0.02)
-        points = np.stack(augment._source_points(matrix, size_px))
+        points = np.stack(augment.source_points(matrix, size_px))
         tie = (np.abs(points - np.rint(points)) < 1e-4).any(0)  # on the edge between two pixels: either may be taken
         np.testing.assert_array_equal(labels[~tie], augment.warp_nearest(label, matrix, size_px)[~tie])
         met += labels.any()
