@@ -21,7 +21,7 @@ from kits_dist.data import augment, build_train_loader, build_val_loader
 from kits_dist.data.feed import Feed
 from kits_dist.data.pixels import Resident
 from kits_dist.data.selection import Samples, worth_seeing
-from kits_dist.data.store import PLANES, Store
+from kits_dist.data.store import PLANE_NAMES, Store
 from kits_dist.drawing import Tile, panel
 from kits_dist.errors import InputError, JobFailed, Preempted
 from kits_dist.inference.predictor import denormalized
@@ -307,9 +307,7 @@ class Stops:
                 inside = region_probabilities(self.learner.judged, seen)[0] >= 0.5
             grey = denormalized(image[feed.data.context], feed.norm, levels)
             predicted = regions_to_labels(inside.cpu().numpy(), self.config.model.regions)
-            tiles.append(
-                Tile(grey, label, predicted, f"{self.store.cases[case].case_id} {list(PLANES)[plane]} {index}")
-            )
+            tiles.append(Tile(grey, label, predicted, f"{self.store.cases[case].case_id} {PLANE_NAMES[plane]} {index}"))
         return panel(tiles, f"data: {self.store.meta['data']}")
 
 
