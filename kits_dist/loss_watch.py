@@ -11,7 +11,7 @@ from kits_dist import files
 from kits_dist.batch import Shard
 from kits_dist.data.feed import Feed
 from kits_dist.data.sampler import train_positions
-from kits_dist.data.store import PLANES
+from kits_dist.data.store import PLANE_NAMES
 from kits_dist.errors import JobFailed
 
 REPORT = "not_finite.json"  # in the run's folder
@@ -54,7 +54,7 @@ class LossWatch:
         samples = self.feed.order.at(positions)[1]
         table, rows = self.feed.store.slices, self.feed.rows[samples]
         named = [
-            {"case": self.feed.store.cases[case].case_id, "plane": list(PLANES)[plane], "slice": index}
+            {"case": self.feed.store.cases[case].case_id, "plane": PLANE_NAMES[plane], "slice": index}
             for case, plane, index in zip(
                 *(column[rows].tolist() for column in (table.case, table.plane, table.index)), strict=True
             )

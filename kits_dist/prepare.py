@@ -189,7 +189,7 @@ def _finish(root: Path, case_ids: list[str], args: Args, source: Source) -> None
     counts = [np.load(root / plane / case_ids[row] / "slices.npy") for plane, row in stacks]
     lengths = [c.shape[1] for c in counts]
     columns = {
-        "plane": np.repeat(np.array([list(store.PLANES).index(plane) for plane, _ in stacks], np.int8), lengths),
+        "plane": np.repeat(np.array([store.PLANE_NAMES.index(plane) for plane, _ in stacks], np.int8), lengths),
         "case": np.repeat(np.array([row for _, row in stacks], np.int32), lengths),
         "index": np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
     } | dict(zip(LABELS, np.concatenate(counts, axis=1), strict=True))

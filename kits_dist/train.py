@@ -21,7 +21,7 @@ from kits_dist.data import augment, build_train_loader, build_val_loader
 from kits_dist.data.feed import Feed
 from kits_dist.data.pixels import Resident
 from kits_dist.data.selection import Samples, worth_seeing
-from kits_dist.data.store import PLANES, Store
+from kits_dist.data.store import PLANE_NAMES, Store
 from kits_dist.drawing import Tile, panel
 from kits_dist.environment import environment
 from kits_dist.errors import InputError, JobFailed, Preempted
@@ -329,7 +329,7 @@ class Stops:
             slab, truth = host.slabs[i][..., 0], host.labels[i][..., 0]
             image, label = augment.apply(slab, truth, host.params, i, self.config.data.size_px, levels, feed.norm)
             grey = denormalized(image[feed.data.context], feed.norm, levels)
-            caption = f"{self.store.cases[case].case_id} {list(PLANES)[plane]} {index}"
+            caption = f"{self.store.cases[case].case_id} {PLANE_NAMES[plane]} {index}"
             found.append((torch.from_numpy(image), grey, label, caption))
         return found
 

@@ -11,7 +11,7 @@ import pytest
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import store as store_module
 from kits_dist.data.feed import Feed
-from kits_dist.data.pixels import Resident, stacks_of
+from kits_dist.data.pixels import Resident
 from kits_dist.data.selection import Samples, select_rows
 from kits_dist.data.store import FORMAT, TABLES, Store, array_path, case_to_json, file_entry
 from kits_dist.errors import InputError
@@ -71,7 +71,7 @@ def test_rows_groups_and_ranges_of_many_cases_are_what_a_loop_finds(large):
     assert len(feed.order.groups) == 1990 and all(len(group.members) == 53 for group in feed.order.groups)
     assert all(len(set(table.case[feed.rows][group.members])) == 1 for group in feed.order.groups[::97])
     assert Resident.bytes_needed(feed.store, feed.rows, 0) == 1990 * 53 * 2 * SIDE * SIDE
-    assert len(np.unique(stacks_of(table))) == 2000
+    assert len(np.unique(table.stack)) == 2000
     host = feed.batch(np.arange(32))
     assert len(host.slabs) == 32 and host.slabs[0].shape == (1, SIDE, SIDE, 1)
 

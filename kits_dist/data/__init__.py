@@ -44,7 +44,7 @@ def build_train_loader(
     feed = Feed(store, samples, data, augment, seed, store.normalization(data.fold), pixels)
     plan = Plan(lambda step: train_positions(step, data.batch_size, shard.rank, shard.world, start), None)
     loader = _build(feed, plan, data, shard)
-    return FixedLoader(next(iter(loader))) if data.backend == "fixed" else loader, feed
+    return FixedLoader(iter(loader)) if data.backend == "fixed" else loader, feed
 
 
 def build_val_loader(store: Store, data: DataConfig, case_ids: list[str], shard: Shard) -> tuple[Iterable[Batch], Feed]:

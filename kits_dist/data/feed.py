@@ -10,7 +10,7 @@ from kits_dist.data import augment
 from kits_dist.data.pixels import Mapped, Resident
 from kits_dist.data.sampler import TrainOrder
 from kits_dist.data.selection import Samples, groups_of
-from kits_dist.data.store import PLANES, Normalization, Store, View
+from kits_dist.data.store import PLANE_NAMES, Normalization, Store, View
 
 
 class HostBatch(NamedTuple):
@@ -56,7 +56,7 @@ class Feed:
         rows = self.rows[samples]
         table = self.store.slices
         case, index, plane = table.case[rows], table.index[rows], table.plane[rows]
-        stacks = [(c, _PLANE_NAMES[p]) for c, p in zip(case.tolist(), plane.tolist(), strict=True)]
+        stacks = [(c, PLANE_NAMES[p]) for c, p in zip(case.tolist(), plane.tolist(), strict=True)]
         self.pixels.check(set(stacks))
         of_kidney = stacks if self.kidneys is None else zip(case.tolist(), self.kidneys[samples].tolist(), strict=True)
         views = [self._views[one] for one in of_kidney]
@@ -90,7 +90,6 @@ class Feed:
         ]
 
 
-_PLANE_NAMES = list(PLANES)
 _NO_NORMALS = np.empty((0, 0, 0), np.float32)
 
 

@@ -6,10 +6,11 @@ from kits_dist.batch import Batch
 
 
 class FixedLoader:
-    """Repeats one batch of another loader, endlessly."""
+    """Repeats the next batch of another loader, endlessly."""
 
-    def __init__(self, batch: Batch):
-        self.batch = Batch(*(tensor.clone() for tensor in batch))
+    def __init__(self, batches: Iterator[Batch]):
+        """batches: held until the copies are queued, for what they gave is theirs again when they end."""
+        self.batch = Batch(*(tensor.clone() for tensor in next(batches)))
 
     def __iter__(self) -> Iterator[Batch]:
         while True:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kits_dist.config import DataConfig
 from kits_dist.data.fixed_backend import source
-from kits_dist.data.store import PLANES, SliceTable, Store
+from kits_dist.data.store import PLANE_NAMES, Store
 from kits_dist.errors import InputError, JobFailed
 
 Stack = tuple[int, str]  # case, plane
@@ -128,21 +128,13 @@ def slab_of(volume: np.ndarray, index: int, context: int) -> np.ndarray:
     return volume[np.clip(np.arange(low, high), 0, len(volume) - 1)]
 
 
-def stacks_of(table: SliceTable) -> np.ndarray:
-    """(S,) a number for each (plane, case), growing with both."""
-    return table.plane.astype(np.int64) * (int(table.case.max(initial=0)) + 1) + table.case
-
-
 def _ranges(store: Store, rows: np.ndarray) -> dict[Stack, tuple[int, int]]:
     """{stack: (first, last) slice} that holds all of `rows`; what lies between two kidneys is held too."""
     table = store.slices
-    stacks, one, number = np.unique(stacks_of(table)[rows], return_index=True, return_inverse=True)
+    stacks, one, number = np.unique(table.stack[rows], return_index=True, return_inverse=True)
     first, last = np.full(len(stacks), 2**31 - 1), np.full(len(stacks), -1)
     np.minimum.at(first, number, table.index[rows])
     np.maximum.at(last, number, table.index[rows])
     names = zip(table.case[rows][one].tolist(), table.plane[rows][one].tolist(), strict=True)
     ends = zip(first.tolist(), last.tolist(), strict=True)
-    return {(case, _PLANE_NAMES[plane]): pair for (case, plane), pair in zip(names, ends, strict=True)}
-
-
-_PLANE_NAMES = list(PLANES)
+    return {(case, PLANE_NAMES[plane]): pair for (case, plane), pair in zip(names, ends, strict=True)}

@@ -6,12 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from kits_dist.config import DataConfig
-from kits_dist.data.pixels import stacks_of
 from kits_dist.data.sampler import Group
-from kits_dist.data.store import PLANES, Store
+from kits_dist.data.store import PLANE_NAMES, Store
 from kits_dist.errors import InputError
-
-_PLANE_NAMES = list(PLANES)
 
 
 class Samples(NamedTuple):
@@ -44,7 +41,7 @@ def select(store: Store, case_ids: list[str], data: DataConfig, near_kidney: boo
 def _kidney_slices(store: Store, case_ids: list[str], data: DataConfig) -> Samples:
     """Every axial slice of each kidney's box with its margin, kidney after kidney."""
     table = store.slices
-    axial = np.flatnonzero(table.plane == _PLANE_NAMES.index("axial"))
+    axial = np.flatnonzero(table.plane == PLANE_NAMES.index("axial"))
     rows, kidneys = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for number in sorted(store.row[case] for case in case_ids):
         case, first = store.cases[number], axial[np.searchsorted(table.case[axial], number)]
@@ -110,13 +107,13 @@ def select_rows(store: Store, case_ids: list[str], slices: str, margin: int, pla
     if absent := [plane for plane in planes if plane not in store.planes]:
         raise InputError(
             f"data.planes={list(planes)}: the store {store.path} holds {store.planes}. Prepare it again with planes="
-            f"[{','.join(p for p in PLANES if p in (*store.planes, *absent))}]"
+            f"[{','.join(p for p in PLANE_NAMES if p in (*store.planes, *absent))}]"
         )
     table = store.slices
-    chosen = np.isin(table.plane, [_PLANE_NAMES.index(plane) for plane in planes])
+    chosen = np.isin(table.plane, [PLANE_NAMES.index(plane) for plane in planes])
     chosen &= np.isin(table.case, [store.row[case] for case in case_ids])
     if slices == "kidney":
-        chosen &= _near(table.foreground > 0, stacks_of(table), margin)
+        chosen &= _near(table.foreground > 0, table.stack, margin)
     return np.flatnonzero(chosen)
 
 

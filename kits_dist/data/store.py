@@ -32,6 +32,7 @@ TABLES = ("cases.json", "slices.npz")  # hashed in store.json; splits.json is no
 # Axes of a volume (D, H, W) that become (slice, row, column). Slices run cranial to caudal, anterior to posterior,
 # right to left; the upper edge is anterior (axial) or cranial.
 PLANES = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}
+PLANE_NAMES = list(PLANES)  # by the number that tables and batches hold
 
 
 class View(NamedTuple):
@@ -83,6 +84,11 @@ class SliceTable(NamedTuple):
     @property
     def foreground(self) -> np.ndarray:
         return self.kidney + self.tumor + self.cyst
+
+    @property
+    def stack(self) -> np.ndarray:
+        """(S,) int64 a number for each (plane, case), growing with both."""
+        return self.plane.astype(np.int64) * (int(self.case.max(initial=0)) + 1) + self.case
 
 
 class Normalization(NamedTuple):
