@@ -85,7 +85,7 @@ def test_rotation_and_magnification_act_in_mm():
     still = np.zeros(1)
     framing = Framing((128, 128), 1.0)
     for degrees, zoom in ((0, 1), (33, 1), (33, 1.2)):
-        corner = augment._corner(one, framing, None)[None]
+        corner = augment._corners([one], framing, np.zeros((1, 2)), np.array([False]))
         matrix = augment.matrices(framing, [one], corner, still + degrees, still + 1, still + zoom)
         seen = augment.warp_nearest(disc, matrix[0], (128, 128))
         rows, columns = np.nonzero(seen)

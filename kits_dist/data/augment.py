@@ -54,13 +54,18 @@ class Framing(NamedTuple):
     size_px: tuple[int, int]  # (H, W)
     pixel_mm: float | None  # None: the slice's own pixels if axial, else square ones as wide as its columns
 
-    def ratio(self, view: View) -> np.ndarray:
-        """(row, column) source pixels per output pixel; larger where the window would not hold a box that it must."""
+    def ratios(self, views: list[View]) -> np.ndarray:
+        """(B, 2) source pixels per output pixel, (row, column); larger where the window would not hold a box that it
+        must."""
+        spacing = np.array([view.spacing_mm for view in views])
         if self.pixel_mm is not None:
-            ratio = self.pixel_mm / np.array(view.spacing_mm[1:])
+            ratios = self.pixel_mm / spacing[:, 1:]
         else:
-            ratio = np.ones(2) if view.plane == "axial" else view.spacing_mm[2] / np.array(view.spacing_mm[1:])
-        return ratio * max(1.0, *(np.array(view.body.size) / (ratio * self.size_px))) if view.whole else ratio
+            axial = np.array([view.plane == "axial" for view in views])
+            ratios = np.where(axial[:, None], 1.0, spacing[:, 2:] / spacing[:, 1:])
+        sizes = np.array([view.body.size for view in views])
+        least = np.maximum(1, (sizes / (ratios * self.size_px)).max(axis=1))
+        return ratios * np.where([view.whole for view in views], least, 1)[:, None]
 
 
 def uniforms(seed: int, rounds: np.ndarray, sample: np.ndarray) -> dict[str, np.ndarray]:
@@ -83,12 +88,7 @@ def draw(
     zoom = np.where(u["scale"] < config.scale_p, _between(config.scale, u["zoom"]), 1.0)
     random_window = u["crop"] < config.crop
     where = np.stack([u["row"], u["column"]], axis=1)
-    corners = np.stack(
-        [
-            _corner(view, framing, at if moved else None)
-            for view, at, moved in zip(views, where, random_window, strict=True)
-        ]
-    )
+    corners = _corners(views, framing, where, random_window)
     way_mm = (2 * np.stack([u["shift_y"], u["shift_x"]], axis=1) - 1) * config.shift_mm
     spacing = np.array([view.spacing_mm[1:] for view in views])
     corners += np.where((u["shift"] < config.shift_p)[:, None], way_mm / spacing, 0)
@@ -127,8 +127,8 @@ def _drawn(chosen: np.ndarray, values: np.ndarray, neutral: float) -> np.ndarray
 
 def centred(framing: Framing, views: list[View]) -> Params:
     """No augmentation: the window centred on the body. What validation and prediction see."""
-    corners = np.stack([_corner(view, framing, None) for view in views])
     still = np.zeros(len(views))
+    corners = _corners(views, framing, np.zeros((len(views), 2)), still > 0)
     matrix = matrices(framing, views, corners, still, still + 1, still + 1)
     none, one = np.zeros(len(views), np.float32), np.ones(len(views), np.float32)
     return Params(matrix, none, one, none, one, none, np.zeros(len(views), np.int32))
@@ -141,7 +141,7 @@ def matrices(
 
     corners   (B, 2) source (row, column) of the window's upper left corner
     """
-    ratio = np.stack([framing.ratio(view) for view in views])[:, ::-1]  # (B, 2) as (x, y)
+    ratio = framing.ratios(views)[:, ::-1]  # (B, 2) as (x, y)
     spacing = np.array([view.spacing_mm[:0:-1] for view in views])  # (B, 2) mm, (x, y)
     half = np.array(framing.size_px[::-1]) / 2
     angle = np.deg2rad(degrees)
@@ -153,26 +153,25 @@ def matrices(
     return np.concatenate([linear, offset[:, :, None]], axis=2).astype(np.float32)
 
 
-def _corner(view: View, framing: Framing, where: np.ndarray | None) -> np.ndarray:
-    """(row, column) of the window's corner in source pixels; `where` in [0, 1)^2 places it, None centres it on the
-    box.
+def _corners(views: list[View], framing: Framing, where: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """(B, 2) row and column of each window's corner in source pixels: placed by `where` in [0, 1)^2 if moved, else
+    centred on the box.
 
     A window larger than the slice holds it whole, and one that must hold a box does so wherever it is placed. Along an
     axis that keeps its pixels the corner is a whole number: an odd difference of sizes would otherwise put an identity
     crop on half pixels and blur it.
     """
-    ratio = framing.ratio(view)
-    whole = ratio == 1
-    room = np.array(view.shape[1:]) - np.array(framing.size_px) * ratio
+    ratios = framing.ratios(views)
+    unscaled, windows = ratios == 1, ratios * framing.size_px
+    boxes, whole = np.array([view.body for view in views]), np.array([[view.whole] for view in views])
+    near, far = boxes[:, ::2], boxes[:, 1::2]  # (top, left), (bottom, right)
+    room = np.array([view.shape[1:] for view in views]) - windows
     low, high = np.minimum(room, 0), np.maximum(room, 0)
-    if view.whole:
-        box, window = view.body, np.array(framing.size_px) * ratio
-        low = np.maximum(low, np.array([box.bottom, box.right]) - window)
-        high = np.maximum(low, np.minimum(high, np.array([box.top, box.left])))
-    if where is not None:
-        return low + np.where(whole, np.floor(where * (high - low + 1)), where * (high - low))
-    corner = np.clip(np.array(view.body.center) - np.array(framing.size_px) * ratio / 2, low, high)
-    return np.where(whole, np.floor(corner), corner)
+    low = np.where(whole, np.maximum(low, far - windows), low)
+    high = np.where(whole, np.maximum(low, np.minimum(high, near)), high)
+    placed = low + np.where(unscaled, np.floor(where * (high - low + 1)), where * (high - low))
+    centred = np.clip((near + far) / 2 - windows / 2, low, high)
+    return np.where(moved[:, None], placed, np.where(unscaled, np.floor(centred), centred))
 
 
 @lru_cache(maxsize=2)
