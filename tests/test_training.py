@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -101,7 +102,7 @@ class Unrepeatable(nn.Module):
 
 
 def test_the_log_names_each_kernel_that_is_not_deterministic_once(store, tmp_path, monkeypatch, recwarn):
-    """recwarn: else Python itself would show a warning of one line once."""
+    warnings.simplefilter("always")  # undone by recwarn; else Python itself passes on what one line warns of once
     build = train.build_model
     monkeypatch.setattr(train, "build_model", lambda *args, **more: nn.Sequential(Unrepeatable(), build(*args, **more)))
     try:
