@@ -1,14 +1,15 @@
 """How many images per second does the data path deliver, with nobody training? `python -m benchmarks.loader`.
 
 A real store (phantoms are made where none is named), read through the operating system's page cache. Variants,
-interleaved: DALI on the CPU and OpenCV with one and with all threads, DALI on the GPU where there is one, each without
-augmentation and with the poster's; and their ceiling, the same slices copied into a batch by one thread and left as
-they are (benchmarks.feed).
+interleaved: DALI on the CPU and OpenCV with one and with all threads, DALI on the GPU where there is one, its slices in
+mapped files and in GPU memory, each without augmentation and with the poster's; and their ceiling, the same slices
+copied into a batch by one thread and left as they are (benchmarks.feed).
+What a U-Net on that GPU consumes, and whether it ever waits: `benchmarks.end_to_end`.
 `peers=true` adds albumentations, MONAI and batchgeneratorsv2 with as many workers as there are cores, and how many
 times faster ours are; `sheet=FILE.png` shows that all of them make the same pictures.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -66,6 +67,7 @@ class Way(NamedTuple):
     threads: int
     batch_size: int
     changes: AugmentConfig
+    residency: str = "mmap"
 
 
 def main(args: Args) -> None:
@@ -107,7 +109,11 @@ def main(args: Args) -> None:
 
     ceiling = Ceiling("feed (slices read, nothing done)", median(timed["read"].rates(batch_size))[0])
     our_rates = {name: timed[name].rates(path.batch_size) for name, path in paths.items()}
-    answers = [one for one in our_rates if one.endswith(f"{cores()}_poster") or one == "dali_gpu_poster"]
+    answers = [
+        one
+        for one in our_rates
+        if one.endswith(f"{cores()}_poster") or one in ("dali_gpu_poster", "dali_gpu_resident_poster")
+    ]
     for name, path in paths.items():
         record_line(name, our_rates[name], "images/s", ceiling, _described(path))
     at_work = _described(Way("", ALONE, cores(), cpu_batch, POSTER))
@@ -126,6 +132,7 @@ def _described(path: Way) -> dict[str, Any]:
     return {
         "device": path.shard.device.type,
         "backend": path.backend,
+        "residency": path.residency,
         "threads": path.threads,
         "batch_size": path.batch_size,
         "dtype": str(path.shard.dtype).removeprefix("torch."),
@@ -142,14 +149,16 @@ def _paths(device: torch.device, batch_size: int) -> dict[str, Way]:
             paths[f"dali_cpu_{threads}_{word}"] = Way("dali", ALONE, threads, small, changes)
             paths[f"opencv_{threads}_{word}"] = Way("opencv", ALONE, threads, small, changes)
         if device.type == "cuda":
-            paths[f"dali_gpu_{word}"] = Way("dali", Shard(0, 1, 1, device, torch.float16), every, batch_size, changes)
+            gpu = Shard(0, 1, 1, device, torch.float16)
+            paths[f"dali_gpu_{word}"] = Way("dali", gpu, every, batch_size, changes)
+            paths[f"dali_gpu_resident_{word}"] = Way("dali", gpu, every, batch_size, changes, "gpu")
     return paths
 
 
 def _batches(store: Store, data: DataConfig, path: Way):
     """Takes the next batch and does nothing with it; on a GPU the kernels that make it end before the window does."""
-    settings = {"backend": path.backend, "threads": path.threads, "batch_size": path.batch_size}
-    changed = DataConfig(**vars(data) | settings)
+    settings = ("backend", "threads", "batch_size", "residency")
+    changed = replace(data, **{name: getattr(path, name) for name in settings})
     loader, _ = build_train_loader(store, changed, path.changes, 0, path.shard)
     stream = checked(iter(loader), f"data.backend={path.backend}")
     return lambda: next(stream)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import benchmarks.all
-from benchmarks import compare, end_to_end, harness, lines, model, plot, report, rerun, training
+from benchmarks import compare, end_to_end, harness, lines, loader, model, plot, report, rerun, training
 from benchmarks.steps import Task
 from kits_dist import cli
 from kits_dist.errors import InputError, JobFailed, MissingInput
@@ -426,3 +426,14 @@ def test_an_unknown_benchmark_is_refused():
 def test_an_unknown_variant_is_refused():
     with pytest.raises(InputError, match=r"variants=\['fast'\]: choose from"):
         model.main(model.Args(variants=("fast",)))
+
+
+def test_on_a_gpu_the_loader_is_measured_from_mapped_files_and_from_gpu_memory():
+    ways = loader._paths(torch.device("cuda", 0), 128)
+    on_gpu = {name: way.residency for name, way in ways.items() if way.shard.device.type == "cuda"}
+    assert on_gpu == {
+        "dali_gpu_still": "mmap",
+        "dali_gpu_resident_still": "gpu",
+        "dali_gpu_poster": "mmap",
+        "dali_gpu_resident_poster": "gpu",
+    }
