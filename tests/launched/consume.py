@@ -80,7 +80,7 @@ def learnt(store: Store, runtime, loss: str) -> dict[str, torch.Tensor]:
     learner.model.train(on_gpu)
     stream = iter(build_train_loader(store, data, AugmentConfig(), 0, runtime.shard)[0])
     for step in range(3):
-        learner.step(stream, lr_at(step, 3, optim), step, Pace(runtime.accelerator.device))
+        learner.step(stream, lr_at(step, step, 3, optim), step, Pace(runtime.accelerator.device))
     weights = learner.plain_model.state_dict() | {f"average.{k}": v for k, v in learner.judged.state_dict().items()}
     return {name: value.cpu().contiguous() for name, value in weights.items()}
 
