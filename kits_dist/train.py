@@ -268,7 +268,6 @@ class Stops:
         return progress, f"epoch {epoch + 1}: val loss {validation.loss:.4f}  dice_grid {words}{best}"
 
     def validate(self) -> Validation:
-        self.store.check_files()  # a file cut short meanwhile would kill every rank by SIGBUS
         judged, loss_fn = self.learner.judged, self.learner.loss_fn
         return score(judged, loss_fn, self.loader, self.rows, len(self.feed.rows), self.accelerator)
 
