@@ -67,10 +67,10 @@ export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}
 echo "slurm.sh: job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, $nodes nodes x $each processes: $SLURM_JOB_NODELIST"
 srun --ntasks="$nodes" --ntasks-per-node=1 "${command[@]}" &
 step=$!
-code=0
 while kill -0 "$step" 2>/dev/null; do
-  wait "$step" && code=0 || code=$? # also ended by a signal to this script
+  wait "$step" || true # also ended by a signal to this script
 done
+wait "$step" && code=0 || code=$? # bash remembers how it ended
 
 again=""
 [ ! -e "$run/requeue" ] || again=yes
