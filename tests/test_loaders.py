@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import agreement
 from kits_dist import prepare
 from kits_dist.batch import ALONE
 from kits_dist.config import AugmentConfig, DataConfig
@@ -22,19 +23,7 @@ from kits_dist.data.store import Store
 from kits_dist.data.volume import kits_geometry, write_nifti
 from kits_dist.errors import InputError, MissingPackage
 
-ALL_DRAWN = AugmentConfig(
-    rotate_p=0.7,
-    scale_p=0.7,
-    crop=0.8,
-    shift_p=0.5,
-    blur_p=0.3,
-    brightness_p=0.3,
-    contrast_p=0.3,
-    gamma_p=0.3,
-    noise_p=0.5,
-)
-
-
+ALL_DRAWN = replace(agreement.DRAWN, crop=0.8)
 STILL = AugmentConfig(rotate_p=0, flip=0, scale_p=0, crop=0, noise_p=0)
 # Every change by itself, and how far a pixel may then lie from the meaning, in HU: about twice what was seen.
 ALONE_HU = {

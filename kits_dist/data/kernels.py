@@ -32,6 +32,13 @@ def _compiled(*arguments: types.Type):
 
 
 @_compiled()
+def _within(value, most):
+    """In [0, most], float32. Python's min and max would not become vector code."""
+    value = np.float32(0) if value < np.float32(0) else value
+    return most if value > most else value
+
+
+@_compiled()
 def _source(line, i):
     """Where the centre of the first point of row i comes from, along one axis."""
     return np.float64(line[0]) * 0.5 + np.float64(line[1]) * (i + 0.5) + np.float64(line[2])
@@ -137,7 +144,7 @@ def warp_linear(slab: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> None:
     words = np.empty((bottom - top, right - left), np.uint32)
     every_word, stride = words.reshape(words.size), np.int32(right - left)
     x_step, y_step = matrix[0, 0], matrix[1, 0]
-    x_most, y_most, zero = np.float32(right - left - 1), np.float32(bottom - top - 1), np.float32(0)
+    x_most, y_most = np.float32(right - left - 1), np.float32(bottom - top - 1)
     where, taps = np.empty(width, np.uint32), np.empty(width, np.uint32)
     x_part, y_part = np.empty(width, np.float32), np.empty(width, np.float32)
     for frame in range(slab.shape[0]):
@@ -146,12 +153,8 @@ def warp_linear(slab: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> None:
             x0 = np.float32(_source(matrix[0], i) - 0.5 - left)
             y0 = np.float32(_source(matrix[1], i) - 0.5 - top)
             for j in range(width):
-                x = x0 + x_step * np.float32(np.int32(j))
-                y = y0 + y_step * np.float32(np.int32(j))
-                x = zero if x < zero else x  # min and max would not become vector code
-                x = x_most if x > x_most else x
-                y = zero if y < zero else y
-                y = y_most if y > y_most else y
+                x = _within(x0 + x_step * np.float32(np.int32(j)), x_most)
+                y = _within(y0 + y_step * np.float32(np.int32(j)), y_most)
                 column, row = np.int32(x), np.int32(y)
                 x_part[j], y_part[j] = x - np.float32(column), y - np.float32(row)
                 where[j] = np.uint32(row * stride + column)
@@ -184,18 +187,14 @@ def warp_nearest(label: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> None
     every_pixel, stride = box.reshape(box.size), np.int32(box.shape[1])
     first_row, last_row, first, last = _landing(matrix, top, bottom, left, right, out.shape)
     x_step, y_step = matrix[0, 0], matrix[1, 0]
-    x_most, y_most, zero = np.float32(box.shape[1] - 1), np.float32(box.shape[0] - 1), np.float32(0)
+    x_most, y_most = np.float32(box.shape[1] - 1), np.float32(box.shape[0] - 1)
     where = np.empty(max(last - first, 0), np.uint32)
     for i in range(first_row, last_row):
         x0 = np.float32(_source(matrix[0], i) + matrix[0, 0] * first - left + 1)
         y0 = np.float32(_source(matrix[1], i) + matrix[1, 0] * first - top + 1)
         for j in range(where.size):
-            x = x0 + x_step * np.float32(np.int32(j))
-            y = y0 + y_step * np.float32(np.int32(j))
-            x = zero if x < zero else x
-            x = x_most if x > x_most else x
-            y = zero if y < zero else y
-            y = y_most if y > y_most else y
+            x = _within(x0 + x_step * np.float32(np.int32(j)), x_most)
+            y = _within(y0 + y_step * np.float32(np.int32(j)), y_most)
             where[j] = np.uint32(np.int32(y) * stride + np.int32(x))
         line = out[i, first:last]
         for j in range(where.size):
@@ -214,16 +213,12 @@ def finish(
     normals     (h, w) float32 standard normals; not read where noise_sd is 0
     per_level   1 / sd of the levels
     """
-    zero = np.float32(0)
     for i in range(image.shape[0]):
         line = image[i]
-        if noise_sd > zero:
+        if noise_sd > 0:
             normal = normals[i]
             for j in range(line.size):
-                level = line[j] + noise_sd * normal[j]
-                level = zero if level < zero else level
-                level = levels if level > levels else level
-                line[j] = (level - mean) * per_level
+                line[j] = (_within(line[j] + noise_sd * normal[j], levels) - mean) * per_level
         else:
             for j in range(line.size):
                 line[j] = (line[j] - mean) * per_level

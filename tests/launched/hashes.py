@@ -10,22 +10,12 @@ import signal
 import sys
 from pathlib import Path
 
-from kits_dist.config import AugmentConfig, DataConfig, TrainConfig
+from benchmarks.agreement import DRAWN
+from kits_dist.config import DataConfig, TrainConfig
 from kits_dist.data import build_train_loader
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.store import Store
 from kits_dist.runtime import start
-
-DRAWN = AugmentConfig(
-    rotate_p=0.7,
-    scale_p=0.7,
-    shift_p=0.5,
-    blur_p=0.3,
-    brightness_p=0.3,
-    contrast_p=0.3,
-    gamma_p=0.3,
-    noise_p=0.5,
-)
 
 
 def main(store_path: str, output: str, backend: str, sampler: str, *numbers: int) -> None:
