@@ -38,7 +38,7 @@ from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import build_train_loader
 from kits_dist.data.feed import Feed
 from kits_dist.data.store import Store
-from kits_dist.errors import MissingPackage
+from kits_dist.errors import InputError, MissingPackage
 from kits_dist.parallel import cores
 
 STILL = AugmentConfig(rotate_p=0, flip=0, scale_p=0, crop=0, noise_p=0)
@@ -57,6 +57,11 @@ class Args:
     window_s: float = 1.5  # seconds a window, roughly
     out: str = ""  # folder for the line; empty: benchmarks/results
     quick: bool = False  # a few batches of tiny images: proves that it runs
+
+    def __post_init__(self):
+        here = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+        if wrong := [name for name in self.devices if name not in here]:
+            raise InputError(f"devices=[{wrong[0]}]: this machine has {' and '.join(here)}. Name those, or none.")
 
 
 class Way(NamedTuple):

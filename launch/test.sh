@@ -5,4 +5,5 @@ cd "$(dirname "$0")/.."
 bash launch/setup.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-exec .venv/bin/python -m pytest "$@"
+export OMP_WAIT_POLICY=passive  # threads that wait do not spin: there are test files beside each other; -n 0: one by one
+exec .venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile "$@"

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from kits_dist.config import AugmentConfig
-from kits_dist.data import augment
-from kits_dist.data.augment import Framing
+from kits_dist.data import augment, parameters
 from kits_dist.data.intensity import Box, Window
+from kits_dist.data.parameters import Framing
 from kits_dist.data.store import Normalization, View
 
 RAW = Normalization(0.0, 1.0)
@@ -19,8 +19,8 @@ def case(shape=(1, 64, 80), spacing=(3.0, 0.8, 0.8), body=None, plane="axial"):
 
 def drawn(n=4000, one=None, framing=None, **changes):
     config = AugmentConfig(**(NOTHING | changes))
-    u = augment.uniforms(0, np.zeros(n, int), np.arange(n))
-    return augment.draw(config, framing or Framing((64, 64), None), [one or case()] * n, Window(0, 200), u, 1000)
+    u = parameters.uniforms(0, np.zeros(n, int), np.arange(n))
+    return parameters.draw(config, framing or Framing((64, 64), None), [one or case()] * n, Window(0, 200), u, 1000)
 
 
 def picture(shape):
@@ -28,14 +28,14 @@ def picture(shape):
 
 
 def test_uniforms_are_uniform_independent_and_keyed():
-    u = augment.uniforms(1, np.zeros(20000, int), np.arange(20000))
+    u = parameters.uniforms(1, np.zeros(20000, int), np.arange(20000))
     table = np.stack(list(u.values()))
     assert np.abs(table.mean(axis=1) - 0.5).max() < 0.01 and np.abs(table.var(axis=1) - 1 / 12).max() < 0.003
     assert np.abs(np.corrcoef(table) - np.eye(len(table))).max() < 0.035
-    one = augment.uniforms(1, np.array([3]), np.array([7]))["angle"]
+    one = parameters.uniforms(1, np.array([3]), np.array([7]))["angle"]
     for seed, epoch, sample in ((2, 3, 7), (1, 4, 7), (1, 3, 8)):
-        assert augment.uniforms(seed, np.array([epoch]), np.array([sample]))["angle"] != one
-    many = augment.uniforms(1, np.array([9, 3]), np.array([1, 7]))["angle"]
+        assert parameters.uniforms(seed, np.array([epoch]), np.array([sample]))["angle"] != one
+    many = parameters.uniforms(1, np.array([9, 3]), np.array([1, 7]))["angle"]
     assert many[1] == one[0]  # a sample's draw does not depend on its batch
 
 
@@ -57,7 +57,7 @@ def test_a_window_larger_than_the_slice_holds_it_whole():
 
 def test_the_validation_window_is_centred_on_the_body():
     off = case((1, 200, 200), body=(100, 180, 20, 100))
-    matrix = augment.centred(Framing((64, 64), None), [off]).matrix[0]
+    matrix = parameters.centred(Framing((64, 64), None), [off]).matrix[0]
     assert matrix.tolist() == [[1, 0, 60 - 32], [0, 1, 140 - 32]]
 
 
@@ -70,7 +70,7 @@ def test_flip_is_left_right():
 def test_rotation_of_90_degrees_is_exact():
     slab = picture((1, 64, 64))
     still = np.zeros(1)
-    matrix = augment.matrices(
+    matrix = parameters.matrices(
         Framing((64, 64), None), [case((1, 64, 64))], np.zeros((1, 2)), still + 90, still + 1, still + 1
     )
     turned = augment.warp_linear(slab, matrix[0], (64, 64))[0]
@@ -85,8 +85,8 @@ def test_rotation_and_magnification_act_in_mm():
     still = np.zeros(1)
     framing = Framing((128, 128), 1.0)
     for degrees, zoom in ((0, 1), (33, 1), (33, 1.2)):
-        corner = augment._corners([one], framing, np.zeros((1, 2)), np.array([False]))
-        matrix = augment.matrices(framing, [one], corner, still + degrees, still + 1, still + zoom)
+        corner = parameters._corners([one], framing, np.zeros((1, 2)), np.array([False]))
+        matrix = parameters.matrices(framing, [one], corner, still + degrees, still + 1, still + zoom)
         seen = augment.warp_nearest(disc, matrix[0], (128, 128))
         rows, columns = np.nonzero(seen)
         assert np.ptp(rows) + 1 == pytest.approx(60 * zoom, abs=2) and np.ptp(columns) + 1 == pytest.approx(
@@ -181,7 +181,7 @@ def test_shift_moves_the_centred_window_by_mm():
     one = case((1, 200, 300), (3.0, 0.5, 1.0))
     shift = (
         drawn(2000, one, shift_p=0.5, shift_mm=10).matrix[:, :, 2]
-        - augment.centred(Framing((64, 64), None), [one]).matrix[0, :, 2]
+        - parameters.centred(Framing((64, 64), None), [one]).matrix[0, :, 2]
     )
     moved = (shift != 0).any(axis=1)
     assert moved.mean() == pytest.approx(0.5, abs=0.04)

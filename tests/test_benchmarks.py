@@ -437,3 +437,8 @@ def test_on_a_gpu_the_loader_is_measured_from_mapped_files_and_from_gpu_memory()
         "dali_gpu_poster": "mmap",
         "dali_gpu_resident_poster": "gpu",
     }
+
+
+def test_a_device_that_is_not_here_is_refused():
+    with pytest.raises(InputError, match=r"devices=\[tpu\]: this machine has cpu"):
+        loader.Args(devices=("cpu", "tpu"))

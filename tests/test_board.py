@@ -24,7 +24,7 @@ from kits_dist import cli, runtime, train
 from kits_dist.config import Config
 from kits_dist.labels import COLORS
 from kits_dist.monitors import CpuMonitor
-from tests.test_end_to_end import SMALL
+from tests.jobs import SMALL
 
 AT_PEAK = 1000.0  # images/s: stands in for a GPU of the table
 

@@ -3,15 +3,15 @@
 import os
 import shutil
 import subprocess
-import sys
-import time
 
 import pytest
 
 from kits_dist import cli, phantom, prepare
 from kits_dist import train as training
 from kits_dist.config import Config
-from tests.test_end_to_end import LAUNCH, ROOT, SMALL
+from kits_dist.data.store import Store
+from tests import forked
+from tests.jobs import LAUNCH, SMALL, alive, begin, ranks, until
 
 
 @pytest.fixture
@@ -63,14 +63,12 @@ def test_prepare_on_a_full_disk_keeps_what_is_finished(mounted, raw, tmp_path, c
 @pytest.mark.slow
 def test_training_on_a_full_disk_keeps_its_checkpoints(mounted, store):
     disk = mounted("size=3m")  # a checkpoint of this network takes 1.4 MB
-    command = [sys.executable, "-m", "kits_dist.train", f"data.store={store.path}", f"run={disk / 'run'}", *SMALL]
-    command += ["optim.epochs=30", "optim.patience=0", "train.keep=9", "log.images=0", "model.width=4"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "No space left on device" in done.stderr.splitlines()[-1]
+    words = [f"data.store={store.path}", f"run={disk / 'run'}", *SMALL]
+    words += ["optim.epochs=30", "optim.patience=0", "train.keep=9", "log.images=0", "model.width=4"]
+    printed = forked.run("kits_dist.train", *words, code=1)
+    assert "No space left on device" in printed.splitlines()[-1] and "Traceback" not in printed
     subprocess.run(["mount", "-o", "remount,size=32m", str(disk)], check=True)
-    again = subprocess.run([*command, "resume=auto"], capture_output=True, text=True, cwd=ROOT, timeout=200)
-    assert again.returncode == 0 and "continuing from step_" in again.stdout
+    assert "continuing from step_" in forked.run("kits_dist.train", *words, "resume=auto")
 
 
 @pytest.mark.slow
@@ -83,25 +81,16 @@ def test_training_on_a_full_disk_keeps_its_checkpoints(mounted, store):
     ids=["cut", "deleted"],
 )
 def test_all_ranks_end_soon_when_the_store_changes_under_them(store, tmp_path, change, words):
-    copy, log = shutil.copytree(store.path, tmp_path / "store"), tmp_path / "log"
-    arguments = [f"data.store={copy}", f"run={tmp_path / 'run'}", *SMALL, "optim.epochs=100000", "optim.patience=0"]
-    with open(log, "w") as output:
-        run = subprocess.Popen([*LAUNCH, "-m", "kits_dist.train", *arguments], stdout=output, stderr=output, cwd=ROOT)
+    copy, log = Store(shutil.copytree(store.path, tmp_path / "store")), tmp_path / "log"
+    run = begin(copy, tmp_path / "run", log, LAUNCH, "optim.epochs=100000")
     try:
-        while "epoch 2:" not in log.read_text():
-            assert run.poll() is None, log.read_text()
-            time.sleep(0.2)
-        ranks = _children(run.pid)
-        assert len(ranks) == 2
-        for path in sorted(copy.glob("axial/*/image.npy")):
+        until(lambda: "epoch 2:" in log.read_text(), run, log)
+        both = ranks(run)
+        assert len(both) == 2
+        for path in sorted(copy.path.glob("axial/*/image.npy")):
             change(path)
         assert run.wait(timeout=60) != 0
-        assert not [pid for pid in ranks if os.path.exists(f"/proc/{pid}")]
+        assert not alive(both)
     finally:
         run.kill()
     assert log.read_text().count(words) == 1 and "the store changed while it was read" in log.read_text()
-
-
-def _children(pid: int) -> list[int]:
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(child) for child in file.read().split()]

@@ -2,10 +2,8 @@
 
 import csv
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,37 +18,17 @@ from kits_dist import train as training
 from kits_dist.config import Config
 from kits_dist.data.volume import read_labels, same_grid
 from kits_dist.errors import InputError, JobFailed
-
-ROOT = Path(__file__).resolve().parents[1]
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch" / "cpu.yaml")]
-LAUNCH += ["--main_process_port", "0"]  # any free port: tests may run beside each other
-SMALL = [
-    "data.batch_size=3",
-    "data.size_px=64x64",
-    "model.arch=simple_unet",
-    "model.width=6",
-    "optim.lr=1e-2",
-    "model.prior=0.5",  # in so few steps a start at 1 % only costs
-    "log.every_steps=2",
-]
-SMALL += ["data.fold=1", "model.regions=[kidney_and_mass,tumor]", "optim.loss=bce_dice", "log.images=2"]
+from tests import forked
+from tests.jobs import ACCELERATE, LAUNCH, SINGLE, SMALL, TORCHRUN, run, same_weights
 
 
-def run(command: list[str], code: int = 0) -> subprocess.CompletedProcess:
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
-    assert (done.returncode == 0) == (code == 0), (
-        f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    )
-    return done
-
-
-def train(store, folder, *more, launcher=()) -> subprocess.CompletedProcess:
-    start = [*launcher, "-m"] if launcher else [sys.executable, "-m"]
-    return run([*start, "kits_dist.train", f"data.store={store.path}", f"run={folder}", *SMALL, *more])
-
-
-ACCELERATE, TORCHRUN = LAUNCH[:3], [sys.executable, "-m", "torch.distributed.run"]
+def train(store, run_folder, *more, launcher=()) -> str:
+    """A training with pictures, to its end; what it said."""
+    words = [f"data.store={store.path}", f"run={run_folder}", *SMALL, *more]
+    if not launcher:
+        return forked.run("kits_dist.train", *words)
+    done = run([*launcher, "-m", "kits_dist.train", *words])
+    return done.stdout + done.stderr
 
 
 @pytest.mark.slow
@@ -59,13 +37,13 @@ ACCELERATE, TORCHRUN = LAUNCH[:3], [sys.executable, "-m", "torch.distributed.run
     [
         ([*TORCHRUN, "--standalone", "--nproc_per_node", "2"], 2),
         ([*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"], 2),  # no GPU: on the CPU
-        ([*ACCELERATE, "--config_file", str(ROOT / "launch" / "single.yaml")], 1),
+        (SINGLE, 1),
     ],
     ids=["torchrun", "accelerate", "single.yaml"],
 )
 def test_other_launchers_train_to_the_end(store, tmp_path, launcher, world):
-    done = train(store, tmp_path / "run", "optim.epochs=1", "data.batch_size=10", launcher=launcher)
-    assert f"{world} processes x batch 10" in done.stdout and "finished: 1 epochs done" in done.stdout
+    said = train(store, tmp_path / "run", "optim.epochs=1", "data.batch_size=10", launcher=launcher)
+    assert f"{world} processes x batch 10" in said and "finished: 1 epochs done" in said
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +51,7 @@ def trained(store, tmp_path_factory):
     """A run that one process began and two launched ones went on with."""
     folder = tmp_path_factory.mktemp("run") / "run"
     training.main(cli.load(Config, [f"data.store={store.path}", f"run={folder}", *SMALL, "optim.epochs=1"]))
-    done = train(store, folder, "optim.epochs=12", "resume=auto", launcher=LAUNCH)
-    return folder, done.stdout + done.stderr
+    return folder, train(store, folder, "optim.epochs=12", "resume=auto", launcher=LAUNCH)
 
 
 def test_two_launched_processes_train_and_write_what_is_promised(trained):
@@ -191,8 +168,7 @@ def consumed(store, tmp_path_factory):
     folders = {}
     for world in (1, 2, 3):
         folders[world] = tmp_path_factory.mktemp(f"world_{world}")
-        start = [sys.executable] if world == 1 else [*LAUNCH, "--num_processes", str(world)]
-        run([*start, "-m", "tests.launched.consume", str(store.path), str(folders[world])])
+        forked.run("tests.launched.consume", store.path, folders[world], world=world)
     return folders
 
 
@@ -227,15 +203,14 @@ def test_resumed_training_is_bit_equal_to_uninterrupted(store, tmp_path):
     train(store, whole, "optim.epochs=4", "train.deterministic=true", "log.images=0")
     train(store, parts, "optim.epochs=2", "train.deterministic=true", "log.images=0")
     last = (parts / "checkpoint" / "last").resolve()
-    done = train(store, parts, "optim.epochs=4", "train.deterministic=true", "log.images=0", "resume=auto")
-    assert f"continuing from {last.name}" in done.stdout
-    a, b = (load_file(folder / "checkpoint" / "last" / "model.safetensors") for folder in (whole, parts))
-    assert a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+    said = train(store, parts, "optim.epochs=4", "train.deterministic=true", "log.images=0", "resume=auto")
+    assert f"continuing from {last.name}" in said
+    assert same_weights(whole, parts)
     exported = parts / "model.safetensors"
     kept = exported.read_bytes()
     exported.write_bytes(kept[:-9])  # as a kill between checkpoint and export would leave another, or none
     again = train(store, parts, "optim.epochs=4", "train.deterministic=true", "log.images=0", "resume=auto")
-    assert "already finished (4 epochs done)" in again.stdout
+    assert "already finished (4 epochs done)" in again
     assert exported.read_bytes() == kept
 
 
@@ -248,27 +223,17 @@ def test_saved_and_killed_within_an_epoch_it_goes_on_where_it_was(store, tmp_pat
     checkpoints = tmp_path / "parts" / "checkpoint"
     steps = sorted(checkpoints.glob("step_*"))
     (steps[-1] / "model.safetensors").write_bytes(b"cut short")
-    done = train(store, tmp_path / "parts", *common, "resume=auto")
-    assert f"not used: {steps[-1] / 'model.safetensors'} is damaged" in done.stdout
-    assert f"continuing from {steps[-2].name}" in done.stdout
-    a, b = (load_file(tmp_path / name / "checkpoint" / "last" / "model.safetensors") for name in ("whole", "parts"))
-    assert all(np.array_equal(a[key], b[key]) for key in a)
+    said = train(store, tmp_path / "parts", *common, "resume=auto")
+    assert f"not used: {steps[-1] / 'model.safetensors'} is damaged" in said
+    assert f"continuing from {steps[-2].name}" in said
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(store, tmp_path):
     arguments = ["optim.epochs=3", "optim.lr=1e30", "log.every_steps=100", "log.images=0", "train.precision=fp32"]
-    command = [
-        sys.executable,
-        "-m",
-        "kits_dist.train",
-        f"data.store={store.path}",
-        f"run={tmp_path / 'nan'}",
-        *SMALL,
-        *arguments,
-    ]
-    done = run(command, code=1)
-    assert done.returncode == 1
-    said = re.search(r"the loss is (?:nan|inf) at step (\d+), first on rank 0; \S+not_finite.json lists", done.stderr)
+    words = [f"data.store={store.path}", f"run={tmp_path / 'nan'}", *SMALL, *arguments]
+    printed = forked.run("kits_dist.train", *words, code=1)
+    said = re.search(r"the loss is (?:nan|inf) at step (\d+), first on rank 0; \S+not_finite.json lists", printed)
     report = json.loads((tmp_path / "nan" / "not_finite.json").read_text())
     assert report["step"] == int(said[1]) > 1 and len(report["slices"]) == 3  # step 1 was finite
     assert not list((tmp_path / "nan").glob("checkpoint/step_*"))
@@ -374,9 +339,9 @@ def test_two_launched_processes_evaluate_as_one(trained, store, tmp_path):
     (other / "splits.json").write_text(json.dumps(splits))
     tables = ("cases.csv", "summary.json", "panel.png")
     found = []
-    for name, launcher in (("one", [sys.executable, "-m"]), ("two", [*LAUNCH, "-m"])):
+    for name, launcher in (("one", [sys.executable]), ("two", LAUNCH)):
         copy = shutil.copytree(folder, tmp_path / name / "run", ignore=shutil.ignore_patterns("evaluation"))
-        run([*launcher, "kits_dist.evaluate", f"run={copy}", f"store={other}"])
+        run([*launcher, "-m", "kits_dist.evaluate", f"run={copy}", f"store={other}"])
         output = copy / "evaluation" / "test"
         found.append({path: (output / path).read_bytes() for path in tables})
         found[-1] |= {path.name: path.read_bytes() for path in sorted((output / "predictions").iterdir())}

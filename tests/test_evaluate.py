@@ -1,9 +1,6 @@
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -16,10 +13,8 @@ from kits_dist.data.volume import kits_geometry, read_labels, write_nifti
 from kits_dist.errors import InputError, JobFailed, MissingInput
 from kits_dist.labels import REGIONS
 from kits_dist.parallel import cores
-
-ROOT = Path(__file__).resolve().parents[1]
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch" / "cpu.yaml")]
-LAUNCH += ["--main_process_port", "0"]  # any free port: tests may run beside each other
+from tests.jobs import LAUNCH
+from tests.jobs import run as run_program
 
 
 def run(predictions, truth, output, **more):
@@ -281,18 +276,11 @@ def test_other_processes_are_started_where_they_pay_off(folders, tmp_path, monke
 def test_two_launched_processes_make_the_same_tables_and_say_a_fault_once(folders, tmp_path):
     run(*folders, tmp_path / "one", workers=1)
     command = [*LAUNCH, "-m", "kits_dist.evaluate", f"predictions={folders[0]}", f"truth={folders[1]}"]
-
-    def launched(name):
-        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-        arguments = [*command, f"output={tmp_path / name}"]
-        return subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
-
-    done = launched("two")
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_program([*command, f"output={tmp_path / 'two'}"])
     assert same_tables(tmp_path / "one", tmp_path / "two") and done.stdout.count("tables and pictures") == 1
     (folders[0] / "case_00003.nii.gz").write_bytes(b"")
-    done = launched("bad")
-    assert done.returncode != 0 and done.stderr.count("1 of 6 could not be scored") == 1
+    done = run_program([*command, f"output={tmp_path / 'bad'}"], code=1)
+    assert done.stderr.count("1 of 6 could not be scored") == 1
     assert not (tmp_path / "bad").exists()
 
 

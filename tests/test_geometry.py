@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from kits_dist import evaluate, phantom, predict, prepare
-from kits_dist.data import augment
+from kits_dist.data import augment, parameters
 from kits_dist.data.selection import select_rows
 from kits_dist.data.store import SliceTable, Store
 from kits_dist.data.volume import Volume, kits_geometry, read_image, read_labels, write_nifti
@@ -330,8 +330,8 @@ def test_a_ct_painted_onto_a_real_512x796_annotation(tmp_path, monkeypatch, data
     assert truth.array.shape[1:] == (512, 796)
     run = export_run(tmp_path / "run", monkeypatch, Threshold(100.0), regions=ALL, **data)
     seer = Predictor(run, batch_size=8)
-    framing = augment.Framing(seer.config.data.size_px, seer.config.data.pixel_mm)
-    matrix = augment.centred(framing, [seer.case_of(seer.window.to_levels(ct.array), ct).view("axial")]).matrix[0]
+    framing = parameters.Framing(seer.config.data.size_px, seer.config.data.pixel_mm)
+    matrix = parameters.centred(framing, [seer.case_of(seer.window.to_levels(ct.array), ct).view("axial")]).matrix[0]
     seer.members[0].model = Seer(truth.array, matrix, framing.size_px)
     found = seer.predict(ct)
     write_nifti(tmp_path / "out" / "case_00160.nii.gz", found, ct.geometry)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kits_dist.config import AugmentConfig, DataConfig
-from kits_dist.data import augment
+from kits_dist.data import parameters
 from kits_dist.data.feed import Feed
 from kits_dist.data.intensity import Box
 from kits_dist.data.kidneys import Kidney, find_kidneys
@@ -104,7 +104,7 @@ def test_no_kidney_at_all(store):
 @pytest.mark.parametrize("pixel_mm", [None, 0.7])
 def test_whatever_is_drawn_the_window_holds_the_box(pixel_mm):
     """Without rotation and zoom, each corner of the (moved) box lies within the network's image."""
-    framing, generator = augment.Framing((64, 96), pixel_mm), np.random.default_rng(0)
+    framing, generator = parameters.Framing((64, 96), pixel_mm), np.random.default_rng(0)
     changes = AugmentConfig(rotate_p=0, scale_p=0, noise_p=0, flip=0, box_mm=0)
     view = View("axial", (9, 200, 300), (3.0, 0.9, 0.6), Box(0, 0, 0, 0), whole=True)
     views = []
@@ -113,8 +113,8 @@ def test_whatever_is_drawn_the_window_holds_the_box(pixel_mm):
         box = Box(top, generator.integers(top + 1, 201), left, generator.integers(left + 1, 301))
         views.append(view._replace(body=Box(*map(int, box))))
     window = type("", (), {"levels": 200, "step_hu": 1})
-    u = augment.uniforms(0, np.zeros(300, int), np.arange(300))
-    for params in (augment.centred(framing, views), augment.draw(changes, framing, views, window, u, 9)):
+    u = parameters.uniforms(0, np.zeros(300, int), np.arange(300))
+    for params in (parameters.centred(framing, views), parameters.draw(changes, framing, views, window, u, 9)):
         for matrix, one in zip(params.matrix.astype(float), views, strict=True):
             corners = np.linalg.solve(
                 matrix[:, :2],
@@ -126,13 +126,13 @@ def test_whatever_is_drawn_the_window_holds_the_box(pixel_mm):
 
 def test_the_box_is_moved_by_the_sample_alone():
     view = View("axial", (9, 200, 300), (3.0, 1.0, 0.5), Box(50, 90, 100, 180), whole=True)
-    u = augment.uniforms(3, np.zeros(400, int), np.arange(400))
-    moved = np.array([augment._jittered(view, 10, u, i).body for i in range(400)]) - np.array(view.body)
+    u = parameters.uniforms(3, np.zeros(400, int), np.arange(400))
+    moved = np.array([parameters._jittered(view, 10, u, i).body for i in range(400)]) - np.array(view.body)
     assert (abs(moved) <= [10, 10, 20, 20]).all() and (abs(moved).max(axis=0) >= [9, 9, 18, 18]).all()
     assert len(np.unique(moved, axis=0)) > 300
-    assert augment._jittered(view, 0, u, 7) == view
+    assert parameters._jittered(view, 0, u, 7) == view
     small = view._replace(body=Box(50, 51, 100, 101))
-    assert all(min(augment._jittered(small, 10, u, i).body.size) > 0 for i in range(400))
+    assert all(min(parameters._jittered(small, 10, u, i).body.size) > 0 for i in range(400))
 
 
 def test_samples_of_two_kidneys_of_one_slice_are_changed_differently(store):

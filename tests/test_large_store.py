@@ -15,7 +15,7 @@ from kits_dist.data.pixels import Resident
 from kits_dist.data.selection import Samples, select_rows
 from kits_dist.data.store import FORMAT, TABLES, Store, array_path, case_to_json, file_entry
 from kits_dist.errors import InputError
-from tests.test_end_to_end import SMALL, run
+from tests.jobs import SMALL, run
 
 DEPTH, SIDE = 200, 64
 

@@ -3,34 +3,27 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
-import numpy as np
 import pytest
 
-from tests.slurm_cluster import free_ports
-from tests.test_end_to_end import LAUNCH, ROOT
-from tests.test_signals import ARGUMENTS, alive, begin, lines, ranks, until, weights
+from tests import forked
+from tests.jobs import ARGUMENTS, LAUNCH, alive, begin, lines, ranks, same_weights, train, until
 
 pytestmark = pytest.mark.slow  # several launches each
 
 
-def by_hand(store, run, port: int, rank: int, *more) -> subprocess.Popen:
-    """Rank `rank` of two without a launcher, so that nobody ends it but itself."""
-    place = {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | place
-    command = [sys.executable, "-m", "kits_dist.train", f"data.store={store.path}", f"run={run}", *ARGUMENTS, *more]
-    with open(f"{run}.{rank}", "w") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=environment)
+def by_hand(store, run, place: dict[str, str], *more) -> forked.Forked:
+    """A rank without a launcher, so that nobody ends it but itself. Says it in RUN.RANK."""
+    words = [f"data.store={store.path}", f"run={run}", *ARGUMENTS, *more]
+    return forked.start(run.with_suffix(f".{place['RANK']}"), "kits_dist.train", *words, **place)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_who_waits_for_a_rank_that_never_starts(store, tmp_path, rank):
-    run, (port,) = tmp_path / "run", free_ports(1)
-    assert by_hand(store, run, port, rank, "train.timeout_s=5").wait(120) == 1
+    run, place = tmp_path / "run", forked.places(2)[rank]
+    port = place["MASTER_PORT"]
+    assert by_hand(store, run, place, "train.timeout_s=5").wait(120) == 1
     said = (tmp_path / f"run.{rank}").read_text()
     if rank == 0:
         assert f"1 of 2 processes joined at 127.0.0.1:{port} within train.timeout_s=5" in said
@@ -41,8 +34,8 @@ def test_who_waits_for_a_rank_that_never_starts(store, tmp_path, rank):
 
 
 def test_a_killed_rank_is_named_by_the_other_in_one_message_and_code_1(store, tmp_path):
-    run, (port,) = tmp_path / "run", free_ports(1)
-    both = [by_hand(store, run, port, rank, "train.save_every_steps=3", "train.timeout_s=60") for rank in (0, 1)]
+    run, more = tmp_path / "run", ["train.save_every_steps=3", "train.timeout_s=60"]
+    both = [by_hand(store, run, place, *more) for place in forked.places(2)]
     until(lambda: lines(run) > 6, both[0], tmp_path / "run.0", 200)
     both[1].kill()
     assert both[0].wait(60) == 1
@@ -77,9 +70,8 @@ def test_a_launcher_with_max_restarts_goes_on_by_itself(store, tmp_path, rank):
     assert process.wait(300) == 0, log.read_text()
     said = log.read_text()
     assert said.count("continuing from step_") == 1 and "finished: 12 epochs done" in said
-    assert begin(store, whole, tmp_path / "log2", LAUNCH, *more).wait(300) == 0
-    a, b = weights(run), weights(whole)
-    assert all(np.array_equal(a[key], b[key]) for key in a)
+    train(store, whole, *more, world=2)
+    assert same_weights(run, whole)
 
 
 def test_who_is_asked_to_stop_is_not_started_again_by_such_a_launcher(store, tmp_path):

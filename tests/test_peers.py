@@ -15,7 +15,7 @@ from benchmarks.loader import POSTER, STILL
 from benchmarks.training import Setup, Watch
 from kits_dist.batch import ALONE
 from kits_dist.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from kits_dist.data import augment, build_train_loader
+from kits_dist.data import augment, build_train_loader, parameters
 from kits_dist.data.sampler import train_positions
 from kits_dist.errors import InputError, MissingPackage
 from kits_dist.runtime import Precision, Runtime
@@ -78,7 +78,7 @@ def test_each_change_is_ours(store, name, kind):
             view, levels = store.cases[case].view("axial"), image[i, 0].numpy() * feed.norm.sd + feed.norm.mean
 
             def matrix(degrees=0.0, mirror=1.0, zoom=1.0, view=view):
-                return augment.matrices(
+                return parameters.matrices(
                     feed.framing, [view], np.zeros((1, 2)), *np.array([[degrees], [mirror], [zoom]])
                 )
 

@@ -8,8 +8,8 @@ import pytest
 from kits_dist import prepare
 from kits_dist.batch import ALONE
 from kits_dist.config import AugmentConfig, DataConfig
-from kits_dist.data import augment, build_train_loader, build_val_loader
-from kits_dist.data.augment import Framing
+from kits_dist.data import augment, build_train_loader, build_val_loader, parameters
+from kits_dist.data.parameters import Framing
 from kits_dist.data.store import PLANES, Store
 from kits_dist.data.volume import Volume, kits_geometry
 from kits_dist.errors import InputError
@@ -106,7 +106,7 @@ def test_a_label_goes_to_square_pixels_and_comes_back(plane, slice_mm):
     stack = label.transpose(PLANES[plane])
     case = _case(label, slice_mm)
     view = case.view(plane)
-    matrix = augment.centred(Framing((160, 160), None), [view]).matrix[0]
+    matrix = parameters.centred(Framing((160, 160), None), [view]).matrix[0]
     there = np.stack([augment.warp_nearest(one, matrix, (160, 160)) for one in stack])
     linear = np.linalg.inv(matrix[:, :2].astype(float))
     back = np.concatenate([linear, -linear @ matrix[:, 2:]], axis=1)

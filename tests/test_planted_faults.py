@@ -7,7 +7,7 @@ import pytest
 
 from kits_dist import data as data_path
 from kits_dist import runtime
-from kits_dist.data import augment, opencv_backend, sampler
+from kits_dist.data import augment, opencv_backend, parameters, sampler
 from tests import test_augment, test_loaders, test_runtime
 
 
@@ -124,15 +124,15 @@ def test_two_ranks_that_take_the_same_samples(store, monkeypatch):
 
 def test_an_epoch_that_does_not_enter_the_key(store, backend, monkeypatch):
     """In what the feed asks for, as a backend shows it; and in the draw itself."""
-    real = augment.uniforms
-    monkeypatch.setattr(augment, "uniforms", lambda seed, rounds, sample: real(seed, rounds * 0, sample))
+    real = parameters.uniforms
+    monkeypatch.setattr(parameters, "uniforms", lambda seed, rounds, sample: real(seed, rounds * 0, sample))
     found_by(test_loaders.test_a_sample_looks_otherwise_in_the_next_epoch, store, backend)
     found_by(test_augment.test_uniforms_are_uniform_independent_and_keyed)
 
 
 def test_a_noise_offset_that_is_not_drawn(monkeypatch):
-    real = augment.draw
-    monkeypatch.setattr(augment, "draw", lambda *a: real(*a)._replace(noise_offset=np.zeros(len(a[2]), np.int32)))
+    real = parameters.draw
+    monkeypatch.setattr(parameters, "draw", lambda *a: real(*a)._replace(noise_offset=np.zeros(len(a[2]), np.int32)))
     found_by(test_augment.test_noise_has_the_drawn_sd_stays_in_the_window_and_varies_with_the_offset)
 
 

@@ -25,8 +25,8 @@ from kits_dist.labels import REGIONS, regions_to_labels
 from kits_dist.models import build_model
 from kits_dist.ranks import Ranks, launched
 from tests.conftest import write_case
-from tests.test_end_to_end import LAUNCH, ROOT
-from tests.test_end_to_end import run as run_program
+from tests.jobs import LAUNCH, ROOT
+from tests.jobs import run as run_program
 from tests.test_inference import NORM, Threshold, export_run, scan
 
 ALL = tuple(REGIONS)

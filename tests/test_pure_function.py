@@ -10,20 +10,24 @@ import time
 
 import pytest
 
-from tests.test_end_to_end import LAUNCH, ROOT
+from tests import forked
+from tests.jobs import ROOT
 
 EPOCHS = 3
 pytestmark = pytest.mark.slow
 
 
-def launch(store, output, ways, world, batch, first, stop, mortal=-1, die=-1) -> int:
-    """ways: backend and sampler. Exit code; rank `mortal` kills itself after `die` batches."""
+def launch(store, output, ways, world, batch, first, stop, mortal=-1, die=-1) -> list[int]:
+    """ways: backend and sampler. Exit codes; rank `mortal` kills itself after `die` batches, and
+    all end."""
     output.mkdir(exist_ok=True)
-    command = [*LAUNCH, "--num_processes", str(world)] if world > 1 else [sys.executable]
     numbers = (batch, first, stop, mortal, die)
-    command += ["-m", "tests.launched.hashes", str(store.path), str(output), *ways, *map(str, numbers)]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, cwd=ROOT, env=environment, timeout=200).returncode
+    ranks = forked.ranks(world, output / "log", "tests.launched.hashes", store.path, output, *ways, *numbers)
+    if mortal >= 0:
+        ranks[mortal].wait(200)
+        for rank in ranks:
+            rank.kill()  # as a launcher ends the others
+    return [rank.wait(200) for rank in ranks]
 
 
 def seen(output) -> dict[int, tuple]:
@@ -43,7 +47,7 @@ def test_samples_are_the_same_on_1_2_and_3_processes_killed_and_resumed(store, t
     chance = random.Random(seed)
     print(f"again with SEED={seed}")
     stop = EPOCHS * sum(case.shape[0] for case in store.cases if case.case_id in store.splits.select("all")[0])
-    assert launch(store, tmp_path / "whole", ways, 1, 4, 0, stop) == 0
+    assert launch(store, tmp_path / "whole", ways, 1, 4, 0, stop) == [0]
     whole = seen(tmp_path / "whole")
     assert set(range(stop)) <= set(whole) and len({what[3] for what in whole.values()}) == len(whole)
     first = 0
@@ -52,8 +56,8 @@ def test_samples_are_the_same_on_1_2_and_3_processes_killed_and_resumed(store, t
         steps = -(-(stop - first) // (world * batch))
         mortal, die = (chance.randrange(world), chance.randint(0, steps // 2)) if leg < 2 else (-1, -1)
         print(f"{world} processes, batch {batch}, from {first}: rank {mortal} dies after {die}")
-        code = launch(store, tmp_path / "legs", ways, world, batch, first, stop, mortal, die)
-        assert (code == 0) == (leg == 2)
+        codes = launch(store, tmp_path / "legs", ways, world, batch, first, stop, mortal, die)
+        assert (codes == [0] * world) == (leg == 2) and (leg == 2 or codes[mortal] == -signal.SIGKILL)
         found = seen(tmp_path / "legs")
         first = next((p for p in range(stop) if p not in found), stop)  # all before it was consumed by every rank
         assert first == stop if leg == 2 else first < stop

@@ -4,59 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
-import numpy as np
 import pytest
-from safetensors.torch import load_file
 
 from kits_dist.signals import StopRequest
-from tests.test_end_to_end import LAUNCH, ROOT, SMALL
-
-SINGLE = [*LAUNCH[:3], "--config_file", str(ROOT / "launch" / "single.yaml")]
-ARGUMENTS = [
-    *SMALL,
-    "optim.epochs=40",
-    "optim.patience=0",
-    "train.deterministic=true",
-    "log.images=0",
-    "log.every_steps=1",
-]
-
-
-def begin(store, run, log, launcher, *more) -> subprocess.Popen:
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    command = [*launcher, "-m", "kits_dist.train", f"data.store={store.path}", f"run={run}", *ARGUMENTS, *more]
-    with open(log, "w") as output:
-        return subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, env=environment)
-
-
-def until(condition, process, log, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process is None or process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
-
-
-def lines(run) -> int:
-    path = run / "log.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-def ranks(process) -> list[int]:
-    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
-        return [int(child) for child in file.read().split()]
-
-
-def alive(pids) -> list[int]:
-    return [
-        pid for pid in pids if os.path.exists(f"/proc/{pid}") and "Z" not in open(f"/proc/{pid}/stat").read().split()[2]
-    ]
-
-
-def weights(run):
-    return load_file(run / "checkpoint" / "last" / "model.safetensors")
+from tests.jobs import LAUNCH, ROOT, SINGLE, alive, begin, lines, ranks, same_weights, train, until
 
 
 def test_a_request_that_comes_between_the_meeting_and_the_first_step_is_kept():
@@ -96,13 +48,10 @@ def test_one_process_saves_within_an_epoch_and_leaves_with_75(store, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
     assert (run / "requeue").is_file() and "stopped as asked, saved at step" in log.read_text()
-    again = begin(store, run, log, [sys.executable], "resume=auto", "optim.epochs=9")
-    assert again.wait(200) == 0 and "continuing from step_" in log.read_text()
+    assert "continuing from step_" in train(store, run, "resume=auto", "optim.epochs=9")
     assert not (run / "requeue").exists()
-    whole = begin(store, tmp_path / "whole", log, [sys.executable], "optim.epochs=9")
-    assert whole.wait(200) == 0
-    a, b = weights(run), weights(tmp_path / "whole")
-    assert all(np.array_equal(a[key], b[key]) for key in a)
+    train(store, tmp_path / "whole", "optim.epochs=9")
+    assert same_weights(run, tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -139,12 +88,9 @@ def test_a_signal_to_the_launcher_of_several(store, tmp_path, number, world):
     assert (run / "requeue").is_file(), log.read_text()
     if number in (signal.SIGINT, signal.SIGUSR1):  # the same way on as the others
         return
-    again = begin(store, run, log, launch, "resume=auto", "optim.epochs=9")
-    assert again.wait(200) == 0 and "continuing from step_" in log.read_text()
-    whole = begin(store, tmp_path / "whole", log, launch, "optim.epochs=9")
-    assert whole.wait(200) == 0
-    a, b = weights(run), weights(tmp_path / "whole")
-    assert all(np.array_equal(a[key], b[key]) for key in a)
+    assert "continuing from step_" in train(store, run, "resume=auto", "optim.epochs=9", world=world)
+    train(store, tmp_path / "whole", "optim.epochs=9", world=world)
+    assert same_weights(run, tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -156,5 +102,5 @@ def test_a_rank_that_is_killed_ends_the_others_and_relaunching_goes_on(store, tm
     os.kill(both[1], signal.SIGKILL)
     assert process.wait(60) != 0
     assert not alive(both)
-    again = begin(store, run, log, LAUNCH, "resume=auto", "optim.epochs=9", "train.save_every_steps=5")
-    assert again.wait(200) == 0 and "continuing from step_" in log.read_text()
+    said = train(store, run, "resume=auto", "optim.epochs=9", "train.save_every_steps=5", world=2)
+    assert "continuing from step_" in said

@@ -6,16 +6,13 @@ import signal
 import subprocess
 import time
 
-import numpy as np
 import pytest
 
+from tests.jobs import EXACT, ROOT, lines, same_weights, train
 from tests.slurm_cluster import Cluster, NoCluster, cluster
-from tests.test_end_to_end import ROOT, SMALL
-from tests.test_signals import lines, weights
 
 SCRIPT = str(ROOT / "launch" / "slurm.sh")
-ARGUMENTS = [*SMALL, "optim.epochs=12", "optim.patience=0", "train.deterministic=true", "log.images=0"]
-ARGUMENTS += ["log.every_steps=1", "train.timeout_s=120"]
+ARGUMENTS = [*EXACT, "optim.epochs=12", "train.timeout_s=120"]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +135,6 @@ def test_a_job_that_is_to_make_way_saves_goes_back_and_ends_as_if_nothing_had_be
     wait(slurm, job, run, lambda: lines(run) > 0)  # early: SLURM needs some seconds to preempt
     disturb(slurm, job)
     wait(slurm, job, run, lambda: "slurm.sh: back into the queue" in run.with_suffix(".log").read_text())
-    other = submit(slurm, store, whole, nodes)
     said = end(slurm, job, run)
     assert slurm.state(job) == "COMPLETED", said[-4000:]
     saved = int(re.search(r"stopped as asked, saved at step (\d+)", said).group(1))
@@ -148,10 +144,8 @@ def test_a_job_that_is_to_make_way_saves_goes_back_and_ends_as_if_nothing_had_be
     assert said.count("stopped as asked") == 1 and "finished: 12 epochs done" in said
     assert "ExitCode=0:0" in slurm.ask("scontrol", "show", "job", job)
     assert not (run / "requeue").exists()
-    undisturbed = end(slurm, other, whole)
-    assert slurm.state(other) == "COMPLETED" and "stopped" not in undisturbed
-    a, b = weights(run), weights(whole)
-    assert all(np.array_equal(a[key], b[key]) for key in a)
+    train(store, whole, *ARGUMENTS, world=nodes)
+    assert same_weights(run, whole)
 
 
 @pytest.mark.slow

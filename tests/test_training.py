@@ -18,7 +18,7 @@ from kits_dist.run_folder import Progress
 from kits_dist.runtime import seed_step
 from kits_dist.scoring import Validation
 from kits_dist.tracking import log_lines
-from tests.test_end_to_end import SMALL
+from tests.jobs import SMALL
 
 
 def config(store, run, *more) -> Config:

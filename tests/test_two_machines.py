@@ -13,12 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from tests.jobs import ROOT, begin, lines, ranks, same_weights, train, until
 from tests.slurm_cluster import free_ports
-from tests.test_end_to_end import LAUNCH, ROOT
-from tests.test_signals import begin, lines, ranks, until, weights
 
 pytestmark = pytest.mark.slow
 CORES = [str(core) for core in sorted(os.sched_getaffinity(0))] if hasattr(os, "sched_getaffinity") else ["0"]
@@ -147,18 +145,14 @@ def test_two_machines_train_as_one_and_survive_a_cut_cable(machines, store, tmp_
     assert [process.wait(300) for process in both] == [0, 0], logs[0].read_text() + logs[1].read_text()
     assert f"continuing from {last.name}" in logs[0].read_text() and "2 processes x batch 3" in logs[0].read_text()
 
-    one = ["taskset", "-c", ",".join(CORES[:2]), *LAUNCH]  # as many threads per process
-    whole = tmp_path / "whole"
-    assert begin(store, whole, tmp_path / "log", one, *more).wait(300) == 0
-    a, b = weights(run), weights(whole)
-    assert all(np.array_equal(a[key], b[key]) for key in a)
+    train(store, tmp_path / "whole", *more, world=2)
+    assert same_weights(run, tmp_path / "whole")
 
 
 def test_machines_that_do_not_share_the_run_folder_are_refused(machines, store, tmp_path):
     """The first has a run to go on with, the second finds nothing."""
-    log, more = tmp_path / "log", ["optim.epochs=1", "resume=auto", "train.timeout_s=60"]
-    assert begin(store, tmp_path / "run", log, [sys.executable], *more).wait(200) == 0
-    more = [*more, "optim.epochs=2"]
+    train(store, tmp_path / "run", "optim.epochs=1")
+    more = ["optim.epochs=2", "resume=auto", "train.timeout_s=60"]
     logs = [tmp_path / "log0", tmp_path / "log1"]
     runs = [tmp_path / "run", tmp_path / "another"]
     both = [m.launch(store, run, log, *more) for m, run, log in zip(machines, runs, logs, strict=True)]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kits_dist.config import AugmentConfig, DataConfig
-from kits_dist.data import augment
+from kits_dist.data import augment, parameters
 from kits_dist.data.pixels import Mapped, Resident
 from kits_dist.data.sampler import TrainOrder
 from kits_dist.data.selection import Samples, groups_of
@@ -18,7 +18,7 @@ class HostBatch(NamedTuple):
 
     slabs: list  # B times (F, H, W, 1) uint8, F = 1 + 2 * context; arrays, or tensors in a GPU's memory
     labels: list  # B times (H, W, 1) uint8
-    params: augment.Params
+    params: parameters.Params
     normals: list[np.ndarray]  # B times (F, h, w) float32 of the noise bank; empty where no noise was drawn
     identity: np.ndarray  # (B, 3) int32: case, slice index, plane
 
@@ -46,7 +46,7 @@ class Feed:
         self._keys = samples.keys(len(store.slices.case))
         self.pixels = pixels or Mapped(store, data.context)
         self.order = TrainOrder(groups_of(store, samples, data), seed) if changes else None
-        self.framing = augment.Framing(data.size_px, data.pixel_mm)
+        self.framing = parameters.Framing(data.size_px, data.pixel_mm)
         self._views = self._all_views()
         self.frames = 1 + 2 * data.context
         self.noise_need = self.frames * data.size_px[0] * data.size_px[1]
@@ -61,11 +61,11 @@ class Feed:
         of_kidney = stacks if self.kidneys is None else zip(case.tolist(), self.kidneys[samples].tolist(), strict=True)
         views = [self._views[one] for one in of_kidney]
         if self.changes:
-            u = augment.uniforms(self.seed, rounds, self._keys[samples])
+            u = parameters.uniforms(self.seed, rounds, self._keys[samples])
             offsets = augment.bank_offsets(self.noise_need)
-            params = augment.draw(self.changes, self.framing, views, self.store.window, u, offsets)
+            params = parameters.draw(self.changes, self.framing, views, self.store.window, u, offsets)
         else:
-            params = augment.centred(self.framing, views)
+            params = parameters.centred(self.framing, views)
         slabs = [self.pixels.slab(stack, i) for stack, i in zip(stacks, index.tolist(), strict=True)]
         labels = [self.pixels.label(stack, i) for stack, i in zip(stacks, index.tolist(), strict=True)]
         identity = np.stack([case, index, plane], axis=1).astype(np.int32)
@@ -79,7 +79,7 @@ class Feed:
         margin = self.data.box_margin_mm
         return {(i, k): case.kidney_view(one, margin) for i, case in cases for k, one in enumerate(case.kidneys)}
 
-    def _normals(self, params: augment.Params) -> list[np.ndarray]:
+    def _normals(self, params: parameters.Params) -> list[np.ndarray]:
         """Views of the bank: contiguous because the bank is 1-D. Only noisy samples carry any to the device."""
         if not (params.noise_sd > 0).any():
             return [_NO_NORMALS] * len(params.noise_sd)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kits_dist import checkpoint, cli
 from kits_dist.config import Config
-from kits_dist.data import augment
+from kits_dist.data import parameters
 from kits_dist.data.intensity import Window
 from kits_dist.data.pixels import slab_of
 from kits_dist.data.store import PLANES, Case, Normalization, View
@@ -83,8 +83,8 @@ class RunModel:
         Yields the slices of `box`, with (n, R, h, w) probabilities of its pixels; 0 outside the window.
         """
         data = self.config.data
-        framing = augment.Framing(data.size_px, data.pixel_mm)
-        matrix = augment.centred(framing, [view]).matrix[0]
+        framing = parameters.Framing(data.size_px, data.pixel_mm)
+        matrix = parameters.centred(framing, [view]).matrix[0]
         slices, rows, columns = box
         back = part_of(inverse(matrix), columns.start, rows.start)
         size = (rows.stop - rows.start, columns.stop - columns.start)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.test_end_to_end import ROOT
+from tests.jobs import ROOT
 
 pytestmark = [
     pytest.mark.multigpu,
