@@ -73,21 +73,24 @@ def link(root: Path, folder: Path, best: bool) -> None:
         _point(root / "best", folder)
 
 
-def find(root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint whose files are whole, and a sentence for each newer one that is not."""
-    damaged = []
+def find(root: Path, run: str = "") -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole and this run's, and a sentence for each newer one that is not.
+
+    run: what the run is called in its states, where they say so; empty: any.
+    """
+    refused = []
     for folder in _steps(root):
         try:
-            return _verified(folder), damaged
+            return _verified(folder, run), refused
         except InputError as error:
-            damaged.append(str(error))
-    return None, damaged
+            refused.append(str(error))
+    return None, refused
 
 
-def at(folder: Path) -> Checkpoint | None:
-    """The checkpoint of one folder or link; None when it is not there or not whole."""
+def at(folder: Path, run: str = "") -> Checkpoint | None:
+    """The checkpoint of one folder or link; None when it is not there, not whole, or another run's."""
     try:
-        return _verified(folder)
+        return _verified(folder, run)
     except InputError:
         return None
 
@@ -169,8 +172,9 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, s
     files.write_bytes(path, content)
 
 
-def _verified(folder: Path) -> Checkpoint:
-    """Raises InputError when a file that a checkpoint must have is missing, or one is not what was written."""
+def _verified(folder: Path, run: str) -> Checkpoint:
+    """Raises InputError when a file that a checkpoint must have is missing, one is not what was written, or another run
+    wrote them."""
     try:
         content = json.loads((folder / "state.json").read_text())
         if "sha256" in content:  # an older checkpoint
@@ -183,6 +187,8 @@ def _verified(folder: Path) -> Checkpoint:
         for name, expected in sums.items():
             if files.sha256(folder / name) != expected:
                 raise InputError(f"{folder / name} is damaged (its sha256 differs from what was written).")
+        if run and content["state"].get("run", run) != run:
+            raise InputError(f"{folder} is another run's.")
         return Checkpoint(folder, content["state"], content.get("best", False), content["optimizer"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):

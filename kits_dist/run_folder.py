@@ -2,6 +2,7 @@
 
 import copy
 import json
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,14 +71,15 @@ def open_run(config: Config, store: Store) -> Opened:
         raise InputError(f"run={run} already holds a run. Continue it with resume=auto, or name another folder.")
     if changed := _changes(as_plain(cli.load(Config, [f"config={written}"])), as_plain(config)):
         raise InputError(f"run={run} was made with another configuration ({'; '.join(changed)}). Name another folder.")
-    trained_on = _trained_on(run / "environment.json")
+    about = _about(run)
+    trained_on = about["store_sha256"]
     if trained_on is None and (run / "checkpoint").exists() or trained_on not in (None, store.fingerprint()):
         raise InputError(
             f"data.store={config.data.store} is not the store that run={run} was trained on: its cases, window or "
             f"splits differ, and test cases could be trained on. Use that store, or name another run folder."
         )
-    found, damaged = checkpoint.find(run / "checkpoint")
-    notes = [f"not used: {sentence}" for sentence in damaged]
+    found, refused = checkpoint.find(run / "checkpoint", about["run"])
+    notes = [f"not used: {sentence}" for sentence in refused]
     notes.append(
         f"continuing from {found.folder.name}" if found else "no whole checkpoint found, starting from the beginning"
     )
@@ -99,21 +101,27 @@ def same_everywhere(config: Config, store: Store, progress: Progress) -> dict[st
 
 def where_to_go_on(config: Config) -> str:
     """For the message of a run that was cut off."""
-    found, _ = checkpoint.find(Path(config.run) / "checkpoint")
+    found, _ = checkpoint.find(Path(config.run) / "checkpoint", name_of(config))
     if found:
         return f"The last checkpoint is {found.folder}; the same command with resume=auto goes on from there."
     return f"{config.run} holds no checkpoint yet; the same command with resume=auto starts again."
 
 
 def write_about(config: Config, store: Store, environment: dict) -> None:
-    """config.yaml and environment.json of a run that begins or goes on."""
+    """config.yaml and environment.json of a run that begins or goes on; a new one is given its name."""
     run = Path(config.run)
+    name = name_of(config) or uuid.uuid4().hex
     (run / REQUEUE).unlink(missing_ok=True)
     save_config(_placed(config), run / "config.yaml")
     files.write_json(
         run / "environment.json",
-        environment | {"data": store.meta["data"], "store_sha256": store.fingerprint()},
+        environment | {"data": store.meta["data"], "store_sha256": store.fingerprint(), "run": name},
     )
+
+
+def name_of(config: Config) -> str:
+    """By which a run's checkpoints are told from those of others, whatever its folder is called; "" before it began."""
+    return _about(Path(config.run))["run"]
 
 
 def export_best(config: Config, store: Store, step: int, model: nn.Module) -> None:
@@ -143,7 +151,7 @@ def mend_best(config: Config, store: Store, found: checkpoint.Checkpoint, model:
     """
     run = Path(config.run)
     checkpoint.link(run / "checkpoint", found.folder, found.best)
-    best = checkpoint.at(run / "checkpoint" / "best")
+    best = checkpoint.at(run / "checkpoint" / "best", name_of(config))
     if best is None:
         return
     try:
@@ -156,12 +164,14 @@ def mend_best(config: Config, store: Store, found: checkpoint.Checkpoint, model:
         export_best(config, store, best.state["progress"]["step"], weights)
 
 
-def _trained_on(path: Path) -> str | None:
-    """Fingerprint of the store that a run was trained on; None before it was written. Raises InputError if damaged."""
+def _about(run: Path) -> dict:
+    """environment.json; no `run` and no `store_sha256` before it was written. Raises InputError when it is damaged."""
+    path = run / "environment.json"
     try:
-        return json.loads(path.read_text())["store_sha256"]
+        about = json.loads(path.read_text())
+        return {"run": "", **about, "store_sha256": about["store_sha256"]}
     except FileNotFoundError:
-        return None
+        return {"run": "", "store_sha256": None}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} cannot be read ({error}): the store that the run was trained on is not known. Name another folder."

@@ -151,6 +151,18 @@ def test_older_checkpoints_are_read_and_foreign_ones_passed_over(tmp_path, left)
     assert len(said) == 1 and "step_00000002 is no whole checkpoint (no sha256 of " in said[0]
 
 
+def test_what_another_run_wrote_is_passed_over(tmp_path):
+    model, optimizer = trained()
+    for step, run in ((1, {"run": "ours"}), (2, {}), (3, {"run": "theirs"})):
+        checkpoint.save(tmp_path, step, model, optimizer, run, best=False, keep=3)
+    found, said = checkpoint.find(tmp_path, "ours")
+    assert found.folder.name == "step_00000002"  # older checkpoints do not say whose they are
+    assert said == [f"{tmp_path / 'step_00000003'} is another run's."]
+    assert checkpoint.at(tmp_path / "last", "ours") is None
+    for run in ("theirs", ""):
+        assert checkpoint.find(tmp_path, run)[0].folder.name == "step_00000003"
+
+
 def test_none_found(tmp_path):
     assert checkpoint.find(tmp_path) == (None, [])
 

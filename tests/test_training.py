@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shutil
 import warnings
 from dataclasses import replace
 
@@ -42,6 +43,21 @@ def test_the_best_weights_survive_a_kill_between_checkpoint_and_link(store, tmp_
     exported, about = checkpoint.read_export(run / "model.safetensors")
     saved = load_file(folder / "model.safetensors")
     assert about["step"] == int(folder.name[5:]) and all(torch.equal(saved[key], exported[key]) for key in saved)
+
+
+def test_a_newer_checkpoint_of_another_run_is_passed_over(store, tmp_path, capfd):
+    """Whole, and of another network: as a folder that was copied to the wrong place."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    train.main(config(store, ours, "optim.epochs=1"))
+    train.main(config(store, theirs, "optim.epochs=2", "model.width=4"))
+    mine, newer = ((run / "checkpoint" / "last").resolve() for run in (ours, theirs))
+    foreign = shutil.copytree(newer, mine.parent / newer.name)
+    capfd.readouterr()
+    train.main(config(store, ours, "optim.epochs=2", "resume=auto"))
+    said = capfd.readouterr().out
+    assert f"not used: {foreign} is another run's." in said and f"continuing from {mine.name}" in said
+    a, b = (load_file(folder / "model.safetensors") for folder in (mine, ours / "checkpoint" / "last"))
+    assert foreign.name > mine.name and all(a[key].shape == b[key].shape for key in a)
 
 
 def test_a_network_with_dropout_goes_on_bit_equal_after_a_resume(store, tmp_path, monkeypatch):
