@@ -22,9 +22,9 @@ from benchmarks.harness import Ceiling, Variant, drain, interleave, line, median
 from kits_dist import cli
 from kits_dist.config import ModelConfig, OptimConfig
 from kits_dist.errors import InputError
-from kits_dist.learner import build_optimizer
 from kits_dist.losses import RegionLoss, WithLoss
 from kits_dist.models import build_model
+from kits_dist.training.learner import build_optimizer
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ from kits_dist.config import AugmentConfig, Config, DataConfig, LogConfig, Model
 from kits_dist.data import build_train_loader
 from kits_dist.data.store import Store
 from kits_dist.errors import InputError
-from kits_dist.learner import build_optimizer
 from kits_dist.models import build_model
 from kits_dist.runtime import Runtime, start
 from kits_dist.tracking import Tracker
+from kits_dist.training.learner import build_optimizer
 
 SKIPPED = 2  # log lines at the start: memory, kernels, caches
 

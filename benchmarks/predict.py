@@ -36,7 +36,7 @@ from kits_dist.data.volume import Volume, read_image, write_nifti
 from kits_dist.inference import Predictor
 from kits_dist.inference.region_models import RunModel, Tta, Wanted
 from kits_dist.models import build_model
-from kits_dist.run_folder import export_best
+from kits_dist.training.run_folder import export_best
 
 
 @dataclass(frozen=True)

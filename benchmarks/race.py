@@ -22,7 +22,7 @@ from kits_dist.data import build_val_loader
 from kits_dist.data.store import Store
 from kits_dist.losses import RegionLoss
 from kits_dist.runtime import start
-from kits_dist.scoring import score
+from kits_dist.training.scoring import score
 
 
 @dataclass(frozen=True)

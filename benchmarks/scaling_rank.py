@@ -16,10 +16,10 @@ from benchmarks.harness import Variant, interleave
 from kits_dist import cli, files
 from kits_dist.cli import MISSING
 from kits_dist.config import ModelConfig, OptimConfig, TrainConfig
-from kits_dist.learner import build_optimizer
 from kits_dist.losses import RegionLoss
 from kits_dist.models import build_model
 from kits_dist.runtime import Runtime, exchange, start
+from kits_dist.training.learner import build_optimizer
 
 LEARNING = OptimConfig()
 # Other ways to exchange gradients than the default: keys of TrainConfig, then what DDP alone is asked.

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from kits_dist.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from kits_dist.data import build_train_loader
 from kits_dist.data.store import Store
-from kits_dist.learner import Learner, build_optimizer
 from kits_dist.losses import RegionLoss
 from kits_dist.models import build_model
 from kits_dist.runtime import Runtime
 from kits_dist.tracking import Pace
 from kits_dist.train import placed
+from kits_dist.training.learner import Learner, build_optimizer
 
 
 class Setup(NamedTuple):

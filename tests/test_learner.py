@@ -12,12 +12,12 @@ from kits_dist.averaging import AveragedModel
 from kits_dist.batch import Batch
 from kits_dist.config import ModelConfig, OptimConfig, TrainConfig
 from kits_dist.errors import InputError
-from kits_dist.learner import Learner
 from kits_dist.losses import RegionLoss, WithLoss
 from kits_dist.models import build_model
 from kits_dist.models.unet import SimpleUNet
 from kits_dist.tracking import Pace
 from kits_dist.train import placed
+from kits_dist.training.learner import Learner
 
 CPU = torch.device("cpu")
 

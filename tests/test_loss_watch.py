@@ -13,7 +13,7 @@ from kits_dist.batch import ALONE
 from kits_dist.config import Config
 from kits_dist.data import build_train_loader
 from kits_dist.errors import JobFailed
-from kits_dist.loss_watch import LossWatch
+from kits_dist.training.loss_watch import LossWatch
 
 
 def test_the_slices_named_are_those_that_the_rank_was_given(store, tmp_path):

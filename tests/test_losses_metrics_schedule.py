@@ -10,7 +10,7 @@ from kits_dist.labels import PLAIN, REGIONS
 from kits_dist.losses import LOSSES, RegionLoss, region_bits, region_targets
 from kits_dist.metrics import dice, volume_counts
 from kits_dist.schedule import lr_at
-from kits_dist.scoring import batch_counts
+from kits_dist.training.scoring import batch_counts
 
 ALL = tuple(REGIONS)
 

@@ -10,11 +10,11 @@ from accelerate.state import AcceleratorState
 from kits_dist.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from kits_dist.data import build_train_loader
 from kits_dist.errors import InputError
-from kits_dist.learner import Learner
 from kits_dist.models import build_model
 from kits_dist.runtime import launched_precision, start
 from kits_dist.tracking import Pace
 from kits_dist.train import placed
+from kits_dist.training.learner import Learner
 
 REGIONS = ("kidney_and_mass", "tumor")
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]

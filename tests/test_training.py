@@ -14,11 +14,12 @@ from torch import nn
 from kits_dist import checkpoint, cli, train
 from kits_dist.config import Config, OptimConfig
 from kits_dist.errors import JobFailed
-from kits_dist.learner import Learner
-from kits_dist.run_folder import Progress
 from kits_dist.runtime import seed_step
-from kits_dist.scoring import Validation
 from kits_dist.tracking import log_lines
+from kits_dist.training.learner import Learner
+from kits_dist.training.run_folder import Progress
+from kits_dist.training.scoring import Validation
+from kits_dist.training.stops import judge
 from tests.jobs import SMALL
 
 
@@ -98,7 +99,7 @@ def test_patience_ends_a_run_after_so_many_validations_without_a_better_one():
     optim = OptimConfig(epochs=9, patience=2)
     progress, found = Progress(), []
     for epoch, loss in enumerate((0.5, 0.6, 0.4, 0.4, math.nextafter(0.4, 1))):
-        progress, is_best = train.judge(progress, Validation(loss, None, {}), epoch, optim)
+        progress, is_best = judge(progress, Validation(loss, None, {}), epoch, optim)
         found.append((is_best, progress.stale, train.finished(progress, 10, optim)))
     last = "no improvement in 2 epochs"
     assert found == [(True, 0, ""), (False, 1, ""), (True, 0, ""), (False, 1, ""), (False, 2, last)]
@@ -107,8 +108,8 @@ def test_patience_ends_a_run_after_so_many_validations_without_a_better_one():
     assert train.finished(progress._replace(position=90), 10, replace(optim, patience=0)) == "9 epochs done"
     by_dice = replace(optim, best_by="dice")
     scores = [{"kidney_and_mass": 0.8, "tumor": 0.2}, {"kidney_and_mass": 0.7, "tumor": 0.4}]
-    first, _ = train.judge(Progress(), Validation(0.1, None, scores[0]), 0, by_dice)
-    second, is_best = train.judge(first, Validation(0.2, None, scores[1]), 1, by_dice)
+    first, _ = judge(Progress(), Validation(0.1, None, scores[0]), 0, by_dice)
+    second, is_best = judge(first, Validation(0.2, None, scores[1]), 1, by_dice)
     assert is_best and second.best == pytest.approx(-0.55)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from kits_dist import files
 from kits_dist.data.intensity import body_box
 from kits_dist.data.sources import folders_of
-from kits_dist.data.store import PLANES, Case, Normalization
+from kits_dist.data.store import PLANES, Case
 from kits_dist.data.volume import Volume
 from kits_dist.errors import InputError
 from kits_dist.inference.cascade import Boxed, Cascade
@@ -191,8 +191,3 @@ def painted(inside: Tensor, regions: tuple[str, ...]) -> Tensor:
         if name in regions:
             labels += ones[:, regions.index(name)] * within * (PAINT[name] - labels)  # modulo 256
     return labels
-
-
-def denormalized(image: np.ndarray, norm: Normalization, levels: int) -> np.ndarray:
-    """(H, W) normalised -> uint8 grey that fills 0..255."""
-    return np.clip((image * norm.sd + norm.mean) * 255 / levels, 0, 255).astype(np.uint8)

@@ -23,6 +23,7 @@ from kits_dist.data.store import PLANES, Case, Normalization, View
 from kits_dist.errors import InputError
 from kits_dist.inference.warping import inverse, part_of, warp
 from kits_dist.models import build_model
+from kits_dist.models.probabilities import region_probabilities
 from kits_dist.pieces import Box3
 from kits_dist.ranks import launched
 from kits_dist.runtime import Precision, choose_precision
@@ -180,16 +181,6 @@ def halved(probability: Tensor) -> Tensor:
 
 def in_batches(first: int, last: int, size: int) -> Iterator[range]:
     return (range(start, min(start + size, last)) for start in range(first, last, size))
-
-
-@torch.inference_mode()
-def region_probabilities(model: nn.Module, image: Tensor) -> Tensor:
-    """(B, C, H, W) normalised -> (B, R, H, W) float32 probabilities, in evaluation mode."""
-    was_training = model.training
-    model.eval()
-    logits = model(image.to(memory_format=torch.channels_last))
-    model.train(was_training)
-    return logits.float().sigmoid()
 
 
 def precision_of(asked: Wanted, trained: str, device: torch.device) -> Precision:

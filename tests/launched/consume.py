@@ -14,14 +14,14 @@ from safetensors.torch import save_file
 from kits_dist.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from kits_dist.data import build_train_loader, build_val_loader
 from kits_dist.data.store import Store
-from kits_dist.learner import Learner
 from kits_dist.losses import RegionLoss
 from kits_dist.models import build_model
 from kits_dist.runtime import start
 from kits_dist.schedule import lr_at
-from kits_dist.scoring import score
 from kits_dist.tracking import Pace
 from kits_dist.train import placed
+from kits_dist.training.learner import Learner
+from kits_dist.training.scoring import score
 
 REGIONS = ("kidney_and_mass", "tumor")
 

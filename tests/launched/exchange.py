@@ -20,10 +20,10 @@ from torch import Tensor
 from kits_dist import checkpoint, files
 from kits_dist.batch import Batch
 from kits_dist.config import ModelConfig, OptimConfig, TrainConfig
-from kits_dist.learner import Learner
 from kits_dist.models import build_model
 from kits_dist.runtime import Runtime, exchange, start
 from kits_dist.tracking import Pace
+from kits_dist.training.learner import Learner
 
 WAYS = {
     "default": {},
