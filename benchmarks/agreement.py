@@ -1,12 +1,12 @@
 """Does the data path give the right pixels, and the same ones on a busy device? `python -m benchmarks.agreement`.
 
-1. Differences over drawn augmentations between DALI on the GPU, DALI on the CPU and the NumPy meaning (augment.apply),
-   in HU and in the share of label pixels. Without a GPU only the last two are compared.
+1. Differences over drawn augmentations between DALI on the GPU, DALI on the CPU, threads on the CPU (opencv) and the
+   NumPy meaning (augment.apply), in HU and in the share of label pixels. Without a GPU its ways are left out.
 2. Two passes over the same batches, one with the device kept busy so that the host runs far ahead, must give equal
    sums of all bits: a buffer handed back too early shows as a batch that differs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from kits_dist.data import augment, build_train_loader
 from kits_dist.data.feed import Feed
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.store import Store
+from kits_dist.errors import InputError
 
 # every kind of change, each in enough of a batch, most samples with several
 DRAWN = AugmentConfig(
@@ -46,6 +47,15 @@ class Args:
     out: str = ""  # folder for the line; empty: benchmarks/results
     quick: bool = False  # few batches of tiny images: proves that it runs
 
+    def __post_init__(self):
+        if self.batches < 1 or self.busy_batches < 1:
+            raise InputError(f"batches={self.batches}, busy_batches={self.busy_batches}: compare one of each at least.")
+
+
+class Way(NamedTuple):
+    backend: str
+    shard: Shard
+
 
 class Difference(NamedTuple):
     """Between two batches of the same samples."""
@@ -65,12 +75,12 @@ def main(args: Args) -> None:
     shape = (8, 64, 64) if args.quick else (16, 256, 256)
     with open_store(args.store, 6, shape) as store:
         data = DataConfig(store=str(store.path), size_px=size, batch_size=batch_size)
-        shards = {"dali_cpu": ALONE}
+        ways = {"dali_cpu": Way("dali", ALONE), "opencv": Way("opencv", ALONE)}
         if device.type == "cuda":
-            shards["dali_gpu"] = Shard(0, 1, 1, device, torch.float32)
-            shards["dali_gpu_fp16"] = Shard(0, 1, 1, device, torch.float16)
+            ways["dali_gpu"] = Way("dali", Shard(0, 1, 1, device, torch.float32))
+            ways["dali_gpu_fp16"] = Way("dali", Shard(0, 1, 1, device, torch.float16))
         common = plain(data) | {"augment": plain(DRAWN), "data": store.meta["data"]}
-        for name, differences in compare(store, data, shards, batches).items():
+        for name, differences in compare(store, data, ways, batches).items():
             hu = np.concatenate([difference.hu.ravel() for difference in differences])
             config = {
                 "variant": name,
@@ -84,19 +94,19 @@ def main(args: Args) -> None:
             done = line("agreement", worst, "HU (worst pixel of a batch)", NOT_A_SPEED, config, args, answer=True)
             record(done, args.out)
             print(f"  99.9 % of pixels within {config['hu_p99_9']:g} HU, labels differ in {config['label_share']:.2e}")
-        shard = shards.get("dali_gpu_fp16", ALONE)
-        wrong = busy_differences(store, data, shard, busy_batches)
-        config = {"variant": f"busy_{shard.device.type}", **common, "batches": busy_batches, "wrong": wrong[:20]}
-        done = line("agreement", [float(len(wrong))], "batches that differ", NOT_A_SPEED, config, args, answer=True)
-        record(done, args.out)
+        for name in ("dali_gpu_fp16" if "dali_gpu_fp16" in ways else "dali_cpu", "opencv"):
+            wrong = busy_differences(store, data, ways[name], busy_batches)
+            config = {"variant": f"busy_{name}", **common, "batches": busy_batches, "wrong": wrong[:20]}
+            done = line("agreement", [float(len(wrong))], "batches that differ", NOT_A_SPEED, config, args, answer=True)
+            record(done, args.out)
 
 
-def compare(store: Store, data: DataConfig, shards: dict[str, Shard], batches: int) -> dict[str, list[Difference]]:
+def compare(store: Store, data: DataConfig, ways: dict[str, Way], batches: int) -> dict[str, list[Difference]]:
     """{"a against b": a difference a batch} of each way against the NumPy meaning, and of the GPU against the CPU."""
     found: dict[str, list[Difference]] = {}
-    ways = {name: build_train_loader(store, data, DRAWN, 0, shard) for name, shard in shards.items()}
-    streams = {name: iter(loader) for name, (loader, _) in ways.items()}
-    feed = next(iter(ways.values()))[1]
+    built = {name: _train_loader(store, data, way) for name, way in ways.items()}
+    streams = {name: iter(loader) for name, (loader, _) in built.items()}
+    feed = next(iter(built.values()))[1]
     hu_per_unit = feed.norm.sd * store.window.step_hu
     for step in range(batches):
         got = {"numpy": reference(feed, train_positions(step, data.batch_size, 0, 1))}
@@ -111,6 +121,10 @@ def compare(store: Store, data: DataConfig, shards: dict[str, Shard], batches: i
     return found
 
 
+def _train_loader(store: Store, data: DataConfig, way: Way):
+    return build_train_loader(store, replace(data, backend=way.backend), DRAWN, 0, way.shard)
+
+
 def reference(feed: Feed, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What augment.apply makes of these positions: (B, C, H, W) float32 and (B, H, W) uint8."""
     host = feed.batch(positions)
@@ -123,10 +137,10 @@ def reference(feed: Feed, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return np.stack([image for image, _ in made]), np.stack([label for _, label in made])
 
 
-def busy_differences(store: Store, data: DataConfig, shard: Shard, batches: int) -> list[int]:
+def busy_differences(store: Store, data: DataConfig, way: Way, batches: int) -> list[int]:
     """Steps whose batch, used late by a busy device, differs from the same batch of an undisturbed pass."""
-    calm = _digests(store, data, shard, batches, busy=False)
-    late = _digests(store, data, shard, batches, busy=True)
+    calm = _digests(store, data, way, batches, busy=False)
+    late = _digests(store, data, way, batches, busy=True)
     return np.flatnonzero(calm != late).tolist()
 
 
@@ -141,9 +155,9 @@ def digest(batch: Batch) -> torch.Tensor:
     return total
 
 
-def _digests(store: Store, data: DataConfig, shard: Shard, batches: int, busy: bool) -> np.ndarray:
+def _digests(store: Store, data: DataConfig, way: Way, batches: int, busy: bool) -> np.ndarray:
     """(batches,) int64. busy: work queued before each batch is used lets the host run ahead of the device."""
-    loader, _ = build_train_loader(store, data, DRAWN, 0, shard)
+    loader, shard = _train_loader(store, data, way)[0], way.shard
     work = torch.randn(4096 if shard.device.type == "cuda" else 128, 4096, device=shard.device)
     work = work @ work.T / 4096
     found: list[Any] = []

@@ -3,7 +3,8 @@
 Variants, interleaved: the bare feed (`Feed.batch`: draws, takes views, reads no pixel), the feed with its pixels copied
 into one host batch, and on a GPU that batch brought to the device, from pinned memory and from pageable. Their
 ceilings: a copy of as many bytes within the host's memory, and the largest pinned copy to the device. What the disk
-gives when the page cache holds nothing of the store is measured before them.
+gives when the page cache holds nothing of the store is measured before them; after them, how long each loader keeps the
+training thread at work for a batch, of which `Feed.batch` is a part.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +22,13 @@ import torch
 from benchmarks.harness import Ceiling, Variant, Windows, interleave, line, median, pick_device, plain, record, rounds
 from benchmarks.harness import store_or_phantoms as open_store
 from kits_dist import cli
-from kits_dist.batch import ALONE
+from kits_dist.batch import ALONE, Shard
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import build_train_loader
 from kits_dist.data.feed import Feed
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.store import Store
-from kits_dist.errors import JobFailed
+from kits_dist.errors import InputError, JobFailed, MissingPackage
 
 POSTER = AugmentConfig()
 LARGE_COPY = 2**28  # bytes: a larger pinned copy is no faster
@@ -43,6 +44,9 @@ class Args:
     window_s: float = 1.0  # seconds a window, roughly
     out: str = ""  # folder for the line; empty: benchmarks/results
     quick: bool = False  # a few batches of tiny images: proves that it runs
+
+    def __post_init__(self):
+        refuse_half_a_size(self.size_px)
 
 
 class Step(NamedTuple):
@@ -72,6 +76,7 @@ def main(args: Args) -> None:
             window_s=window_s,
             warmup_steps=warmup_steps,
         )
+        at_work = {name: thread_ms(store, data, name, device, args.windows) for name in ("opencv", "dali")}
         common = plain(data) | {"data": store.meta["data"], "slices": len(feed.rows), "augment": plain(POSTER)}
         common["slice_px"] = list(store.cases[0].shape[1:])
     rates = {name: timed[name].rates(step.images) for name, step in steps.items()}
@@ -92,6 +97,12 @@ def main(args: Args) -> None:
     else:
         one("disk", [images / s for s in cold], disk, read_bytes / images, cache="cold")
     _record_views(one, timed["views"], batch_size)
+    for backend, ms in at_work.items():
+        none = Ceiling("none", None, "less is better: a step's kernels are started by the same thread")
+        failed = {"failed": ms} if isinstance(ms, str) else {}
+        config = {"variant": f"thread_{backend}", **common, "backend": backend, "device": device.type, **failed}
+        unit = "ms of the training thread a batch"
+        record(line("feed", [] if failed else ms, unit, none, config, args, answer=not failed), args.out)
     measured = Ceiling("none", None, "this is the measured limit itself")
     ceilings = {"read": "host_copy", "to_device": "pinned_copy", "pinned": "pinned_copy", "pageable": "pinned_copy"}
     answer = "to_device" if device.type == "cuda" else "read"
@@ -104,6 +115,29 @@ def main(args: Args) -> None:
         ratio = median(rounds(rates[name], rates[limit]))[0]
         ceiling = Ceiling(f"{limit} (as many bytes)", median(rates[limit])[0])
         one(name, rates[name], ceiling, per_image, answer=name == answer, ratio=ratio)
+
+
+def thread_ms(store: Store, data: DataConfig, backend: str, device: torch.device, windows: int) -> list[float] | str:
+    """CPU time of the thread that takes batches, for each; or why there is none. Its waits, for pixels that other
+    threads or a GPU make, are not in it."""
+    shard = ALONE if backend == "opencv" else Shard(0, 1, 1, device, torch.float32)
+    try:
+        stream = iter(build_train_loader(store, replace(data, backend=backend), POSTER, 0, shard)[0])
+        for _ in range(data.prefetch + 2):  # until the queue is full, and its memory allocated
+            next(stream)
+    except MissingPackage as error:
+        return str(error)
+    found = []
+    for _ in range(windows):
+        begin = time.thread_time()
+        next(stream)
+        found.append(1e3 * (time.thread_time() - begin))
+    return found
+
+
+def refuse_half_a_size(size_px: tuple[int, int]) -> None:
+    if any(size_px) != all(size_px):
+        raise InputError(f"size_px={size_px[0]}x{size_px[1]}: name both, or none.")
 
 
 def feed_of(store: Store, data: DataConfig) -> Feed:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import peers
-from benchmarks.feed import POSTER, feed_of, host_steps
+from benchmarks.feed import POSTER, feed_of, host_steps, refuse_half_a_size
 from benchmarks.harness import (
     A_RATIO,
     Ceiling,
@@ -59,6 +59,7 @@ class Args:
     quick: bool = False  # a few batches of tiny images: proves that it runs
 
     def __post_init__(self):
+        refuse_half_a_size(self.size_px)
         here = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
         if wrong := [name for name in self.devices if name not in here]:
             raise InputError(f"devices=[{wrong[0]}]: this machine has {' and '.join(here)}. Name those, or none.")
@@ -93,7 +94,7 @@ def main(args: Args) -> None:
         read = host_steps(feed, data.batch_size)["read"].run
         cpu_batch = min(batch_size, CPU_BATCH)
         others, missing = _peers(names, feed, cpu_batch)  # before DALI starts threads: their workers are forked
-        ours = {name: _batches(store, data, path) for name, path in paths.items()}
+        ours, absent = _ours(store, data, paths)
         timed = interleave(
             {name: Variant(step, after=settle) for name, step in ({"read": read} | others | ours).items()},
             device,
@@ -113,14 +114,15 @@ def main(args: Args) -> None:
         record(line("loader", values, unit, ceiling, config, args, warmup_steps=warmup_steps, answer=answer), args.out)
 
     ceiling = Ceiling("feed (slices read, nothing done)", median(timed["read"].rates(batch_size))[0])
-    our_rates = {name: timed[name].rates(path.batch_size) for name, path in paths.items()}
+    our_rates = {name: timed[name].rates(paths[name].batch_size) for name in ours}
     answers = [
         one
         for one in our_rates
         if one.endswith(f"{cores()}_poster") or one in ("dali_gpu_poster", "dali_gpu_resident_poster")
     ]
     for name, path in paths.items():
-        record_line(name, our_rates[name], "images/s", ceiling, _described(path))
+        failed = {"failed": absent[name]} if name in absent else {}
+        record_line(name, our_rates.get(name, []), "images/s", ceiling, _described(path) | failed)
     at_work = _described(Way("", ALONE, cores(), cpu_batch, POSTER))
     for name, reason in missing.items():
         record_line(name, [], "images/s", ceiling, at_work | {"backend": name, "failed": reason})
@@ -158,6 +160,17 @@ def _paths(device: torch.device, batch_size: int) -> dict[str, Way]:
             paths[f"dali_gpu_{word}"] = Way("dali", gpu, every, batch_size, changes)
             paths[f"dali_gpu_resident_{word}"] = Way("dali", gpu, every, batch_size, changes, "gpu")
     return paths
+
+
+def _ours(store: Store, data: DataConfig, paths: dict[str, Way]) -> tuple[dict[str, Any], dict[str, str]]:
+    """{name: step} and {name: why not}."""
+    steps, missing = {}, {}
+    for name, path in paths.items():
+        try:
+            steps[name] = _batches(store, data, path)
+        except MissingPackage as error:
+            missing[name] = str(error)
+    return steps, missing
 
 
 def _batches(store: Store, data: DataConfig, path: Way):

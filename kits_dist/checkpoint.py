@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kits_dist import files
-from kits_dist.errors import InputError, MissingInput
+from kits_dist.errors import InputError, JobFailed, MissingInput
 
 _SUMS = "SHA256SUMS"
 _TENSORS = {"model.safetensors", "optimizer.safetensors"}  # what every checkpoint has beside state.json
@@ -44,10 +44,7 @@ def save(
     keep: int,
     average: nn.Module | None = None,
 ) -> None:
-    """Write a folder for `step`, point `last` (and `best`) at it, drop all but the newest `keep` and the best.
-
-    Newer ones are dropped, too: the run went on from before them, so they were damaged.
-    """
+    """Write a folder for `step`, point `last` (and `best`) at it, drop all but the newest `keep` and the best."""
     folder = root / f"step_{step:08d}"
     tensors, groups = _flatten(optimizer.state_dict())
     with files.new_folder(folder) as fresh:
@@ -60,7 +57,7 @@ def save(
         files.write_bytes(fresh / _SUMS, "".join(sums).encode())
     link(root, folder, best)
     steps = _steps(root)
-    kept = [path.name for path in steps[steps.index(folder) :][:keep]] + [(root / "best").resolve().name]
+    kept = [path.name for path in steps[:keep]] + [(root / "best").resolve().name]
     for path in steps:
         if path.name not in kept:
             shutil.rmtree(path, ignore_errors=True)
@@ -73,10 +70,24 @@ def link(root: Path, folder: Path, best: bool) -> None:
         _point(root / "best", folder)
 
 
+def set_aside(root: Path, found: Checkpoint) -> None:
+    """Rename what is newer than what the run goes on from, to refused_STEP: not this run's, or not whole, but perhaps
+    somebody's only copy."""
+    for folder in _steps(root):
+        if folder.name <= found.folder.name:
+            return
+        aside, number = root / f"refused_{folder.name}", 1
+        while aside.exists():
+            number += 1
+            aside = root / f"refused_{folder.name}_{number}"
+        os.rename(folder, aside)
+
+
 def find(root: Path, run: str = "") -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole and this run's, and a sentence for each newer one that is not.
 
-    run: what the run is called in its states, where they say so; empty: any.
+    run: what the run is called in its states, where they say so; empty: any. Raises JobFailed for one that is there but
+    cannot be read now: that says nothing of what it is.
     """
     refused = []
     for folder in _steps(root):
@@ -174,7 +185,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, s
 
 def _verified(folder: Path, run: str) -> Checkpoint:
     """Raises InputError when a file that a checkpoint must have is missing, one is not what was written, or another run
-    wrote them."""
+    wrote them; JobFailed when the disk does not answer."""
     try:
         content = json.loads((folder / "state.json").read_text())
         if "sha256" in content:  # an older checkpoint
@@ -187,10 +198,14 @@ def _verified(folder: Path, run: str) -> Checkpoint:
         for name, expected in sums.items():
             if files.sha256(folder / name) != expected:
                 raise InputError(f"{folder / name} is damaged (its sha256 differs from what was written).")
-        if run and content["state"].get("run", run) != run:
+        if run and content["state"].get("run", "") not in ("", run):
             raise InputError(f"{folder} is another run's.")
         return Checkpoint(folder, content["state"], content.get("best", False), content["optimizer"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+            raise InputError(f"{folder} is no whole checkpoint ({error}).") from error
+        raise JobFailed(f"{folder} cannot be read now ({error}). Nothing was changed; start it again.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{folder} is no whole checkpoint ({error}).") from error
@@ -198,7 +213,7 @@ def _verified(folder: Path, run: str) -> Checkpoint:
 
 def _steps(root: Path) -> list[Path]:
     """Newest first."""
-    return sorted(root.glob("step_*"), reverse=True)
+    return sorted(root.glob("step_" + 8 * "[0-9]"), reverse=True)
 
 
 def _point(link: Path, target: Path) -> None:

@@ -52,7 +52,7 @@ class DataConfig:
         )
         _require(self.batch_size > 0, f"data.batch_size={self.batch_size} must be at least 1.")
         _require(1 <= self.prefetch <= 64, f"data.prefetch={self.prefetch} batches: use 1..64.")
-        _require(self.threads >= 0, f"data.threads={self.threads} must be 0 (automatic) or more.")
+        _require(0 <= self.threads <= 1024, f"data.threads={self.threads}: use 0 (automatic) or up to 1024.")
         _require(0 < self.share < 1, f"data.share={self.share}: use a share between 0 and 1, both excluded.")
         _require(0 <= self.margin <= 10**6, f"data.margin={self.margin} slices: use 0..1000000.")
         _require(

@@ -41,8 +41,10 @@ class Args:
     workers: int = 0  # processes, each holding one case in memory; 0 takes one per core
 
     def __post_init__(self) -> None:
-        if not self.window_hu[0] < self.window_hu[1]:
-            raise InputError(f"window_hu={list(self.window_hu)}: low must be below high. Example: window_hu=[0,200]")
+        if not self.window_hu[1] - self.window_hu[0] >= 1:
+            raise InputError(
+                f"window_hu={list(self.window_hu)}: low must be below high, by 1 HU or more. Example: window_hu=[0,200]"
+            )
         if self.window_hu[1] - self.window_hu[0] > 1e5:
             raise InputError(f"window_hu={list(self.window_hu)}: wider than any CT. Example: window_hu=[0,200]")
         if self.seed < 0 or self.workers < 0:

@@ -5,6 +5,7 @@ and a row of HPARAMS, whose metrics are the tags best/*.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -46,10 +47,13 @@ class Tracker:
             self.writer.file_writer.add_summary(begun, self._step)
 
     def log(self, step: int, values: dict[str, float | str]) -> None:
-        """Words become a page of TEXT."""
+        """Words become a page of TEXT. JSON has no number for what is not finite (a gradient that fp16's scaler skips):
+        log.jsonl leaves it out."""
         if self._is_main:
             self._accelerator.log(values, step=step)
-            self._lines.write(json.dumps({"step": step, "time_s": round(time.time(), 3)} | values) + "\n")
+            line = {"step": step, "time_s": round(time.time(), 3)}
+            line |= {name: v for name, v in values.items() if isinstance(v, str) or math.isfinite(v)}
+            self._lines.write(json.dumps(line, allow_nan=False) + "\n")
 
     def image(self, step: int, name: str, draw: Callable[[], np.ndarray]) -> None:
         """draw() -> (H, W, 3) uint8 is called in a thread: nobody waits for drawing, encoding and writing.

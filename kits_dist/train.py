@@ -34,7 +34,7 @@ from kits_dist.training.learner import Learner
 from kits_dist.training.loss_watch import LossWatch
 from kits_dist.training.run_folder import (
     Progress,
-    mend_best,
+    mend,
     open_run,
     same_everywhere,
     where_to_go_on,
@@ -62,7 +62,9 @@ def out_of_memory(config: Config, error: Exception) -> str:
     data, mode, advice = config.data, launched_precision(config.train).mode, []
     if parts := next((n for n in range(2, data.batch_size + 1) if data.batch_size % n == 0), 0):
         accumulate = parts * config.optim.accumulate
-        advice.append(f"data.batch_size={data.batch_size // parts} optim.accumulate={accumulate} (the same step)")
+        advice.append(
+            f"data.batch_size={data.batch_size // parts} optim.accumulate={accumulate} (as many samples a step)"
+        )
     if mode in ("fp32", "tf32"):
         advice.append("train.precision=bf16")
     if data.residency != "mmap":
@@ -83,7 +85,8 @@ def train(config: Config, request: StopRequest) -> None:
     # runtime
     runtime = start(config.train, config.optim.accumulate, Path(config.run), config.seed)
     request.listen(runtime.shard.world, config.train.timeout_s)
-    process_group.refuse_differences(same_everywhere(config, store, progress))
+    same = same_everywhere(config, store, progress) | {"the precision": runtime.precision.mode}
+    process_group.refuse_differences(same)
     accelerator, shard = runtime.accelerator, runtime.shard
     global_batch = config.data.batch_size * shard.world * config.optim.accumulate
 
@@ -91,7 +94,7 @@ def train(config: Config, request: StopRequest) -> None:
     frames = 1 + 2 * config.data.context
     with accelerator.main_process_first():  # one process downloads pretrained weights, the others find them
         model = build_model(config.model, frames, pretrained=found is None)
-    at_peak, facts = None, {}  # of the process that speaks
+    at_peak, facts, name = None, {}, ""  # of the process that speaks
     if accelerator.is_main_process:
         size_px, mode = config.data.size_px, runtime.precision.mode
         at_peak = images_per_s_at_peak(model, frames, size_px, accelerator.device, mode)
@@ -114,11 +117,11 @@ def train(config: Config, request: StopRequest) -> None:
     if accelerator.is_main_process:
         about = environment()
         facts = _facts(about, runtime, config, feed, val_cases, total_steps)
-        write_about(config, store, about)
+        name = write_about(config, store, about)
         if config.data.sampler != "natural":
             files.write_json(Path(config.run) / "sampler.json", feed.order.shares())
         if found:
-            mend_best(config, store, found, learner.plain_model)
+            mend(config, store, name, found, learner.plain_model)
         for line in _introduction(facts, runtime, config, feed, train_cases, val_cases):
             print(line)
         print(*notes, sep="\n", end="\n" if notes else "")
@@ -128,7 +131,7 @@ def train(config: Config, request: StopRequest) -> None:
         return
     tracker = Tracker(accelerator, Path(config.run), progress.step)
     tracker.introduce(facts, config)
-    stops = Stops(config, store, val_loader, val_feed, learner, tracker)
+    stops = Stops(config, store, name, val_loader, val_feed, learner, tracker)
     watch = LossWatch(Path(config.run), feed, shard, config.data.batch_size, progress.position, progress.step)
 
     # loop

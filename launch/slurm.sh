@@ -53,10 +53,17 @@ else
   command+=(-m kits_dist.train "$@" resume=auto)
 fi
 
-state() { squeue --noheader --job "$SLURM_JOB_ID" --format %T; }
+ended() { # whether SLURM itself ends the job (scancel); where it does not answer, work matters more than a cut-short end
+  local state="" try
+  for try in 1 2 3; do
+    state=$(squeue --noheader --job "$SLURM_JOB_ID" --format %T) && break
+    sleep "$try"
+  done
+  [ "$state" != RUNNING ] && [ -n "$state" ]
+}
 asked=""
-stop() { # what SLURM itself ends (scancel) it has signalled as a whole; a second signal would cut the saving short
-  [ "$(state)" = RUNNING ] || return 0
+stop() { # what SLURM ends it has signalled as a whole; a second signal would cut the saving short
+  ! ended || return 0
   asked=yes
   kill -USR1 "$step"
 }
@@ -78,7 +85,7 @@ case $asked$code in
 yes0 | yes2) ;;      # finished all the same, or refused what it was given
 yes*) again=yes ;;   # ended before it listened to signals: there was nothing to save yet
 esac
-if [ -n "$again" ] && [ "$(state)" = RUNNING ]; then # not after scancel
+if [ -n "$again" ] && ! ended; then
   echo "slurm.sh: back into the queue"
   scontrol requeue "$SLURM_JOB_ID" || echo "slurm.sh: no requeue here; the same sbatch command goes on from there" >&2
 fi

@@ -59,24 +59,27 @@ def start(log: Path, module: str, *arguments: object, **environment: str) -> For
     return Forked(process)
 
 
-def places(world: int) -> list[dict[str, str]]:
-    """The environment of each of `world` processes on this machine, at a port that is free."""
+def places(world: int, local_world: int = 0) -> list[dict[str, str]]:
+    """The environment of each of `world` processes at a port that is free; local_world: they believe that so many are
+    on this machine, and take as many threads."""
     (port,) = free_ports(1)
-    sizes = {"WORLD_SIZE": f"{world}", "LOCAL_WORLD_SIZE": f"{world}"}
+    sizes = {"WORLD_SIZE": f"{world}", "LOCAL_WORLD_SIZE": f"{local_world or world}"}
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
     return [{"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} | sizes | meeting for rank in range(world)]
 
 
-def ranks(world: int, log: Path, module: str, *arguments: object) -> list[Forked]:
+def ranks(world: int, log: Path, module: str, *arguments: object, local_world: int = 0) -> list[Forked]:
     """One process without a launcher, or `world` of them as a launcher would start; all append to `log`."""
-    return [start(log, module, *arguments, **place) for place in (places(world) if world > 1 else [{}])]
+    return [start(log, module, *arguments, **place) for place in (places(world, local_world) if world > 1 else [{}])]
 
 
-def run(module: str, *arguments: object, world: int = 1, code: int = 0, seconds: float = 300) -> str:
+def run(
+    module: str, *arguments: object, world: int = 1, local_world: int = 0, code: int = 0, seconds: float = 300
+) -> str:
     """To the end; returns what all of them said. Each must leave with `code`."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        processes = ranks(world, log, module, *arguments)
+        processes = ranks(world, log, module, *arguments, local_world=local_world)
         try:
             codes = [process.wait(seconds) for process in processes]
         finally:

@@ -55,10 +55,11 @@ def begin(store, run: Path, log: Path, launcher: Sequence[str], *more: str) -> s
         return subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, env=environment())
 
 
-def train(store, run: Path, *more: str, world: int = 1, code: int = 0) -> str:
-    """The same training to its end, without a launcher; what all ranks said."""
+def train(store, run: Path, *more: str, world: int = 1, local_world: int = 0, code: int = 0) -> str:
+    """The same training to its end, without a launcher; what all ranks said. It is bit-equal to another one only with
+    as many threads a process: local_world (tests/forked.py)."""
     words = [f"data.store={store.path}", f"run={run}", *ARGUMENTS, *more]
-    return forked.run("kits_dist.train", *words, world=world, code=code)
+    return forked.run("kits_dist.train", *words, world=world, local_world=local_world, code=code)
 
 
 def until(condition: Callable[[], object], process, log: Path, seconds: float = 200) -> None:

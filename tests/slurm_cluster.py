@@ -4,8 +4,10 @@ Needs slurmctld, slurmd and munged (Debian: slurmctld slurmd slurm-client munge)
 environment says so, INSTALL_SLURM=1 as in .ci/run: a test run on somebody's laptop installs nothing.
 """
 
+import contextlib
 import getpass
 import os
+import random
 import re
 import shutil
 import socket
@@ -134,13 +136,16 @@ PartitionName=urgent Nodes=ALL PriorityTier=2 State=UP
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Below those that the system hands out by itself, and others for each worker of pytest: so they stay free."""
+    first = 20000 + 1000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 10)
+    found: list[int] = []
+    for port in random.sample(range(first, first + 1000), 1000):
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError(f"no {count} free ports from {first} on")
 
 
 def _wait_until_idle(here: Cluster, running: list[subprocess.Popen], folder: Path) -> None:

@@ -126,9 +126,11 @@ def test_a_setting_that_changes_the_batch_is_refused():
 def test_agreement_runs_and_agrees(store, tmp_path):
     agreement.main(agreement.Args(store=str(store.path), out=str(tmp_path), quick=True))
     found = valid(tmp_path, "agreement")
-    assert found["dali_cpu against numpy"].value < 0.1  # HU; tests/test_loaders.py says why for each change
+    for way in ("dali_cpu", "opencv"):
+        assert found[f"{way} against numpy"].value < 0.1  # HU; tests/test_loaders.py says why for each change
     assert all(p > 0 for name, p in vars(agreement.DRAWN).items() if name in ("flip", "crop") or name.endswith("_p"))
-    assert found[f"busy_{harness.pick_device().type}"].value == 0
+    on_gpu = harness.pick_device().type == "cuda"
+    assert found["busy_dali_gpu_fp16" if on_gpu else "busy_dali_cpu"].value == found["busy_opencv"].value == 0
 
 
 def test_a_batch_that_changed_has_another_digest(store):

@@ -1,6 +1,8 @@
+import errno
 import json
 import os
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kits_dist import checkpoint, files
-from kits_dist.errors import InputError, MissingInput
+from kits_dist.errors import InputError, JobFailed, MissingInput
 
 
 def trained(kind=torch.optim.Adam, steps=3, **more):
@@ -71,9 +73,28 @@ def test_a_damaged_one_takes_no_place_from_a_good_one(tmp_path):
     for step in (2, 4, 6, 8):
         checkpoint.save(tmp_path, step, model, optimizer, {"position": step}, best=False, keep=2)
     (tmp_path / "step_00000008" / "state.json").write_text("cut")
-    assert checkpoint.find(tmp_path)[0].state == {"position": 6}
+    (tmp_path / "step_00000006.mine").mkdir()
+    for _ in range(2):
+        found, _ = checkpoint.find(tmp_path)
+        assert found.state == {"position": 6}
+        checkpoint.set_aside(tmp_path, found)
+        shutil.copytree(tmp_path / "refused_step_00000008", tmp_path / "step_00000008")
+    checkpoint.set_aside(tmp_path, found)
     checkpoint.save(tmp_path, 7, model, optimizer, {}, best=False, keep=2)  # goes on from there
     assert [path.name for path in checkpoint._steps(tmp_path)] == ["step_00000007", "step_00000006"]
+    kept = {"refused_step_00000008", "refused_step_00000008_2", "refused_step_00000008_3", "step_00000006.mine"}
+    assert {path.name for path in tmp_path.iterdir()} == kept | {"step_00000007", "step_00000006", "last"}
+
+
+def test_a_disk_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
+    def stale(path):
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    model, optimizer = trained()
+    checkpoint.save(tmp_path, 1, model, optimizer, {}, best=False, keep=1)
+    monkeypatch.setattr(checkpoint.files, "sha256", stale)
+    with pytest.raises(JobFailed, match="step_00000001 cannot be read now .*Stale file handle.*Nothing was changed"):
+        checkpoint.find(tmp_path)
 
 
 def test_what_a_kill_left_unlinked_is_linked(tmp_path, monkeypatch):

@@ -30,6 +30,9 @@ def edited(path, change):
         ("cases.json", lambda c: [{**c[0], "voxels_sha256": "other"}, *c[1:]], "not the one that prepare wrote"),
         ("splits.json", lambda c: {"test": c["test"]}, "is damaged .TypeError"),
         ("splits.json", lambda c: {**c, "test": ["case_99999"]}, "names case_99999, which is no case of this store"),
+        ("splits.json", lambda c: {**c, "variants": {"v": []}}, "names v, which is no case of this store"),
+        ("splits.json", lambda c: {**c, "test": [c["folds"][1][0]]}, "names case_0000. 2 times: test set, one fold"),
+        ("splits.json", lambda c: {**c, "folds": [c["folds"][0]] * 3}, "names case_0000. 3 times: test set, one fold"),
     ],
 )
 def test_tables_of_a_store(store, tmp_path, name, change, words):
@@ -136,7 +139,14 @@ def test_a_store_is_no_source(store):
 
 
 @pytest.mark.parametrize(
-    "argument", ["data.prefetch=1000000", "data.margin=99999999999", "data.size_px=99200x99200", "optim.lr=.inf"]
+    "argument",
+    [
+        "data.threads=1000000",
+        "data.prefetch=1000000",
+        "data.margin=99999999999",
+        "data.size_px=99200x99200",
+        "optim.lr=.inf",
+    ],
 )
 def test_numbers_beyond_sense_are_refused_before_anything_starts(argument):
     with pytest.raises(InputError, match=argument.split("=")[0]):

@@ -248,7 +248,7 @@ def test_out_of_memory_says_what_to_try(store, tmp_path, monkeypatch):
     words = (
         r"out of GPU memory with data.batch_size=3, data.size_px=64x64, precision fp32, data.residency=mmap "
         r"\(CUDA out of memory. Tried to allocate 2.00 GiB.\). Go on with resume=auto and data.batch_size=1 "
-        r"optim.accumulate=3 \(the same step\), or train.precision=bf16, or smaller data.size_px"
+        r"optim.accumulate=3 \(as many samples a step\), or train.precision=bf16, or smaller data.size_px"
     )
     arguments = [f"data.store={store.path}", f"run={tmp_path / 'run'}", *SMALL, "train.precision=fp32"]
     with pytest.raises(JobFailed, match=words):

@@ -22,6 +22,7 @@ from kits_dist.data.selection import select_rows
 from kits_dist.data.store import Store
 from kits_dist.data.volume import kits_geometry, write_nifti
 from kits_dist.errors import InputError, MissingPackage
+from tests.conftest import write_case
 
 ALL_DRAWN = replace(agreement.DRAWN, crop=0.8)
 STILL = AugmentConfig(rotate_p=0, flip=0, scale_p=0, crop=0, noise_p=0)
@@ -54,12 +55,12 @@ def take(loader, n):
     return list(itertools.islice(iter(loader), n))
 
 
-def agrees(store, config, changes, tolerance_hu) -> None:
+def agrees(store, config, changes, tolerance_hu, batches=6) -> None:
     """A backend's first batches against `augment.apply`: each pixel, and each label that is no tie."""
     loader, feed = build_train_loader(store, config, changes, 7, ALONE)
     _, unchanged = build_train_loader(store, config, STILL, 7, ALONE)
     changed = []
-    for step, batch in enumerate(take(loader, 6)):
+    for step, batch in enumerate(take(loader, batches)):
         positions = train_positions(step, config.batch_size, 0, 1)
         host, still = feed.batch(positions), unchanged.batch(positions)
         assert torch.equal(torch.stack([batch.case, batch.index, batch.plane], 1), torch.from_numpy(host.identity))
@@ -91,6 +92,17 @@ def test_every_backend_does_what_each_change_means(store, backend, change):
 )
 def test_every_backend_does_what_all_changes_mean_together(store, backend, more):
     agrees(store, data(store, backend, **more), ALL_DRAWN, 0.03)
+
+
+@pytest.mark.parametrize(("backend", "tolerance_hu"), [("dali", 0.7), ("opencv", 0.03)])
+def test_every_backend_does_it_at_full_size(tmp_path, backend, tolerance_hu):
+    """DALI's coordinates are those of a float32 near 800, ours are kept to a fixed fraction of a pixel."""
+    for number, width in enumerate((512, 796, 512)):
+        write_case(tmp_path / "raw", number, (2, 512, width))
+    prepare.main(prepare.Args(source=str(tmp_path / "raw"), store=str(tmp_path / "store"), workers=1))
+    large = Store(tmp_path / "store")
+    config = data(large, backend, size_px=(512, 512), batch_size=2, fold="all")
+    agrees(large, config, ALL_DRAWN, tolerance_hu, batches=3)
 
 
 def test_moves_by_whole_pixels_are_exact(store, backend):
@@ -285,6 +297,9 @@ def test_the_case_sampler_gives_each_case_the_same_share(store):
 
 def test_a_sampler_without_anything_to_choose_from_is_refused(store):
     config = data(store, sampler="foreground", slices="kidney", margin=0)  # no slice without foreground is left
+    for share, words in ((0.01, "is 0 of them, so slices with tumor would"), (0.99, "so slices without tumor would")):
+        with pytest.raises(InputError, match=words):
+            build_train_loader(store, data(store, sampler="tumor", share=share), AugmentConfig(), 0, ALONE)
     with pytest.raises(InputError, match="0 do not; both are needed. Use data.sampler=natural"):
         build_train_loader(store, config, AugmentConfig(), 0, ALONE)
 

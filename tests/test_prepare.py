@@ -66,6 +66,17 @@ def test_normalization_is_that_of_the_training_voxels(store):
     voxels = np.concatenate([store.image(store.row[case]).ravel() for case in train]).astype(float)
     norm = store.normalization(1)
     assert (norm.mean, norm.sd) == pytest.approx((voxels.mean(), voxels.std()))
+    assert norm._asdict() == store.meta["normalization"]["1"]
+
+
+def test_other_folds_bring_their_own_normalization(store, tmp_path):
+    copy = shutil.copytree(store.path, tmp_path / "store")
+    splits = json.loads((copy / "splits.json").read_text())
+    splits["folds"] = [splits["folds"][0], sum(splits["folds"][1:], [])]
+    (copy / "splits.json").write_text(json.dumps(splits))
+    (alone,) = splits["folds"][0]
+    voxels = store.image(store.row[alone]).astype(float)
+    assert Store(copy).normalization(1).mean == pytest.approx(voxels.mean())
 
 
 def test_a_finished_case_is_kept_and_a_changed_or_cut_one_is_done_again(raw, tmp_path, capsys):
@@ -149,8 +160,9 @@ def test_a_store_that_is_not_whole_is_refused(raw, tmp_path):
 
 
 def test_no_window_and_no_source(tmp_path):
-    with pytest.raises(InputError, match="low must be below high"):
-        prepare.Args(source="a", store="b", window_hu=(200, 0))
+    for window_hu in ((200, 0), (0, 0.4), (0, float("nan"))):
+        with pytest.raises(InputError, match="low must be below high"):
+            prepare.Args(source="a", store="b", window_hu=window_hu)
     with pytest.raises(MissingInput, match="no such folder"):
         run(tmp_path / "nowhere", tmp_path / "s")
 

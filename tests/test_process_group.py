@@ -10,32 +10,34 @@ import torch.distributed as dist
 
 from kits_dist import process_group
 from kits_dist.errors import InputError, JobFailed
+from tests import forked
+from tests.jobs import SMALL
 
 
 @pytest.fixture
-def store():
+def meeting_place():
     return dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
 
 
-def client(store) -> dist.TCPStore:
+def client(meeting_place) -> dist.TCPStore:
     """A connection of its own, as each process has."""
-    return dist.TCPStore("127.0.0.1", store.port, None, False, wait_for_workers=False)
+    return dist.TCPStore("127.0.0.1", meeting_place.port, None, False, wait_for_workers=False)
 
 
-def meet(store, rank: int, world: int, timeout_s: float = 20) -> int:
-    return process_group._meet(client(store), rank, world, timeout_s, "here:1")
+def meet(meeting_place, rank: int, world: int, timeout_s: float = 20) -> int:
+    return process_group._meet(client(meeting_place), rank, world, timeout_s, "here:1")
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
-def test_all_ranks_leave_with_the_same_number_whoever_comes_first(store, order):
+def test_all_ranks_leave_with_the_same_number_whoever_comes_first(meeting_place, order):
     with ThreadPoolExecutor(3) as pool:
-        meetings = [pool.submit(meet, store, rank, 3) for rank in order]
+        meetings = [pool.submit(meet, meeting_place, rank, 3) for rank in order]
         assert [meeting.result() for meeting in meetings] == [1, 1, 1]
 
 
-def test_who_does_not_come_is_named(store):
+def test_who_does_not_come_is_named(meeting_place):
     with ThreadPoolExecutor(2) as pool:
-        came = [pool.submit(meet, store, rank, 5, 1) for rank in (0, 3)]
+        came = [pool.submit(meet, meeting_place, rank, 5, 1) for rank in (0, 3)]
     here = socket.gethostname()
     assert (
         f"2 of 5 processes joined at here:1 within train.timeout_s=1 ({here}: rank 0, 3). Missing: rank 1, 2, 4"
@@ -46,22 +48,22 @@ def test_who_does_not_come_is_named(store):
         meet(dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False), 1, 2, 0.3)
 
 
-def test_ranks_that_are_started_again_do_not_meet_the_dead(store):
+def test_ranks_that_are_started_again_do_not_meet_the_dead(meeting_place):
     """A launcher that restarts its ranks keeps the store of their first meeting; rank 1 may be back before rank 0."""
     with ThreadPoolExecutor(2) as pool:
-        first = [pool.submit(meet, store, rank, 2) for rank in (0, 1)]
+        first = [pool.submit(meet, meeting_place, rank, 2) for rank in (0, 1)]
         assert [meeting.result() for meeting in first] == [1, 1]
-        early = pool.submit(meet, store, 1, 2)
+        early = pool.submit(meet, meeting_place, 1, 2)
         time.sleep(0.5)
         assert not early.done()
-        assert meet(store, 0, 2) == 2 and early.result() == 2
+        assert meet(meeting_place, 0, 2) == 2 and early.result() == 2
 
 
-def test_a_rank_that_died_while_the_others_still_waited_is_replaced_at_the_next_meeting(store):
+def test_a_rank_that_died_while_the_others_still_waited_is_replaced_at_the_next_meeting(meeting_place):
     with pytest.raises(JobFailed):
-        meet(store, 1, 2, 0.3)  # gave up before anybody opened a meeting
+        meet(meeting_place, 1, 2, 0.3)  # gave up before anybody opened a meeting
     with ThreadPoolExecutor(2) as pool:
-        assert [m.result() for m in [pool.submit(meet, store, rank, 2) for rank in (1, 0)]] == [1, 1]
+        assert [m.result() for m in [pool.submit(meet, meeting_place, rank, 2) for rank in (1, 0)]] == [1, 1]
 
 
 def test_a_message_names_machines_and_runs_of_ranks():
@@ -116,6 +118,26 @@ def test_processes_that_see_different_things_are_refused(monkeypatch):
     monkeypatch.setattr(process_group, "gather_object", lambda mine: others)
     with pytest.raises(InputError, match=r"the checkpoint in run is 0 for rank 2 \(b\) but 20 for rank 0 \(a\)"):
         process_group.refuse_differences(seen)
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "said"),
+    [
+        (["log.every_steps=3"], {}, "log.every_steps is 3 for rank 1"),  # where all ranks gather the loss
+        ([], {"ACCELERATE_MIXED_PRECISION": "bf16"}, "the precision is bf16 for rank 1"),  # not the same gradients
+    ],
+    ids=["log", "launcher"],
+)
+def test_what_the_ranks_of_a_training_must_share(store, tmp_path, words, environ, said):
+    logs = [tmp_path / "log0", tmp_path / "log1"]
+    common = [f"data.store={store.path}", f"run={tmp_path / 'run'}", *SMALL, "train.timeout_s=60"]
+    first, second = forked.places(2)
+    both = [
+        forked.start(logs[0], "kits_dist.train", *common, **first),
+        forked.start(logs[1], "kits_dist.train", *common, *words, **second | environ),
+    ]
+    assert [process.wait(100) for process in both] == [2, 2], [log.read_text() for log in logs]
+    assert said in logs[0].read_text() and not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_an_environment_that_is_not_whole_is_refused(monkeypatch):

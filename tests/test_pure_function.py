@@ -51,8 +51,8 @@ def test_samples_are_the_same_on_1_2_and_3_processes_killed_and_resumed(store, t
     whole = seen(tmp_path / "whole")
     assert set(range(stop)) <= set(whole) and len({what[3] for what in whole.values()}) == len(whole)
     first = 0
-    for leg, world in enumerate(chance.sample([1, 2, 3], 3)):
-        batch = chance.randint(2, 5)
+    legs = zip(chance.sample([1, 2, 3], 3), chance.sample([4, 5, 6], 3), strict=True)
+    for leg, (world, batch) in enumerate(legs):
         steps = -(-(stop - first) // (world * batch))
         mortal, die = (chance.randrange(world), chance.randint(0, steps // 2)) if leg < 2 else (-1, -1)
         print(f"{world} processes, batch {batch}, from {first}: rank {mortal} dies after {die}")

@@ -43,6 +43,7 @@ def test_wrong_use_is_answered(job, arguments, folder, words):
         (True, 2, False, "RUNNING", False),
         (False, 1, False, "RUNNING", False),
         (False, 75, True, "CANCELLED", False),
+        (True, 75, True, "", True),  # a controller that does not answer keeps nobody from saving
     ],
 )
 def test_what_goes_back_into_the_queue(tmp_path, asked, code, file, state, again):
@@ -52,7 +53,7 @@ def test_what_goes_back_into_the_queue(tmp_path, asked, code, file, state, again
     step = [f"trap '{'; '.join(step)}' USR1", "while :; do sleep 0.1; done"] if asked else step
     content = {
         "srun": "\n".join([step[0], f"touch {tmp_path}/begun", step[1]]),
-        "squeue": f"echo {state}",
+        "squeue": f"echo {state}" if state else "exit 1",
         "scontrol": f"echo $* >{tmp_path}/asked_for",
     }
     run.mkdir()
@@ -144,7 +145,7 @@ def test_a_job_that_is_to_make_way_saves_goes_back_and_ends_as_if_nothing_had_be
     assert said.count("stopped as asked") == 1 and "finished: 12 epochs done" in said
     assert "ExitCode=0:0" in slurm.ask("scontrol", "show", "job", job)
     assert not (run / "requeue").exists()
-    train(store, whole, *ARGUMENTS, world=nodes)
+    train(store, whole, *ARGUMENTS, world=nodes, local_world=1)
     assert same_weights(run, whole)
 
 

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from threading import Event
 
@@ -60,6 +61,15 @@ def test_a_run_that_goes_on_has_each_step_once_and_one_row_of_hparams(logged, tm
     texts = {event.step: event.tensor_proto.string_val[0].decode() for event in events.Tensors("run/text_summary")}
     assert "lr: 0.25" in texts[saved]  # what it went on with stands in TEXT
     assert not list((tmp_path / "tensorboard").glob("*/"))  # no folder of its own, which would be another run
+
+
+def test_what_is_not_finite_is_left_out_of_the_log(tmp_path):
+    tracker = tracker_in(tmp_path)
+    tracker.log(3, {"train/grad_norm": float("inf"), "train/loss": 1.5, "perf/verdict": "words"})
+    tracker.close(True)
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    found = json.loads(line, parse_constant=pytest.fail)  # Infinity is no JSON
+    assert {key: found[key] for key in found if "/" in key} == {"train/loss": 1.5, "perf/verdict": "words"}
 
 
 def test_nobody_waits_for_a_picture_and_its_error_is_not_lost(tmp_path):

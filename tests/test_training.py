@@ -13,7 +13,7 @@ from torch import nn
 
 from kits_dist import checkpoint, cli, train
 from kits_dist.config import Config, OptimConfig
-from kits_dist.errors import JobFailed
+from kits_dist.errors import InputError, JobFailed
 from kits_dist.runtime import seed_step
 from kits_dist.tracking import log_lines
 from kits_dist.training.learner import Learner
@@ -59,6 +59,20 @@ def test_a_newer_checkpoint_of_another_run_is_passed_over(store, tmp_path, capfd
     assert f"not used: {foreign} is another run's." in said and f"continuing from {mine.name}" in said
     a, b = (load_file(folder / "model.safetensors") for folder in (mine, ours / "checkpoint" / "last"))
     assert foreign.name > mine.name and all(a[key].shape == b[key].shape for key in a)
+    assert (mine.parent / f"refused_{foreign.name}" / "model.safetensors").exists()
+
+
+def test_a_run_none_of_whose_checkpoints_can_be_used_does_not_begin_again(store, tmp_path):
+    train.main(config(store, tmp_path, "optim.epochs=1"))
+    weights = (tmp_path / "checkpoint" / "last").resolve() / "model.safetensors"
+    weights.write_bytes(b"cut")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    words = (
+        "none of its 1 checkpoints can be used .*model.safetensors is damaged.*without it the same command begins again"
+    )
+    with pytest.raises(InputError, match=words):
+        train.main(config(store, tmp_path, "optim.epochs=2", "resume=auto"))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before and weights.read_bytes() == b"cut"
 
 
 def test_a_network_with_dropout_goes_on_bit_equal_after_a_resume(store, tmp_path, monkeypatch):

@@ -145,7 +145,7 @@ def test_two_machines_train_as_one_and_survive_a_cut_cable(machines, store, tmp_
     assert [process.wait(300) for process in both] == [0, 0], logs[0].read_text() + logs[1].read_text()
     assert f"continuing from {last.name}" in logs[0].read_text() and "2 processes x batch 3" in logs[0].read_text()
 
-    train(store, tmp_path / "whole", *more, world=2)
+    train(store, tmp_path / "whole", *more, world=2, local_world=max(2, len(CORES)))  # one thread each, as above
     assert same_weights(run, tmp_path / "whole")
 
 

@@ -70,6 +70,12 @@ def groups_of(store: Store, samples: Samples, data: DataConfig) -> list[Group]:
             f"data.sampler={data.sampler}: {holds.sum()} training slices hold it and {(~holds).sum()} do not; both are "
             "needed. Use data.sampler=natural"
         )
+    chosen = round(data.share * len(rows))
+    if chosen in (0, len(rows)):
+        raise InputError(
+            f"data.share={data.share} of an epoch of {len(rows)} slices is {chosen} of them, so slices "
+            f"with{'out' if chosen else ''} {data.sampler} would never be seen. Use a share nearer to 0.5"
+        )
     return [
         Group(f"with {data.sampler}", everyone[holds], data.share),
         Group("others", everyone[~holds], 1 - data.share),

@@ -10,9 +10,11 @@ STORE/coronal/CASE/   the same voxels as coronal slices, where `prepare planes=`
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -124,11 +126,7 @@ class Store:
             self.cases = [case_from_json(row) for row in _load(self.path / "cases.json")]
             self.row = {case.case_id: i for i, case in enumerate(self.cases)}
             self.splits = Splits(**_load(self.path / "splits.json"))
-            unknown = {case for part in (self.splits.test, *self.splits.folds) for case in part} - set(self.row)
-            if unknown:
-                raise InputError(
-                    f"{self.path / 'splits.json'} names {sorted(unknown)[0]}, which is no case of this store."
-                )
+            self._check_splits()
             self.check_files()
             _allow_open(2 * len(self._sizes))
         except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -143,6 +141,15 @@ class Store:
                 raise InputError(
                     f"{table} is missing or not the one that prepare wrote. Run prepare again; finished cases are kept."
                 )
+
+    def _check_splits(self) -> None:
+        """A person may write another splits.json; one that leaks would give scores that mean nothing."""
+        named = Counter(itertools.chain(self.splits.test, *self.splits.folds, self.splits.variants))
+        where = self.path / "splits.json"
+        if unknown := sorted(set(named) - set(self.row)):
+            raise InputError(f"{where} names {unknown[0]}, which is no case of this store.")
+        if twice := [case for case, count in named.items() if count > 1]:
+            raise InputError(f"{where} names {twice[0]} {named[twice[0]]} times: test set, one fold or variants, once.")
 
     @property
     def window(self) -> Window:
@@ -159,7 +166,8 @@ class Store:
         return hashlib.sha256(content).hexdigest()
 
     def normalization(self, fold: int | str) -> Normalization:
-        return Normalization(**self.meta["normalization"][str(fold)])
+        """Of the fold's training cases as splits.json deals them now. store.json tells of those that prepare dealt."""
+        return normalization_of([self.cases[self.row[case]] for case in self.splits.select(fold)[0]])
 
     @property
     def planes(self) -> list[str]:

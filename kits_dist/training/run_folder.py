@@ -54,7 +54,8 @@ _FREE = {
 def open_run(config: Config, store: Store) -> Opened:
     """Where the run of `config` stands; reads only.
 
-    Raises InputError for a folder that holds a run when resume=none, that was made with another configuration or store.
+    Raises InputError for a folder that holds a run when resume=none, that was made with another configuration or store,
+    or whose checkpoints are all refused: to begin again there would lose what may be mended.
     """
     launcher.refuse_restarts_without_resume(config.resume)
     run = Path(config.run)
@@ -79,10 +80,13 @@ def open_run(config: Config, store: Store) -> Opened:
             f"splits differ, and test cases could be trained on. Use that store, or name another run folder."
         )
     found, refused = checkpoint.find(run / "checkpoint", about["run"])
+    if refused and not found:
+        raise InputError(
+            f"run={run}: none of its {len(refused)} checkpoints can be used ({refused[0]}) Mend or move away "
+            f"{run / 'checkpoint'}; without it the same command begins again."
+        )
     notes = [f"not used: {sentence}" for sentence in refused]
-    notes.append(
-        f"continuing from {found.folder.name}" if found else "no whole checkpoint found, starting from the beginning"
-    )
+    notes.append(f"continuing from {found.folder.name}" if found else "no checkpoint yet, starting from the beginning")
     try:
         return Opened(Progress(**found.state["progress"]) if found else Progress(), found, notes)
     except (TypeError, KeyError) as error:
@@ -92,7 +96,7 @@ def open_run(config: Config, store: Store) -> Opened:
 def same_everywhere(config: Config, store: Store, progress: Progress) -> dict[str, Any]:
     """What the processes of a run must agree on, by its name, however the machines' folders are called."""
     plain = as_plain(config)
-    groups = ("data", "augment", "model", "optim", "train")
+    groups = ("data", "augment", "model", "optim", "train", "log")
     keys = {f"{group}.{key}": value for group in groups for key, value in plain[group].items()}
     keys |= {"seed": config.seed, "resume": config.resume}
     found = {"the checkpoint in run": progress.step, "the content of data.store": store.fingerprint()[:12]}
@@ -101,27 +105,26 @@ def same_everywhere(config: Config, store: Store, progress: Progress) -> dict[st
 
 def where_to_go_on(config: Config) -> str:
     """For the message of a run that was cut off."""
-    found, _ = checkpoint.find(Path(config.run) / "checkpoint", name_of(config))
+    found, _ = checkpoint.find(Path(config.run) / "checkpoint")
     if found:
         return f"The last checkpoint is {found.folder}; the same command with resume=auto goes on from there."
     return f"{config.run} holds no checkpoint yet; the same command with resume=auto starts again."
 
 
-def write_about(config: Config, store: Store, environment: dict) -> None:
-    """config.yaml and environment.json of a run that begins or goes on; a new one is given its name."""
+def write_about(config: Config, store: Store, environment: dict) -> str:
+    """config.yaml and environment.json of a run that begins or goes on.
+
+    Returns the run's name, by which its checkpoints are told from those of others, whatever its folder is called.
+    """
     run = Path(config.run)
-    name = name_of(config) or uuid.uuid4().hex
+    name = _about(run)["run"] or uuid.uuid4().hex
     (run / REQUEUE).unlink(missing_ok=True)
     save_config(_placed(config), run / "config.yaml")
     files.write_json(
         run / "environment.json",
         environment | {"data": store.meta["data"], "store_sha256": store.fingerprint(), "run": name},
     )
-
-
-def name_of(config: Config) -> str:
-    """By which a run's checkpoints are told from those of others, whatever its folder is called; "" before it began."""
-    return _about(Path(config.run))["run"]
+    return name
 
 
 def export_best(config: Config, store: Store, step: int, model: nn.Module) -> None:
@@ -143,15 +146,17 @@ def _placed(config: Config) -> Config:
     return replace(config, data=replace(config.data, store=str(Path(config.data.store).absolute())))
 
 
-def mend_best(config: Config, store: Store, found: checkpoint.Checkpoint, model: nn.Module) -> None:
-    """Point `best` at what the run goes on from, if it is that, and write model.safetensors again, where a kill came
-    between checkpoint, link and export, or the last was lost.
+def mend(config: Config, store: Store, name: str, found: checkpoint.Checkpoint, model: nn.Module) -> None:
+    """Set refused checkpoints aside; point `best` at what the run goes on from, if it is that, and write
+    model.safetensors again, where a kill came between checkpoint, link and export, or the last was lost.
 
-    model: one of the run's, whose weights are left alone.
+    name    of the run
+    model   one of the run's, whose weights are left alone
     """
     run = Path(config.run)
+    checkpoint.set_aside(run / "checkpoint", found)
     checkpoint.link(run / "checkpoint", found.folder, found.best)
-    best = checkpoint.at(run / "checkpoint" / "best", name_of(config))
+    best = checkpoint.at(run / "checkpoint" / "best", name)
     if best is None:
         return
     try:

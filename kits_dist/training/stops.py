@@ -19,7 +19,7 @@ from kits_dist.labels import regions_to_labels
 from kits_dist.models.probabilities import region_probabilities
 from kits_dist.tracking import Tracker
 from kits_dist.training.learner import Learner
-from kits_dist.training.run_folder import REQUEUE, Progress, export_best, name_of
+from kits_dist.training.run_folder import REQUEUE, Progress, export_best
 from kits_dist.training.scoring import Validation, broadcast_buffers, score
 
 
@@ -35,9 +35,9 @@ def judge(progress: Progress, validation: Validation, epoch: int, config: OptimC
 class Stops:
     """Made by every rank, and `end_epoch`, `save` and `ask_for_more` are called by all of them."""
 
-    def __init__(self, config: Config, store: Store, loader, feed: Feed, learner: Learner, tracker: Tracker):
-        """loader, feed: of the validation slices."""
-        self.config, self.store, self.loader, self.feed = config, store, loader, feed
+    def __init__(self, config: Config, store: Store, name: str, loader, feed: Feed, learner: Learner, tracker: Tracker):
+        """name: the run's, where it is written; loader, feed: of the validation slices."""
+        self.config, self.store, self.name, self.loader, self.feed = config, store, name, loader, feed
         self.learner, self.tracker, self.accelerator = learner, tracker, learner.accelerator
         self.rows = np.unique(store.slices.case[feed.rows]).tolist()  # of cases that have samples
 
@@ -78,7 +78,7 @@ class Stops:
                 progress.step,
                 learner.plain_model,
                 learner.plain_optimizer,
-                {"run": name_of(self.config), "progress": progress._asdict()} | learner.state(),
+                {"run": self.name, "progress": progress._asdict()} | learner.state(),
                 best=best,
                 keep=self.config.train.keep,
                 average=average,

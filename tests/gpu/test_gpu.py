@@ -41,8 +41,9 @@ def _data(store: Store, batch_size: int = 16, size_px: tuple[int, int] = (128, 1
 
 @pytest.mark.parametrize("size_px", [(128, 128), (96, 64), (160, 160)])
 def test_dali_on_the_gpu_makes_the_pixels_that_augment_defines(phantoms, device, size_px):
-    shards = {"dali_cpu": ALONE, "dali_gpu": Shard(0, 1, 1, device, torch.float32)}
-    found = agreement.compare(phantoms, _data(phantoms, size_px=size_px), shards, batches=4)
+    on_gpu = agreement.Way("dali", Shard(0, 1, 1, device, torch.float32))
+    ways = {"dali_cpu": agreement.Way("dali", ALONE), "dali_gpu": on_gpu}
+    found = agreement.compare(phantoms, _data(phantoms, size_px=size_px), ways, batches=4)
     for pair in ("dali_gpu against numpy", "dali_gpu against dali_cpu"):
         hu = np.concatenate([difference.hu.ravel() for difference in found[pair]])
         # float32 coordinates near 200 are known to 1e-5 px, neighbours differ by 200 HU at most: far below 0.1 HU
@@ -73,6 +74,6 @@ def test_half_precision_images_are_the_rounded_ones(phantoms, device):
 
 
 def test_batches_are_whole_when_the_gpu_is_busy_and_the_host_runs_ahead(phantoms, device):
-    shard = Shard(0, 1, 1, device, torch.float16)
-    wrong = agreement.busy_differences(phantoms, _data(phantoms), shard, batches=100)
+    way = agreement.Way("dali", Shard(0, 1, 1, device, torch.float16))
+    wrong = agreement.busy_differences(phantoms, _data(phantoms), way, batches=100)
     assert wrong == [], f"batches that differ from an undisturbed pass: {wrong}"
