@@ -1,8 +1,6 @@
 """The studies of the poster's method: what each of them trains and scores; run whole, tiny, as slow tests."""
 
-import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,9 +11,8 @@ from benchmarks.studies import Study
 from kits_dist.data.store import PLANES
 from kits_dist.inference.predictor import Stage
 from kits_dist.labels import REGIONS
+from tests import forked
 from tests.test_studies import CASES, Machine
-
-ROOT = Path(lines.__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("small", [True, False])
@@ -114,20 +111,21 @@ def test_the_posters_figures_stand_beside_ours():
     assert set(table1.ROWS) > {"simple U-Net"} and "tumor" in REGIONS
 
 
+def at_once(words: list[str], log: Path, place: study_runs.Place) -> float:
+    """As study_runs._program, without a launcher and without waiting for imports."""
+    begin = time.monotonic()
+    module, *arguments = words[len(study_runs.LAUNCH) - 1 :] if words[0] == study_runs.LAUNCH[0] else words
+    assert forked.start(log, module, *arguments, **place.environ).wait(600) == 0, log.read_text()[-3000:]
+    return time.monotonic() - begin
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["table1", "planes", "synthesis"])
-def test_it_runs_whole(name, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        f"benchmarks.{name}",
-        "quick=true",
-        f"runs={tmp_path / 'runs'}",
-        f"out={tmp_path / 'out'}",
-    ]
-    environ = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+@pytest.mark.parametrize("program", [table1, planes, synthesis], ids=lambda program: program.__name__.split(".")[1])
+def test_it_runs_whole(program, tmp_path, monkeypatch):
+    """What really starts programs is tested with the ablation (test_studies.py)."""
+    name = program.__name__.split(".")[1]
+    monkeypatch.setattr(study_runs, "_program", at_once)
+    program.main(program.Args(quick=True, runs=str(tmp_path / "runs"), out=str(tmp_path / "out")))
     found = lines.read_all("out", tmp_path / "out")
     assert found and all(line.value is not None and line.quick and line.question == name for line in found)
     kind = "painted" if name == "synthesis" else "phantom"

@@ -77,7 +77,7 @@ class DaliLoader:
         host = self._host_batch(info)
         p = host.params
         steps = (p.blur, p.linear.astype(np.uint8), p.gain, p.bias, p.gamma, p.noise_sd)
-        return list(p.matrix), *steps, host.normals, host.identity
+        return p.matrix, *steps, host.normals, host.identity
 
 
 def _build(feed: Feed, sources, batch_size: int, device: torch.device, threads: int, prefetch: int, dtype: torch.dtype):
