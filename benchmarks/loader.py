@@ -9,7 +9,9 @@ What a U-Net on that GPU consumes, and whether it ever waits: `benchmarks.end_to
 times faster ours are; `sheet=FILE.png` shows that all of them make the same pictures.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -93,8 +95,9 @@ def main(args: Args) -> None:
         feed = feed_of(store, DataConfig(**vars(data) | {"backend": "opencv"}))
         read = host_steps(feed, data.batch_size)["read"].run
         cpu_batch = min(batch_size, CPU_BATCH)
-        others, missing = _peers(names, feed, cpu_batch)  # before DALI starts threads: their workers are forked
-        ours, absent = _ours(store, data, paths)
+        # peers before DALI starts threads: their workers are forked
+        others, missing = _built({name: partial(_peer, name, feed, cpu_batch) for name in names})
+        ours, absent = _built({name: partial(_batches, store, data, path) for name, path in paths.items()})
         timed = interleave(
             {name: Variant(step, after=settle) for name, step in ({"read": read} | others | ours).items()},
             device,
@@ -162,12 +165,12 @@ def _paths(device: torch.device, batch_size: int) -> dict[str, Way]:
     return paths
 
 
-def _ours(store: Store, data: DataConfig, paths: dict[str, Way]) -> tuple[dict[str, Any], dict[str, str]]:
-    """{name: step} and {name: why not}."""
+def _built(makers: dict[str, Callable[[], Callable]]) -> tuple[dict[str, Callable], dict[str, str]]:
+    """{name: step} of all that are installed here, and {name: why not} of the others."""
     steps, missing = {}, {}
-    for name, path in paths.items():
+    for name, make in makers.items():
         try:
-            steps[name] = _batches(store, data, path)
+            steps[name] = make()
         except MissingPackage as error:
             missing[name] = str(error)
     return steps, missing
@@ -182,18 +185,10 @@ def _batches(store: Store, data: DataConfig, path: Way):
     return lambda: next(stream)
 
 
-def _peers(names: list[str], feed: Feed, batch_size: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """{name: step} and {name: why not}. A step is a batch of each worker: they start together and deliver together."""
-    steps, missing = {}, {}
-    for name in names:
-        try:
-            peer = peers.build(name, feed, POSTER)
-        except MissingPackage as error:
-            missing[name] = str(error)
-            continue
-        batches = checked(peers.stream(peer, feed, POSTER, batch_size, workers=cores()), name)
-        steps[name] = lambda batches=batches: [next(batches) for _ in range(cores())]
-    return steps, missing
+def _peer(name: str, feed: Feed, batch_size: int):
+    """A step is a batch of each worker: they start together and deliver together."""
+    batches = checked(peers.stream(peers.build(name, feed, POSTER), feed, POSTER, batch_size, workers=cores()), name)
+    return lambda: [next(batches) for _ in range(cores())]
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from kits_dist.errors import InputError, JobFailed, MissingInput
 
 _SUMS = "SHA256SUMS"
 _TENSORS = {"model.safetensors", "optimizer.safetensors"}  # what every checkpoint has beside state.json
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # other OSErrors say nothing of a checkpoint
 
 
 class Checkpoint(NamedTuple):
@@ -201,14 +202,12 @@ def _verified(folder: Path, run: str) -> Checkpoint:
         if run and content["state"].get("run", "") not in ("", run):
             raise InputError(f"{folder} is another run's.")
         return Checkpoint(folder, content["state"], content.get("best", False), content["optimizer"])
-    except OSError as error:
-        if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
-            raise InputError(f"{folder} is no whole checkpoint ({error}).") from error
-        raise JobFailed(f"{folder} cannot be read now ({error}). Nothing was changed; start it again.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (*_NOT_THERE, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder} is no whole checkpoint ({error}).") from error
+    except OSError as error:
+        raise JobFailed(f"{folder} cannot be read now ({error}). Nothing was changed; start it again.") from error
 
 
 def _steps(root: Path) -> list[Path]:

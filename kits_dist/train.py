@@ -85,8 +85,7 @@ def train(config: Config, request: StopRequest) -> None:
     # runtime
     runtime = start(config.train, config.optim.accumulate, Path(config.run), config.seed)
     request.listen(runtime.shard.world, config.train.timeout_s)
-    same = same_everywhere(config, store, progress) | {"the precision": runtime.precision.mode}
-    process_group.refuse_differences(same)
+    process_group.refuse_differences(same_everywhere(config, store, progress, runtime.precision.mode))
     accelerator, shard = runtime.accelerator, runtime.shard
     global_batch = config.data.batch_size * shard.world * config.optim.accumulate
 

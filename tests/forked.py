@@ -26,6 +26,11 @@ _SERVER.set_forkserver_preload(
 )
 
 
+def on_a_cpu() -> dict[str, str]:
+    """The environment of a program of this checkout."""
+    return os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+
+
 class Forked:
     """What tests use of subprocess.Popen."""
 
@@ -52,7 +57,7 @@ class Forked:
 
 def start(log: Path, module: str, *arguments: object, **environment: str) -> Forked:
     """`python -m module arguments`, on a CPU. What it says is appended to `log`."""
-    environ = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | environment
+    environ = on_a_cpu() | environment
     words = [str(argument) for argument in arguments]
     process = _SERVER.Process(target=_become, args=(environ, str(log), module, words), name=module)
     process.start()

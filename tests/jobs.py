@@ -11,8 +11,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from tests import forked
+from tests.forked import ROOT, on_a_cpu
 
-ROOT = Path(__file__).resolve().parents[1]
 ACCELERATE, TORCHRUN = (
     [sys.executable, "-m", "accelerate.commands.launch"],
     [sys.executable, "-m", "torch.distributed.run"],
@@ -35,13 +35,9 @@ EXACT = [*SMALL, "optim.patience=0", "train.deterministic=true", "log.images=0",
 ARGUMENTS = [*EXACT, "optim.epochs=40"]
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-
-
 def run(command: Sequence[str], code: int = 0) -> subprocess.CompletedProcess:
     """To the end; whether it leaves with 0 must be as `code` says."""
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=on_a_cpu(), timeout=300)
     assert (done.returncode == 0) == (code == 0), (
         f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     )
@@ -52,7 +48,7 @@ def begin(store, run: Path, log: Path, launcher: Sequence[str], *more: str) -> s
     """A training of 160 steps of one process, or fewer of several, that a launcher started and that goes on."""
     command = [*launcher, "-m", "kits_dist.train", f"data.store={store.path}", f"run={run}", *ARGUMENTS, *more]
     with open(log, "w") as output:
-        return subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, env=environment())
+        return subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, env=on_a_cpu())
 
 
 def train(store, run: Path, *more: str, world: int = 1, local_world: int = 0, code: int = 0) -> str:

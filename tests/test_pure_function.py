@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
 
 
 def launch(store, output, ways, world, batch, first, stop, mortal=-1, die=-1) -> list[int]:
-    """ways: backend and sampler. Exit codes; rank `mortal` kills itself after `die` batches, and
-    all end."""
+    """ways: backend and sampler. Exit codes; rank `mortal` kills itself after `die` batches and the
+    others are ended."""
     output.mkdir(exist_ok=True)
     numbers = (batch, first, stop, mortal, die)
     ranks = forked.ranks(world, output / "log", "tests.launched.hashes", store.path, output, *ways, *numbers)

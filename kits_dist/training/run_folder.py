@@ -93,13 +93,17 @@ def open_run(config: Config, store: Store) -> Opened:
         raise InputError(f"{found.folder} was written by another version of kits_dist ({error}).") from error
 
 
-def same_everywhere(config: Config, store: Store, progress: Progress) -> dict[str, Any]:
-    """What the processes of a run must agree on, by its name, however the machines' folders are called."""
+def same_everywhere(config: Config, store: Store, progress: Progress, precision: str) -> dict[str, Any]:
+    """What the processes of a run must agree on, by its name, however the machines' folders are called.
+
+    precision: the mode of this process, which its launcher or its GPU may have chosen
+    """
     plain = as_plain(config)
     groups = ("data", "augment", "model", "optim", "train", "log")
     keys = {f"{group}.{key}": value for group in groups for key, value in plain[group].items()}
     keys |= {"seed": config.seed, "resume": config.resume}
     found = {"the checkpoint in run": progress.step, "the content of data.store": store.fingerprint()[:12]}
+    found |= {"the precision": precision}
     return {key: value for key, value in keys.items() if key not in ("data.store", "data.threads")} | found
 
 
