@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.harness import pick_device
-from benchmarks.studies import Study, Training, Variant, conduct
-from benchmarks.study_runs import check_counts, configuration
-from benchmarks.study_setup import phantoms, recipe
+from benchmarks.lib.harness import pick_device
+from benchmarks.lib.studies import Study, Training, Variant, conduct
+from benchmarks.lib.study_runs import check_counts, configuration
+from benchmarks.lib.study_setup import phantoms, recipe
 from kits_dist import cli
-from kits_dist.errors import InputError
+from kits_dist.utils.errors import InputError
 
 AUGMENTATIONS = ("rotate_p", "flip", "scale_p", "crop", "shift_p", "blur_p", "brightness_p", "contrast_p", "gamma_p")
 AUGMENTATIONS += ("noise_p",)

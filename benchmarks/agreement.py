@@ -1,7 +1,7 @@
 """Does the data path give the right pixels, and the same ones on a busy device? `python -m benchmarks.agreement`.
 
 1. Differences over drawn augmentations between DALI on the GPU, DALI on the CPU, threads on the CPU (opencv) and the
-   NumPy meaning (augment.apply), in HU and in the share of label pixels. Without a GPU its ways are left out.
+   NumPy meaning (augment_reference.apply), in HU and in the share of label pixels. Without a GPU its ways are left out.
 2. Two passes over the same batches, one with the device kept busy so that the host runs far ahead, must give equal
    sums of all bits: a buffer handed back too early shows as a batch that differs.
 """
@@ -12,16 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.harness import Ceiling, drain, line, pick_device, plain, record
-from benchmarks.harness import store_or_phantoms as open_store
+from benchmarks.lib.harness import Ceiling, drain, line, pick_device, plain, record
+from benchmarks.lib.harness import store_or_phantoms as open_store
 from kits_dist import cli
-from kits_dist.batch import ALONE, Batch, Shard
 from kits_dist.config import AugmentConfig, DataConfig
-from kits_dist.data import augment, build_train_loader
-from kits_dist.data.feed import Feed
+from kits_dist.data import augment_reference
+from kits_dist.data.batch import Batch
+from kits_dist.data.dataset import Feed
+from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.store import Store
-from kits_dist.errors import InputError
+from kits_dist.distributed.ranks import Ranks
+from kits_dist.utils.errors import InputError
 
 # every kind of change, each in enough of a batch, most samples with several
 DRAWN = AugmentConfig(
@@ -54,7 +56,8 @@ class Args:
 
 class Way(NamedTuple):
     backend: str
-    shard: Shard
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
 
 
 class Difference(NamedTuple):
@@ -75,10 +78,10 @@ def main(args: Args) -> None:
     shape = (8, 64, 64) if args.quick else (16, 256, 256)
     with open_store(args.store, 6, shape) as store:
         data = DataConfig(store=str(store.path), size_px=size, batch_size=batch_size)
-        ways = {"dali_cpu": Way("dali", ALONE), "opencv": Way("opencv", ALONE)}
+        ways = {"dali_cpu": Way("dali"), "opencv": Way("opencv")}
         if device.type == "cuda":
-            ways["dali_gpu"] = Way("dali", Shard(0, 1, 1, device, torch.float32))
-            ways["dali_gpu_fp16"] = Way("dali", Shard(0, 1, 1, device, torch.float16))
+            ways["dali_gpu"] = Way("dali", device)
+            ways["dali_gpu_fp16"] = Way("dali", device, torch.float16)
         common = plain(data) | {"augment": plain(DRAWN), "data": store.meta["data"]}
         for name, differences in compare(store, data, ways, batches).items():
             hu = np.concatenate([difference.hu.ravel() for difference in differences])
@@ -122,14 +125,16 @@ def compare(store: Store, data: DataConfig, ways: dict[str, Way], batches: int) 
 
 
 def _train_loader(store: Store, data: DataConfig, way: Way):
-    return build_train_loader(store, replace(data, backend=way.backend), DRAWN, 0, way.shard)
+    return build_train_loader(
+        store, replace(data, backend=way.backend), DRAWN, 0, Ranks(), device=way.device, dtype=way.dtype
+    )
 
 
 def reference(feed: Feed, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What augment.apply makes of these positions: (B, C, H, W) float32 and (B, H, W) uint8."""
+    """What augment_reference.apply makes of these positions: (B, C, H, W) float32 and (B, H, W) uint8."""
     host = feed.batch(positions)
     made = [
-        augment.apply(
+        augment_reference.apply(
             slab[..., 0], label[..., 0], host.params, i, feed.data.size_px, feed.store.window.levels, feed.norm
         )
         for i, (slab, label) in enumerate(zip(host.slabs, host.labels, strict=True))
@@ -157,8 +162,8 @@ def digest(batch: Batch) -> torch.Tensor:
 
 def _digests(store: Store, data: DataConfig, way: Way, batches: int, busy: bool) -> np.ndarray:
     """(batches,) int64. busy: work queued before each batch is used lets the host run ahead of the device."""
-    loader, shard = _train_loader(store, data, way)[0], way.shard
-    work = torch.randn(4096 if shard.device.type == "cuda" else 128, 4096, device=shard.device)
+    loader = _train_loader(store, data, way)[0]
+    work = torch.randn(4096 if way.device.type == "cuda" else 128, 4096, device=way.device)
     work = work @ work.T / 4096
     found: list[Any] = []
     for _, batch in zip(range(batches), loader, strict=False):
@@ -168,7 +173,7 @@ def _digests(store: Store, data: DataConfig, way: Way, batches: int, busy: bool)
                 product = product @ work
         found.append(digest(batch))
         if not busy:
-            drain(shard.device)
+            drain(way.device)
     return torch.stack(found).cpu().numpy()
 
 

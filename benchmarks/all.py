@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.lines import RESULTS, Line, read
-from benchmarks.plot import draw
+from benchmarks.lib.lines import RESULTS, Line, read
+from benchmarks.lib.plot import draw
+from benchmarks.lib.steps import Runner, Task
 from benchmarks.report import table
-from benchmarks.steps import Runner, Task
 from kits_dist import cli
-from kits_dist.errors import InputError, JobFailed, MissingPackage
+from kits_dist.utils.errors import InputError, JobFailed, MissingPackage
 
 # in the order in which they explain each other: what a step is made of, the step, what surrounds it
 ORDER = {

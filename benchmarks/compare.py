@@ -9,10 +9,10 @@ import sys
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from benchmarks.lines import Line, asked, read_all
+from benchmarks.lib.lines import Line, asked, read_all
 from kits_dist import cli
 from kits_dist.cli import MISSING
-from kits_dist.errors import InputError, JobFailed
+from kits_dist.utils.errors import InputError, JobFailed
 
 LESS_IS_BETTER = ("HU", "batches that differ", "s", "ms", "%", "MB")  # units, or how they begin
 

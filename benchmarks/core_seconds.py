@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Ceiling, Variant, cpu_seconds, interleave, line, median, plain, record, settle
-from benchmarks.harness import store_or_phantoms as open_store
-from benchmarks.training import OurStep, Setup, build_ours, with_backend
+from benchmarks.lib.harness import Ceiling, Variant, cpu_seconds, interleave, line, median, plain, record, settle
+from benchmarks.lib.harness import store_or_phantoms as open_store
+from benchmarks.lib.training import OurStep, Setup, build_ours, with_backend
 from kits_dist import cli
 from kits_dist.config import Config
-from kits_dist.errors import InputError
-from kits_dist.runtime import start
+from kits_dist.distributed.runtime import start
+from kits_dist.utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")

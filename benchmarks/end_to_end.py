@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import peers, roofline
+from benchmarks import peers
 from benchmarks.feed import feed_of
-from benchmarks.harness import (
+from benchmarks.lib import roofline
+from benchmarks.lib.harness import (
     A_RATIO,
     Ceiling,
     Variant,
@@ -34,13 +35,13 @@ from benchmarks.harness import (
     rounds,
     settle,
 )
-from benchmarks.harness import store_or_phantoms as open_store
-from benchmarks.training import OurStep, Setup, Training, Watch, build_ours, with_backend
+from benchmarks.lib.harness import store_or_phantoms as open_store
+from benchmarks.lib.training import OurStep, Setup, Training, Watch, build_ours, with_backend
 from kits_dist import cli
 from kits_dist.config import AugmentConfig, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
-from kits_dist.errors import InputError, MissingPackage
-from kits_dist.runtime import start
-from kits_dist.tracking import Pace
+from kits_dist.distributed.runtime import start
+from kits_dist.training.step_timer import Pace
+from kits_dist.utils.errors import InputError, MissingPackage
 
 EVERY_STEPS = LogConfig().every_steps
 FIXED = "fixed (one batch repeated)"

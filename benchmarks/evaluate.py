@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from benchmarks.harness import Ceiling, Variant, interleave, line, record
+from benchmarks.lib.harness import Ceiling, Variant, interleave, line, record
 from kits_dist import cli
-from kits_dist.data.phantom import make_case
-from kits_dist.data.predictions import find_truths
-from kits_dist.data.volume import Volume, kits_geometry, read_labels, write_nifti
-from kits_dist.errors import InputError, JobFailed
-from kits_dist.pieces import box_of
+from kits_dist.imaging.nifti import Volume, kits_geometry, read_labels, write_nifti
+from kits_dist.imaging.predictions import find_truths
+from kits_dist.synthetic.phantom import make_case
+from kits_dist.utils.components import box_of
+from kits_dist.utils.errors import InputError, JobFailed
 
 CPU = torch.device("cpu")  # nothing here runs on a GPU
 NEEDS = {"official": ("SimpleITK", "surface_distance"), "ours": ()}
@@ -60,10 +60,10 @@ class Pair(NamedTuple):
 
 
 class Scorer:
-    """benchmarks.scorers in a process of its own."""
+    """benchmarks.lib.scorers in a process of its own."""
 
     def __init__(self, way: str):
-        command = [sys.executable, "-m", "benchmarks.scorers", way]
+        command = [sys.executable, "-m", "benchmarks.lib.scorers", way]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, *paths: Path) -> dict[str, Any]:

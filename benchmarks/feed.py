@@ -19,16 +19,27 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.harness import Ceiling, Variant, Windows, interleave, line, median, pick_device, plain, record, rounds
-from benchmarks.harness import store_or_phantoms as open_store
+from benchmarks.lib.harness import (
+    Ceiling,
+    Variant,
+    Windows,
+    interleave,
+    line,
+    median,
+    pick_device,
+    plain,
+    record,
+    rounds,
+)
+from benchmarks.lib.harness import store_or_phantoms as open_store
 from kits_dist import cli
-from kits_dist.batch import ALONE, Shard
 from kits_dist.config import AugmentConfig, DataConfig
-from kits_dist.data import build_train_loader
-from kits_dist.data.feed import Feed
+from kits_dist.data.dataset import Feed
+from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.store import Store
-from kits_dist.errors import InputError, JobFailed, MissingPackage
+from kits_dist.distributed.ranks import Ranks
+from kits_dist.utils.errors import InputError, JobFailed, MissingPackage
 
 POSTER = AugmentConfig()
 LARGE_COPY = 2**28  # bytes: a larger pinned copy is no faster
@@ -120,9 +131,9 @@ def main(args: Args) -> None:
 def thread_ms(store: Store, data: DataConfig, backend: str, device: torch.device, windows: int) -> list[float] | str:
     """CPU time of the thread that takes batches, for each; or why there is none. Its waits, for pixels that other
     threads or a GPU make, are not in it."""
-    shard = ALONE if backend == "opencv" else Shard(0, 1, 1, device, torch.float32)
+    where = "cpu" if backend == "opencv" else device
     try:
-        stream = iter(build_train_loader(store, replace(data, backend=backend), POSTER, 0, shard)[0])
+        stream = iter(build_train_loader(store, replace(data, backend=backend), POSTER, 0, Ranks(), device=where)[0])
         for _ in range(data.prefetch + 2):  # until the queue is full, and its memory allocated
             next(stream)
     except MissingPackage as error:
@@ -141,7 +152,7 @@ def refuse_half_a_size(size_px: tuple[int, int]) -> None:
 
 
 def feed_of(store: Store, data: DataConfig) -> Feed:
-    return build_train_loader(store, data, POSTER, 0, ALONE)[1]
+    return build_train_loader(store, data, POSTER, 0, Ranks())[1]
 
 
 def host_steps(feed: Feed, batch_size: int) -> dict[str, Step]:

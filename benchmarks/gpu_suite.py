@@ -18,12 +18,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.lines import Ceiling, in_words, line, read, to_json
+from benchmarks.lib.lines import Ceiling, in_words, line, read, to_json
+from benchmarks.lib.steps import Runner, Task
 from benchmarks.report import table
-from benchmarks.steps import Runner, Task
 from kits_dist import cli
 from kits_dist.cli import MISSING
-from kits_dist.errors import InputError
+from kits_dist.utils.errors import InputError
 
 
 @dataclass(frozen=True)

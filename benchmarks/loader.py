@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import peers
 from benchmarks.feed import POSTER, feed_of, host_steps, refuse_half_a_size
-from benchmarks.harness import (
+from benchmarks.lib.harness import (
     A_RATIO,
     Ceiling,
     Variant,
@@ -32,16 +32,16 @@ from benchmarks.harness import (
     rounds,
     settle,
 )
-from benchmarks.harness import store_or_phantoms as open_store
+from benchmarks.lib.harness import store_or_phantoms as open_store
 from benchmarks.peers.sheet import draw_sheet
 from kits_dist import cli
-from kits_dist.batch import ALONE, Shard
 from kits_dist.config import AugmentConfig, DataConfig
-from kits_dist.data import build_train_loader
-from kits_dist.data.feed import Feed
+from kits_dist.data.dataset import Feed
+from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.store import Store
-from kits_dist.errors import InputError, MissingPackage
-from kits_dist.parallel import cores
+from kits_dist.distributed.ranks import Ranks
+from kits_dist.utils.errors import InputError, MissingPackage
+from kits_dist.utils.parallel import cores
 
 STILL = AugmentConfig(rotate_p=0, flip=0, scale_p=0, crop=0, noise_p=0)
 CPU_BATCH = 16  # for all ways on the CPU: a batch of 128 at 512x512 takes DALI's one thread over a second
@@ -67,11 +67,15 @@ class Args:
             raise InputError(f"devices=[{wrong[0]}]: this machine has {' and '.join(here)}. Name those, or none.")
 
 
+ON_CPU = (torch.device("cpu"), torch.float32)
+
+
 class Way(NamedTuple):
     """One way from the store to a batch."""
 
     backend: str
-    shard: Shard
+    device: torch.device
+    dtype: torch.dtype
     threads: int
     batch_size: int
     changes: AugmentConfig
@@ -91,7 +95,7 @@ def main(args: Args) -> None:
         data = DataConfig(store=str(store.path), size_px=size, batch_size=batch_size)
         paths = _paths(device, data.batch_size)
         if args.devices:
-            paths = {name: path for name, path in paths.items() if path.shard.device.type in args.devices}
+            paths = {name: path for name, path in paths.items() if path.device.type in args.devices}
         feed = feed_of(store, DataConfig(**vars(data) | {"backend": "opencv"}))
         read = host_steps(feed, data.batch_size)["read"].run
         cpu_batch = min(batch_size, CPU_BATCH)
@@ -126,7 +130,7 @@ def main(args: Args) -> None:
     for name, path in paths.items():
         failed = {"failed": absent[name]} if name in absent else {}
         record_line(name, our_rates.get(name, []), "images/s", ceiling, _described(path) | failed)
-    at_work = _described(Way("", ALONE, cores(), cpu_batch, POSTER))
+    at_work = _described(Way("", *ON_CPU, cores(), cpu_batch, POSTER))
     for name, reason in missing.items():
         record_line(name, [], "images/s", ceiling, at_work | {"backend": name, "failed": reason})
     for name in others:
@@ -140,12 +144,12 @@ def main(args: Args) -> None:
 def _described(path: Way) -> dict[str, Any]:
     """A way's part of a line's config."""
     return {
-        "device": path.shard.device.type,
+        "device": path.device.type,
         "backend": path.backend,
         "residency": path.residency,
         "threads": path.threads,
         "batch_size": path.batch_size,
-        "dtype": str(path.shard.dtype).removeprefix("torch."),
+        "dtype": str(path.dtype).removeprefix("torch."),
         "augment": plain(path.changes),
     }
 
@@ -156,12 +160,11 @@ def _paths(device: torch.device, batch_size: int) -> dict[str, Way]:
     for word, changes in (("still", STILL), ("poster", POSTER)):
         for threads in sorted({1, every}):
             small = min(batch_size, CPU_BATCH)
-            paths[f"dali_cpu_{threads}_{word}"] = Way("dali", ALONE, threads, small, changes)
-            paths[f"opencv_{threads}_{word}"] = Way("opencv", ALONE, threads, small, changes)
+            paths[f"dali_cpu_{threads}_{word}"] = Way("dali", *ON_CPU, threads, small, changes)
+            paths[f"opencv_{threads}_{word}"] = Way("opencv", *ON_CPU, threads, small, changes)
         if device.type == "cuda":
-            gpu = Shard(0, 1, 1, device, torch.float16)
-            paths[f"dali_gpu_{word}"] = Way("dali", gpu, every, batch_size, changes)
-            paths[f"dali_gpu_resident_{word}"] = Way("dali", gpu, every, batch_size, changes, "gpu")
+            paths[f"dali_gpu_{word}"] = Way("dali", device, torch.float16, every, batch_size, changes)
+            paths[f"dali_gpu_resident_{word}"] = Way("dali", device, torch.float16, every, batch_size, changes, "gpu")
     return paths
 
 
@@ -180,7 +183,7 @@ def _batches(store: Store, data: DataConfig, path: Way):
     """Takes the next batch and does nothing with it; on a GPU the kernels that make it end before the window does."""
     settings = ("backend", "threads", "batch_size", "residency")
     changed = replace(data, **{name: getattr(path, name) for name in settings})
-    loader, _ = build_train_loader(store, changed, path.changes, 0, path.shard)
+    loader, _ = build_train_loader(store, changed, path.changes, 0, Ranks(), device=path.device, dtype=path.dtype)
     stream = checked(iter(loader), f"data.backend={path.backend}")
     return lambda: next(stream)
 

@@ -3,7 +3,7 @@
 A fixed random batch already on the device, no loader. Variants, interleaved: the training step in each precision and
 memory order, compiled, with and without a fused optimiser, without its loss; inference; and the device's own limits: a
 large matrix product in each precision, and a copy. `ratio` is MFU: counted operations against the matrix product. Each
-line also says what the roofline allows (benchmarks/roofline.py), how much of it was reached, whether memory or
+line also says what the roofline allows (benchmarks/lib/roofline.py), how much of it was reached, whether memory or
 arithmetic is the limit, and its pace over that of the step as kits_dist.train takes it (`of_default`).
 """
 
@@ -17,14 +17,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
-from benchmarks import roofline
-from benchmarks.harness import Ceiling, Variant, drain, interleave, line, median, pick_device, record, rounds
+from benchmarks.lib import roofline
+from benchmarks.lib.harness import Ceiling, Variant, drain, interleave, line, median, pick_device, record, rounds
 from kits_dist import cli
 from kits_dist.config import ModelConfig, OptimConfig
-from kits_dist.errors import InputError
-from kits_dist.losses import RegionLoss, WithLoss
 from kits_dist.models import build_model
-from kits_dist.training.learner import build_optimizer
+from kits_dist.training.losses import RegionLoss, WithLoss
+from kits_dist.training.train_step import build_optimizer
+from kits_dist.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def build_step(
         group["fused"] = group["fused"] if mode.fused is None else mode.fused
     loss_fn = _moved(RegionLoss(LEARNING.loss, architecture.regions), device)
     half = mode.precision == "bf16"
-    in_half = half and device.type == "cuda"  # as kits_dist.runtime has its batches
+    in_half = half and device.type == "cuda"  # as kits_dist.distributed.runtime has its batches
     image = torch.randn(batch_size, 1, *size, device=device, dtype=torch.float16 if in_half else torch.float32)
     label = torch.randint(0, 4, (batch_size, *size), device=device, dtype=torch.uint8)
     network = torch.compile(model) if mode.compile == "network" else model

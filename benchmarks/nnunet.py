@@ -13,14 +13,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import roofline
-from benchmarks.harness import A_RATIO, Ceiling, Variant, interleave, line, median, pick_device, record, rounds, settle
+from benchmarks.lib import roofline
+from benchmarks.lib.harness import (
+    A_RATIO,
+    Ceiling,
+    Variant,
+    interleave,
+    line,
+    median,
+    pick_device,
+    record,
+    rounds,
+    settle,
+)
+from benchmarks.lib.training import Setup, Watch, build_ours
 from benchmarks.peers import nnunet
-from benchmarks.training import Setup, Watch, build_ours
 from kits_dist import cli, phantom, prepare
 from kits_dist.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from kits_dist.data.store import Store
-from kits_dist.runtime import start
+from kits_dist.distributed.runtime import start
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,17 @@ from unittest import mock
 
 import torch
 
-from benchmarks.harness import MIN_WINDOWS, Ceiling, drain, line, pick_device, plain, record
-from benchmarks.harness import store_or_phantoms as open_store
+from benchmarks.lib.harness import MIN_WINDOWS, Ceiling, drain, line, pick_device, plain, record
+from benchmarks.lib.harness import store_or_phantoms as open_store
 from kits_dist import cli, train
 from kits_dist.config import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
-from kits_dist.data import build_train_loader
+from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.store import Store
-from kits_dist.errors import InputError
+from kits_dist.distributed.runtime import Runtime, start
 from kits_dist.models import build_model
-from kits_dist.runtime import Runtime, start
-from kits_dist.tracking import Tracker
-from kits_dist.training.learner import build_optimizer
+from kits_dist.training.tracker import Tracker
+from kits_dist.training.train_step import build_optimizer
+from kits_dist.utils.errors import InputError
 
 SKIPPED = 2  # log lines at the start: memory, kernels, caches
 
@@ -138,7 +138,9 @@ class Turns:
 
 def by_hand(store: Store, config: Config, runtime: Runtime) -> Callable[[], None]:
     """A training step as a reader of the network's documentation would write it."""
-    loader, feed = build_train_loader(store, config.data, AugmentConfig(), 0, runtime.shard)
+    loader, feed = build_train_loader(
+        store, config.data, AugmentConfig(), 0, runtime.ranks, device=runtime.device, dtype=runtime.image_dtype
+    )
     model = build_model(config.model, feed.frames, pretrained=False)
     model, batch = train.placed(model, config.train, runtime.accelerator.device).train(), next(iter(loader))
     optimizer = build_optimizer(model, config.optim, batch.image.device)

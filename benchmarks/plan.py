@@ -1,23 +1,23 @@
 """How fast will it be on a GPU that nobody has measured yet? `python -m benchmarks.plan gpu=A6000 gpus=8`.
 
-The work of a training step is counted (benchmarks/roofline.py), the data sheet gives the bound (kits_dist/peaks.py),
-and what share of such a bound a real GPU reaches is taken from the measured lines of benchmarks.model. It prints its
-assumptions, and for every measured line what the same way of predicting would have said of it, from the other lines
-alone. What it says of a GPU is a prediction and is marked as one, whatever the GPU.
+The work of a training step is counted (benchmarks/lib/roofline.py), the data sheet gives the bound
+(kits_dist/training/peaks.py), and what share of such a bound a real GPU reaches is taken from the measured lines of
+benchmarks.model. It prints its assumptions, and for every measured line what the same way of predicting would have
+said of it, from the other lines alone. What it says of a GPU is a prediction and is marked as one, whatever the GPU.
 """
 
 import statistics
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from benchmarks import roofline
-from benchmarks.lines import RESULTS, Line, asked, read_all
+from benchmarks.lib import roofline
+from benchmarks.lib.lines import RESULTS, Line, asked, read_all
 from benchmarks.model import Mode, counted
 from kits_dist import cli
 from kits_dist.config import ModelConfig
-from kits_dist.errors import InputError, MissingInput
 from kits_dist.models import build_model
-from kits_dist.peaks import peak_of, short_name
+from kits_dist.training.peaks import peak_of, short_name
+from kits_dist.utils.errors import InputError, MissingInput
 
 KITS21_SLICES = 65164  # all 300 cases (the challenge's data set)
 LINK_SHARE = 0.7  # of the data sheet's link that an all-reduce uses; not measured here

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.harness import pick_device
-from benchmarks.studies import Evaluation, Study, Training, Variant, conduct
-from benchmarks.study_runs import check_counts
-from benchmarks.study_setup import phantoms, recipe
+from benchmarks.lib.harness import pick_device
+from benchmarks.lib.studies import Evaluation, Study, Training, Variant, conduct
+from benchmarks.lib.study_runs import check_counts
+from benchmarks.lib.study_setup import phantoms, recipe
 from kits_dist import cli
 from kits_dist.data.store import PLANES
 

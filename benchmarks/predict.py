@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks import roofline
-from benchmarks.harness import (
+from benchmarks.lib import roofline
+from benchmarks.lib.harness import (
     Ceiling,
     Variant,
     interleave,
@@ -32,8 +32,8 @@ from benchmarks.harness import (
 )
 from kits_dist import cli
 from kits_dist.config import Config, DataConfig, ModelConfig
-from kits_dist.data.volume import Volume, read_image, write_nifti
-from kits_dist.inference import Predictor
+from kits_dist.imaging.nifti import Volume, read_image, write_nifti
+from kits_dist.inference.predictor import Predictor
 from kits_dist.inference.region_models import RunModel, Tta, Wanted
 from kits_dist.models import build_model
 from kits_dist.training.run_folder import export_best

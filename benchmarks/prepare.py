@@ -1,7 +1,7 @@
 """How many cases a minute does `kits_dist.prepare` turn into a slice store? `python -m benchmarks.prepare`.
 
 The whole command, from its start to its end, on as many processes as there are cores, against the least that the job
-can be: unpacking the same files and writing as many bytes (benchmarks/gunzip.py). `peers=true` adds what users of
+can be: unpacking the same files and writing as many bytes (benchmarks/lib/gunzip.py). `peers=true` adds what users of
 MONAI and nnU-Net run instead; that is different work, and their lines say which.
 """
 
@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from benchmarks import peers
-from benchmarks.harness import Ceiling, Variant, interleave, line, median, record, rounds
+from benchmarks.lib.harness import Ceiling, Variant, interleave, line, median, record, rounds
 from kits_dist import cli, phantom
-from kits_dist.data.sources import find_cases
-from kits_dist.errors import JobFailed
-from kits_dist.parallel import cores
+from kits_dist.imaging.datasets import find_cases
+from kits_dist.utils.errors import JobFailed
+from kits_dist.utils.parallel import cores
 
 ROOT = Path(__file__).resolve().parent.parent
 # name -> (package, program, what differs)
@@ -62,7 +62,7 @@ def main(args: Args) -> None:
         target = Path(folder) / "made"
         programs = {
             "prepare": ["kits_dist.prepare", f"source={source}", f"store={target}"],
-            "gunzip": ["benchmarks.gunzip", f"source={source}", f"output={target}"],
+            "gunzip": ["benchmarks.lib.gunzip", f"source={source}", f"output={target}"],
         }
         missing = {name for name in names if find_spec(PEERS[name][0]) is None}
         for name in (name for name in names if name not in missing):

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.lines import RESULTS, Line, asked, read_all, setting
-from benchmarks.plot import draw
-from kits_dist import cli, files
-from kits_dist.errors import InputError, MissingInput, MissingPackage
+from benchmarks.lib.lines import RESULTS, Line, asked, read_all, setting
+from benchmarks.lib.plot import draw
+from kits_dist import cli
+from kits_dist.utils import files
+from kits_dist.utils.errors import InputError, MissingInput, MissingPackage
 
 BEGIN, END = "<!-- results: python -m benchmarks.report update=README.md -->", "<!-- end of results -->"
 QUESTIONS = {  # what a line's file asks, in words

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.compare import reach
-from benchmarks.lines import Line, asked, machine, read_all
+from benchmarks.lib.lines import Line, asked, machine, read_all
 from kits_dist import cli
 from kits_dist.cli import MISSING
-from kits_dist.errors import InputError, JobFailed
+from kits_dist.utils.errors import InputError, JobFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 

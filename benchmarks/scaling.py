@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Ceiling, line, median, pick_device, plain, record, rounds
-from benchmarks.scaling_rank import EXCHANGES, network_of
+from benchmarks.lib.harness import Ceiling, line, median, pick_device, plain, record, rounds
+from benchmarks.lib.scaling_rank import EXCHANGES, network_of
 from kits_dist import cli
-from kits_dist.errors import InputError, JobFailed
-from kits_dist.parallel import cores
+from kits_dist.utils.errors import InputError, JobFailed
+from kits_dist.utils.parallel import cores
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 1200
@@ -125,7 +125,7 @@ def launch(processes: int, on_gpu: bool, words: list[str]) -> dict[str, Any]:
         result = Path(folder) / "result.json"
         config = ROOT / "launch" / ("ddp.yaml" if on_gpu else "cpu.yaml")
         launcher = ["accelerate.commands.launch", "--config_file", str(config), "--num_processes", str(processes)]
-        command = [sys.executable, "-m", *launcher, "-m", "benchmarks.scaling_rank", f"result={result}", *words]
+        command = [sys.executable, "-m", *launcher, "-m", "benchmarks.lib.scaling_rank", f"result={result}", *words]
         try:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
         except subprocess.TimeoutExpired as error:

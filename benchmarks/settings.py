@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.end_to_end import Run, measure
-from benchmarks.harness import Ceiling, line, median, pick_device, plain, record, rounds
-from benchmarks.harness import store_or_phantoms as open_store
-from benchmarks.training import OurStep, Setup, build_ours
+from benchmarks.lib.harness import Ceiling, line, median, pick_device, plain, record, rounds
+from benchmarks.lib.harness import store_or_phantoms as open_store
+from benchmarks.lib.training import OurStep, Setup, build_ours
 from kits_dist import cli
 from kits_dist.config import AugmentConfig, Config, ModelConfig, OptimConfig
-from kits_dist.errors import InputError
-from kits_dist.runtime import start
+from kits_dist.distributed.runtime import start
+from kits_dist.utils.errors import InputError
 
 GROUPS = ("data", "train")
 

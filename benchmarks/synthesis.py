@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.harness import pick_device
-from benchmarks.studies import Study, Training, Variant, conduct
-from benchmarks.study_runs import check_counts, configuration
-from benchmarks.study_setup import recipe
+from benchmarks.lib.harness import pick_device
+from benchmarks.lib.studies import Study, Training, Variant, conduct
+from benchmarks.lib.study_runs import check_counts, configuration
+from benchmarks.lib.study_setup import recipe
 from kits_dist import cli, phantom, prepare
 from kits_dist.config import Config
-from kits_dist.data.selection import select
+from kits_dist.data.samples import select
 from kits_dist.data.store import Store
-from kits_dist.errors import InputError
+from kits_dist.utils.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.harness import pick_device
-from benchmarks.lines import Line
-from benchmarks.studies import Evaluation, Study, Training, Variant, conduct
-from benchmarks.study_runs import ROOT, check_counts
-from benchmarks.study_setup import phantoms
+from benchmarks.lib.harness import pick_device
+from benchmarks.lib.lines import Line
+from benchmarks.lib.studies import Evaluation, Study, Training, Variant, conduct
+from benchmarks.lib.study_runs import ROOT, check_counts
+from benchmarks.lib.study_setup import phantoms
 from kits_dist import cli
 
 CONFIGS = ROOT / "configs"

@@ -2,7 +2,7 @@
 
 Seconds of training until the validation Dice of kidney and mass reaches `target`, on one store, for kits_dist, plain
 PyTorch (the same network) and MONAI (its own), three seeds each, every training in a process of its own
-(benchmarks/race.py). All have the same slices, changes, loss, rate and precision. The curves are in the lines.
+(benchmarks/lib/race.py). All have the same slices, changes, loss, rate and precision. The curves are in the lines.
 """
 
 import json
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import peers
-from benchmarks.harness import A_RATIO, Ceiling, line, pick_device, plain, record, rounds, store_or_phantoms
+from benchmarks.lib.harness import A_RATIO, Ceiling, line, pick_device, plain, record, rounds, store_or_phantoms
 from kits_dist import cli
 from kits_dist.config import AugmentConfig, ModelConfig
 from kits_dist.data.store import Store
-from kits_dist.errors import JobFailed, MissingPackage
+from kits_dist.utils.errors import JobFailed, MissingPackage
 
 ROOT = Path(__file__).resolve().parent.parent
 LESS = Ceiling("none", None, "seconds to a score: less is better")
@@ -94,10 +94,10 @@ def main(args: Args) -> None:
 
 
 def race(words: list[str]) -> dict[str, Any]:
-    """What benchmarks.race found. Raises JobFailed with its last words."""
+    """What benchmarks.lib.race found. Raises JobFailed with its last words."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
-        command = [sys.executable, "-m", "benchmarks.race", *words, f"result={result}"]
+        command = [sys.executable, "-m", "benchmarks.lib.race", *words, f"result={result}"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode or not result.is_file():
             raise JobFailed(f"{words[0]} {words[1]} failed:\n" + "\n".join(done.stderr.strip().splitlines()[-15:]))

@@ -11,15 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kits_dist import cli, files
+from kits_dist import cli
 from kits_dist.cli import MISSING
-from kits_dist.data.audit import SEVERITIES, Examined, Facts, Finding, as_lines, examine, find_twins, unusable
 from kits_dist.data.intensity import Window
-from kits_dist.data.sources import CaseFiles, LabelChoice, Source, find_all, folders_of
-from kits_dist.drawing import THUMB_PX, Thumb, contact_sheet, outlined, save_png
-from kits_dist.errors import InputError, JobFailed
+from kits_dist.figures.contours import THUMB_PX, Thumb, contact_sheet, outlined, save_png
+from kits_dist.imaging.checks import SEVERITIES, Examined, Facts, Finding, as_lines, examine, find_twins, unusable
+from kits_dist.imaging.datasets import CaseFiles, LabelChoice, Source, find_all, folders_of
 from kits_dist.labels import TUMOR
-from kits_dist.parallel import run_all
+from kits_dist.utils import files
+from kits_dist.utils.errors import InputError, JobFailed
+from kits_dist.utils.parallel import run_all
 
 MAX_ROWS, MAX_THUMBS = 20, 120
 GREY = Window(-150, 250)  # HU: soft tissue with fat still seen

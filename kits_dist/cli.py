@@ -31,8 +31,8 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from kits_dist import launcher
-from kits_dist.errors import InputError, JobFailed, MissingInput, Preempted
+from kits_dist.distributed import launcher
+from kits_dist.utils.errors import InputError, JobFailed, MissingInput, Preempted
 
 T = TypeVar("T")
 

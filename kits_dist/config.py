@@ -11,9 +11,9 @@ from typing import Any, Literal
 import yaml
 from omegaconf import MISSING
 
-from kits_dist import files
-from kits_dist.errors import InputError
 from kits_dist.labels import REGIONS
+from kits_dist.utils import files
+from kits_dist.utils.errors import InputError
 
 
 def _require(condition: bool, message: str) -> None:

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kits_dist import cli, files
-from kits_dist.cleaning import FILE, Rules
+from kits_dist import cli
 from kits_dist.cli import MISSING
 from kits_dist.config import Config
-from kits_dist.data.sources import some
 from kits_dist.data.store import Store
-from kits_dist.errors import InputError
-from kits_dist.folds import OUT_OF_FOLD, as_text, fold_runs, summary_of, table
-from kits_dist.metrics import CaseScore
-from kits_dist.summary import summarize
-from kits_dist.tables import read_scores, write_tables
+from kits_dist.evaluation.cross_validation import OUT_OF_FOLD, as_text, fold_runs, summary_of, table
+from kits_dist.evaluation.metrics import CaseScore
+from kits_dist.evaluation.summary import summarize
+from kits_dist.evaluation.tables import read_scores, write_tables
+from kits_dist.imaging.datasets import some
+from kits_dist.inference.postprocessing import FILE, Rules
+from kits_dist.utils import files
+from kits_dist.utils.errors import InputError
 
 
 @dataclass(frozen=True)

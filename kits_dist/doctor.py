@@ -14,11 +14,11 @@ from pathlib import Path
 from kits_dist import cli
 from kits_dist.config import ModelConfig
 from kits_dist.data.store import Store, array_path
-from kits_dist.errors import InputError, JobFailed
-from kits_dist.machine import look_devices, look_host
-from kits_dist.machine.facts import Check, Disk, Facts, StoreFacts
-from kits_dist.machine.host import launch_command
-from kits_dist.machine.verdict import judge
+from kits_dist.diagnostics import look_devices, look_host
+from kits_dist.diagnostics.facts import Check, Disk, Facts, StoreFacts
+from kits_dist.diagnostics.host import launch_command
+from kits_dist.diagnostics.verdict import judge
+from kits_dist.utils.errors import InputError, JobFailed
 
 WIDTH = 100
 

@@ -18,25 +18,28 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from kits_dist import cli, comparison, files, ranks
-from kits_dist.cleaning import clean, load_rules
+from kits_dist import cli
 from kits_dist.config import Config
-from kits_dist.data.predictions import find_predictions, find_truths, pair
-from kits_dist.data.sources import MARKER, data_kind, find_cases, some
 from kits_dist.data.store import Case, Store, array_path
-from kits_dist.data.volume import write_nifti
-from kits_dist.drawing import Tile, panel, save_png
-from kits_dist.errors import InputError, JobFailed, MissingInput
-from kits_dist.evaluation import Job, Reference, score_job, score_raters
-from kits_dist.figures import draw_cases
-from kits_dist.findings import findings
-from kits_dist.held_out import held_out
+from kits_dist.distributed import ranks
+from kits_dist.distributed.ranks import Ranks
+from kits_dist.evaluation import comparison
+from kits_dist.evaluation.case_scores import Job, Reference, score_job, score_raters
+from kits_dist.evaluation.held_out import held_out
+from kits_dist.evaluation.metrics import CaseScore
+from kits_dist.evaluation.summary import summarize
+from kits_dist.evaluation.tables import as_text, read_cases, write_tables
+from kits_dist.figures.cases import draw_cases
+from kits_dist.figures.contours import Tile, panel, save_png
+from kits_dist.imaging.datasets import MARKER, data_kind, find_cases, some
+from kits_dist.imaging.nifti import write_nifti
+from kits_dist.imaging.predictions import find_predictions, find_truths, pair
+from kits_dist.inference.measurements import findings
+from kits_dist.inference.postprocessing import clean, load_rules
 from kits_dist.labels import PLAIN, REGIONS, TUMOR, scored_regions
-from kits_dist.metrics import CaseScore
-from kits_dist.parallel import progress_bar, run_all
-from kits_dist.ranks import Ranks
-from kits_dist.summary import summarize
-from kits_dist.tables import as_text, read_cases, write_tables
+from kits_dist.utils import files
+from kits_dist.utils.errors import InputError, JobFailed, MissingInput
+from kits_dist.utils.parallel import progress_bar, run_all
 
 if TYPE_CHECKING:
     from kits_dist.inference.predictor import Predictor, Stage
@@ -101,7 +104,7 @@ def main(args: Args) -> None:
 
 
 def _evaluate_run(args: Args, group: Ranks) -> None:
-    from kits_dist.inference import Predictor  # torch takes seconds, and the processes that score need none
+    from kits_dist.inference.predictor import Predictor  # torch takes seconds, and the processes that score need none
 
     group.take_device()
     how = {"precision": args.precision, "compiled": args.compile}

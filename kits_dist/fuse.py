@@ -14,17 +14,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kits_dist import cli, files
+from kits_dist import cli
 from kits_dist.cli import MISSING
 from kits_dist.data.store import Store
-from kits_dist.errors import InputError
-from kits_dist.held_out import held_out
-from kits_dist.inference import Predictor
-from kits_dist.inference.fusion import names_of
+from kits_dist.evaluation.held_out import held_out
+from kits_dist.evaluation.metrics import dice
+from kits_dist.inference.ensemble import names_of
+from kits_dist.inference.predictor import Predictor
 from kits_dist.inference.region_models import PlaneModel, WeightedLogits, volume_of
 from kits_dist.labels import REGIONS
-from kits_dist.metrics import dice
-from kits_dist.parallel import progress_bar
+from kits_dist.utils import files
+from kits_dist.utils.errors import InputError
+from kits_dist.utils.parallel import progress_bar
 
 
 @dataclass(frozen=True)

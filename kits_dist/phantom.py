@@ -11,16 +11,17 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from kits_dist import cli, files
+from kits_dist import cli
 from kits_dist.cli import MISSING
-from kits_dist.data.phantom import PhantomCase, make_case, paint_case
-from kits_dist.data.sources import MARKER, VARIANT, CaseFiles, find_cases, some, variant_id
-from kits_dist.data.transplants import lesions_in
-from kits_dist.data.variants import Annotated, draw_donor, make_variant
-from kits_dist.data.volume import Geometry, Volume, kits_geometry, read_labels, write_nifti
-from kits_dist.errors import InputError
+from kits_dist.imaging.datasets import MARKER, VARIANT, CaseFiles, find_cases, some, variant_id
+from kits_dist.imaging.nifti import Geometry, Volume, kits_geometry, read_labels, write_nifti
 from kits_dist.labels import KIDNEY
-from kits_dist.parallel import run_all
+from kits_dist.synthetic.lesion_transplant import lesions_in
+from kits_dist.synthetic.phantom import PhantomCase, make_case, paint_case
+from kits_dist.synthetic.variants import Annotated, draw_donor, make_variant
+from kits_dist.utils import files
+from kits_dist.utils.errors import InputError
+from kits_dist.utils.parallel import run_all
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kits_dist import cli, files
-from kits_dist.cleaning import FILE, Rules, candidates, clean, weights_of
+from kits_dist import cli
 from kits_dist.cli import MISSING
-from kits_dist.data.sources import folders_of, some
 from kits_dist.data.store import Store
-from kits_dist.data.volume import read_labels
-from kits_dist.errors import InputError
-from kits_dist.held_out import Split, held_out
-from kits_dist.inference import Predictor
+from kits_dist.evaluation.held_out import Split, held_out
+from kits_dist.evaluation.metrics import dice, volume_counts
+from kits_dist.imaging.datasets import folders_of, some
+from kits_dist.imaging.nifti import read_labels
+from kits_dist.inference.postprocessing import FILE, Rules, candidates, clean, weights_of
+from kits_dist.inference.predictor import Predictor
 from kits_dist.labels import REGIONS
-from kits_dist.metrics import dice, volume_counts
-from kits_dist.parallel import progress_bar
-from kits_dist.pieces import box_of
+from kits_dist.utils import files
+from kits_dist.utils.components import box_of
+from kits_dist.utils.errors import InputError
+from kits_dist.utils.parallel import progress_bar
 
 
 @dataclass(frozen=True)

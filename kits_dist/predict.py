@@ -13,20 +13,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kits_dist import cli, files
-from kits_dist.cleaning import Rules, clean, load_rules
+from kits_dist import cli
 from kits_dist.cli import MISSING
-from kits_dist.data.scans import Scan, find_scans
 from kits_dist.data.store import Case
-from kits_dist.data.volume import write_nifti
-from kits_dist.errors import InputError, JobFailed
-from kits_dist.findings import NOTE, findings
-from kits_dist.inference import Predictor
+from kits_dist.distributed.ranks import Ranks, joined
+from kits_dist.imaging.nifti import write_nifti
+from kits_dist.imaging.scans import Scan, find_scans
+from kits_dist.inference.measurements import NOTE, findings
+from kits_dist.inference.postprocessing import Rules, clean, load_rules
+from kits_dist.inference.predictor import Predictor
 from kits_dist.inference.region_models import Tta, Wanted
 from kits_dist.labels import REGIONS
-from kits_dist.parallel import progress_bar
-from kits_dist.pipeline import in_stages
-from kits_dist.ranks import Ranks, joined
+from kits_dist.utils import files
+from kits_dist.utils.errors import InputError, JobFailed
+from kits_dist.utils.parallel import progress_bar
+from kits_dist.utils.pipeline import in_stages
 
 
 @dataclass(frozen=True)

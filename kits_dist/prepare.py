@@ -14,17 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
-from kits_dist import __version__, cli, files
+from kits_dist import __version__, cli
 from kits_dist.cli import MISSING
 from kits_dist.data import store
-from kits_dist.data.audit import Finding, as_lines, examine, find_twins, unusable
 from kits_dist.data.intensity import Window, body_box
 from kits_dist.data.kidneys import find_kidneys
-from kits_dist.data.sources import CaseFiles, LabelChoice, Source, find_all, some
 from kits_dist.data.splits import Traits, make_splits
-from kits_dist.errors import InputError, JobFailed
+from kits_dist.imaging.checks import Finding, as_lines, examine, find_twins, unusable
+from kits_dist.imaging.datasets import CaseFiles, LabelChoice, Source, find_all, some
 from kits_dist.labels import PLAIN, REGIONS
-from kits_dist.parallel import run_all
+from kits_dist.utils import files
+from kits_dist.utils.errors import InputError, JobFailed
+from kits_dist.utils.parallel import run_all
 
 LABELS = {"kidney": PLAIN["kidney"][0], "tumor": REGIONS["tumor"][0], "cyst": PLAIN["cyst"][0]}
 

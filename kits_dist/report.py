@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, UndefinedError, select_autoescape
 
-from kits_dist import cli, files, folds
+from kits_dist import cli
 from kits_dist.cli import MISSING
-from kits_dist.errors import InputError, MissingInput
+from kits_dist.evaluation import cross_validation
 from kits_dist.labels import hardest
-from kits_dist.tracking import log_lines
+from kits_dist.training.tracker import log_lines
+from kits_dist.utils import files
+from kits_dist.utils.errors import InputError, MissingInput
 
 WORST = 5
 GRID = "val/dice_grid/"
@@ -49,7 +51,7 @@ FIGURES = {
 def main(args: Args) -> None:
     run = Path(args.run)
     of_folds = not (run / "config.yaml").is_file() and (run / "fold_0").is_dir()
-    runs = folds.fold_runs(run) if of_folds else [run]
+    runs = cross_validation.fold_runs(run) if of_folds else [run]
     for one in runs:
         if not (one / "config.yaml").is_file():
             raise MissingInput(f"run={one}: no config.yaml there; name the folder that kits_dist.train made.")
@@ -64,18 +66,19 @@ def main(args: Args) -> None:
                 f"{path.parent}: damaged tables ({type(error).__name__}: {error}). Run evaluate again."
             ) from error
         # of test before the rules the numbers suffice
-        figures[split] = _figures(path.parent) if args.images and split != folds.TEST_RAW else []
+        figures[split] = _figures(path.parent) if args.images and split != cross_validation.TEST_RAW else []
     environment = files.read_json(runs[0] / "environment.json")
     page = Environment(
-        loader=PackageLoader("kits_dist", "."), autoescape=select_autoescape(default=True, default_for_string=True)
+        loader=PackageLoader("kits_dist.figures", "."),
+        autoescape=select_autoescape(default=True, default_for_string=True),
     )
     try:
         text = page.get_template("report.html.j2").render(
             name=f"{run.resolve().parent.name}/{run.name}",
             data=environment.get("data", "unknown"),
-            folds=folds.table(run) if of_folds else [],
-            folds_note=folds.NOTE,
-            titles={folds.OUT_OF_FOLD: "out of fold", folds.TEST_RAW: "test before the rules"},
+            folds=cross_validation.table(run) if of_folds else [],
+            folds_note=cross_validation.NOTE,
+            titles={cross_validation.OUT_OF_FOLD: "out of fold", cross_validation.TEST_RAW: "test before the rules"},
             evaluations=evaluations,
             worst=worst,
             figures=figures,

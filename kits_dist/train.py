@@ -13,34 +13,31 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kits_dist import cli, files, process_group
+from kits_dist import cli
 from kits_dist.config import Config, OptimConfig, TrainConfig
-from kits_dist.data import build_train_loader, build_val_loader
-from kits_dist.data.feed import Feed
-from kits_dist.data.pixels import Resident
+from kits_dist.data.dataset import Feed
+from kits_dist.data.loaders import build_train_loader, build_val_loader
+from kits_dist.data.slice_cache import Resident
 from kits_dist.data.store import Store
-from kits_dist.environment import environment
-from kits_dist.errors import InputError, JobFailed, Preempted
-from kits_dist.mfu import images_per_s_at_peak
+from kits_dist.distributed import rendezvous
+from kits_dist.distributed.precision import launched_precision
+from kits_dist.distributed.preemption import StopRequest
+from kits_dist.distributed.runtime import Runtime, seed_step, start, unrepeatable
 from kits_dist.models import build_model
-from kits_dist.monitors import monitor_of
-from kits_dist.parallel import progress_bar
-from kits_dist.profiling import BETWEEN, StepProfile
-from kits_dist.runtime import Runtime, launched_precision, seed_step, start, unrepeatable
-from kits_dist.schedule import lr_at
-from kits_dist.signals import StopRequest
-from kits_dist.tracking import Pace, Tracker, verdict
-from kits_dist.training.learner import Learner
-from kits_dist.training.loss_watch import LossWatch
-from kits_dist.training.run_folder import (
-    Progress,
-    mend,
-    open_run,
-    same_everywhere,
-    where_to_go_on,
-    write_about,
-)
-from kits_dist.training.stops import Stops
+from kits_dist.training.epoch_end import Stops
+from kits_dist.training.hardware import monitor_of
+from kits_dist.training.lr_schedule import lr_at
+from kits_dist.training.mfu import images_per_s_at_peak
+from kits_dist.training.nan_guard import LossWatch
+from kits_dist.training.profiling import BETWEEN, StepProfile
+from kits_dist.training.run_folder import Progress, mend, open_run, same_everywhere, where_to_go_on, write_about
+from kits_dist.training.step_timer import Pace, verdict
+from kits_dist.training.tracker import Tracker
+from kits_dist.training.train_step import Learner
+from kits_dist.utils import files
+from kits_dist.utils.environment import environment
+from kits_dist.utils.errors import InputError, JobFailed, Preempted
+from kits_dist.utils.parallel import progress_bar
 
 
 def main(config: Config) -> None:
@@ -52,7 +49,7 @@ def main(config: Config) -> None:
         except torch.OutOfMemoryError as error:
             raise JobFailed(out_of_memory(config, error)) from error
         except RuntimeError as error:
-            if lost := process_group.lost(error):
+            if lost := rendezvous.lost(error):
                 raise JobFailed(f"{lost} {where_to_go_on(config)}") from error
             raise
 
@@ -84,10 +81,10 @@ def train(config: Config, request: StopRequest) -> None:
 
     # runtime
     runtime = start(config.train, config.optim.accumulate, Path(config.run), config.seed)
-    request.listen(runtime.shard.world, config.train.timeout_s)
-    process_group.refuse_differences(same_everywhere(config, store, progress, runtime.precision.mode))
-    accelerator, shard = runtime.accelerator, runtime.shard
-    global_batch = config.data.batch_size * shard.world * config.optim.accumulate
+    request.listen(runtime.ranks.world, config.train.timeout_s)
+    rendezvous.refuse_differences(same_everywhere(config, store, progress, runtime.precision.mode))
+    accelerator, ranks = runtime.accelerator, runtime.ranks
+    global_batch = config.data.batch_size * ranks.world * config.optim.accumulate
 
     # model
     frames = 1 + 2 * config.data.context
@@ -101,10 +98,18 @@ def train(config: Config, request: StopRequest) -> None:
 
     # data
     step_bytes = partial(learner.step_bytes, config.data.batch_size, frames, config.data.size_px)
+    place = {"device": runtime.device, "dtype": runtime.image_dtype}
     batches, feed = build_train_loader(
-        store, config.data, config.augment, config.seed, shard, progress.position, step_bytes
+        store,
+        config.data,
+        config.augment,
+        config.seed,
+        ranks,
+        **place,
+        start=progress.position,
+        step_bytes=step_bytes,
     )
-    val_loader, val_feed = build_val_loader(store, config.data, val_cases, shard)
+    val_loader, val_feed = build_val_loader(store, config.data, val_cases, ranks, **place)
     num_samples = len(feed.rows)
     total_steps = -(-config.optim.epochs * num_samples // global_batch)
 
@@ -131,10 +136,10 @@ def train(config: Config, request: StopRequest) -> None:
     tracker = Tracker(accelerator, Path(config.run), progress.step)
     tracker.introduce(facts, config)
     stops = Stops(config, store, name, val_loader, val_feed, learner, tracker)
-    watch = LossWatch(Path(config.run), feed, shard, config.data.batch_size, progress.position, progress.step)
+    watch = LossWatch(Path(config.run), feed, ranks, config.data.batch_size, progress.position, progress.step)
 
     # loop
-    pace, monitor = Pace(accelerator.device), monitor_of(accelerator.device, shard.local_world)
+    pace, monitor = Pace(accelerator.device), monitor_of(accelerator.device, ranks.local_world)
     first = progress.position
     stream = iter(batches)
     bar = progress_bar(
@@ -151,8 +156,8 @@ def train(config: Config, request: StopRequest) -> None:
             number, epoch = progress.step, progress.position // num_samples
             logging = number % config.log.every_steps == 0
             taken, seen = number - learner.skipped, progress.position // global_batch - learner.skipped
-            rate = lr_at(taken, seen, total_steps, config.optim, shard.world)
-            seed_step(config.seed, number, shard.rank)
+            rate = lr_at(taken, seen, total_steps, config.optim, ranks.world)
+            seed_step(config.seed, number, ranks.rank)
             outcome = learner.step(stream, rate, number, pace, want_norm=logging)
             watch.saw(outcome.losses)
             if profile and (sentence := profile.step()) and accelerator.is_main_process:
@@ -171,7 +176,7 @@ def train(config: Config, request: StopRequest) -> None:
                 memory = {"gpu/mem_gb": torch.cuda.max_memory_reserved() / 1e9} if torch.cuda.is_available() else {}
                 scalars |= {"train/epoch": epoch} | pace.report(global_batch) | memory | monitor.read()
                 if at_peak:
-                    scalars["perf/mfu"] = scalars["perf/images_per_s"] / shard.world / at_peak
+                    scalars["perf/mfu"] = scalars["perf/images_per_s"] / ranks.world / at_peak
                 tracker.log(progress.step, scalars)
                 bar.set_postfix(epoch=f"{epoch + 1}/{config.optim.epochs}", loss=f"{mean_loss:.4f}", refresh=False)
             with torch.profiler.record_function(BETWEEN):
@@ -192,7 +197,7 @@ def train(config: Config, request: StopRequest) -> None:
                 pace.resume()
     tracker.close(done=bool(reason))
     monitor.close()
-    if sentence := monitor.energy((progress.position - first) // shard.world):
+    if sentence := monitor.energy((progress.position - first) // ranks.world):
         accelerator.print(sentence)
     if not reason:
         raise Preempted(f"stopped as asked, saved at step {progress.step}. The same command with resume=auto goes on.")
@@ -226,8 +231,8 @@ def _facts(env: dict, runtime: Runtime, config: Config, feed: Feed, val_cases: l
         "commit": f"{env['commit']}{' (dirty)' if env['dirty'] else ''}",
         "torch": env["torch"],
         "device": f"{env['gpus']} x {env['gpu']}" if env["gpu"] else f"CPU ({env['cpu_cores']} cores)",
-        "processes": runtime.shard.world,
-        "global batch": runtime.shard.world * config.data.batch_size * config.optim.accumulate,
+        "processes": runtime.ranks.world,
+        "global batch": runtime.ranks.world * config.data.batch_size * config.optim.accumulate,
         "precision": runtime.precision.mode,
         "training slices": len(feed.rows),
         "validation cases": len(val_cases),

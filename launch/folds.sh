@@ -6,7 +6,7 @@
 #
 # The other arguments are those of kits_dist.train. In run= lie fold_0, fold_1, ... (one for each fold of the store),
 # evaluation/, postprocess.json and report.html. Stopped or failed, the same command goes on from there.
-# Tried 2026-11-24 on 2 cores without a GPU (tests/test_folds.py).
+# Tried 2026-11-24 on 2 cores without a GPU (tests/unit/evaluation/test_cross_validation.py).
 set -euo pipefail
 set -m # each step is a process group of its own: a signal to this script, Ctrl-C too, reaches it once, through stop
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -6,7 +6,7 @@
 # The arguments are those of kits_dist.train; resume=auto is added. `run` and `data.store` lie where every node sees them.
 # 120 s before the time limit, or when preempted, all processes stop at the same step and save; the job goes back into
 # the queue and continues from there. Without GPUs: PROCESSES_PER_NODE=2 sbatch launch/slurm.sh ... (one by default).
-# Tried 2026-11-28 on SLURM 22.05, two nodes without GPUs, preempted by a job of higher priority (tests/test_slurm.py).
+# Tried 2026-11-28 on SLURM 22.05, two nodes without GPUs, preempted by a job of higher priority (tests/integration/test_slurm.py).
 
 # Change to fit the cluster, here (without the second #) or as options of sbatch:
 ##SBATCH --partition=gpu

@@ -7,7 +7,7 @@ import pytest
 
 from kits_dist import prepare
 from kits_dist.data.store import Store
-from kits_dist.data.volume import kits_geometry, write_nifti
+from kits_dist.imaging.nifti import kits_geometry, write_nifti
 
 # slices of several sizes, odd ones and non-square ones among them
 SHAPES = [(5, 64, 80), (4, 63, 65), (6, 64, 64), (3, 96, 70), (7, 64, 64), (4, 71, 64)]

@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from benchmarks.peers import albumentations_loader, batchgenerators_loader, monai_loader, monai_training, plain_training
 from benchmarks.peers.slices import Peer, Slices, stream
 from kits_dist.config import AugmentConfig
-from kits_dist.data.feed import Feed
-from kits_dist.errors import InputError, MissingPackage
+from kits_dist.data.dataset import Feed
+from kits_dist.utils.errors import InputError, MissingPackage
 
 PEERS: dict[str, type[Peer]] = {
     "albumentations": albumentations_loader.Albumentations,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kits_dist.config import AugmentConfig
-from kits_dist.data.feed import Feed
+from kits_dist.data.dataset import Feed
 
 
 class BatchGenerators:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from kits_dist import cli
 from kits_dist.cli import MISSING
-from kits_dist.data.sources import find_cases
-from kits_dist.parallel import cores
+from kits_dist.imaging.datasets import find_cases
+from kits_dist.utils.parallel import cores
 
 KEYS = ("image", "label")
 

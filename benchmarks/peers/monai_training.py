@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import torch
 
+from benchmarks.lib.training import Pair, PlainStep, Setup, Training
 from benchmarks.peers.monai_loader import Monai
 from benchmarks.peers.slices import Slices
-from benchmarks.training import Pair, PlainStep, Setup, Training
-from kits_dist.data.feed import Feed
+from kits_dist.data.dataset import Feed
 
 CHANNELS = (16, 32, 64, 128, 256)
 CHOICES = "CacheDataset on the device, ThreadDataLoader, MONAI's own UNet, autocast, Adam"

@@ -15,8 +15,8 @@ import torch
 
 from kits_dist import cli
 from kits_dist.cli import MISSING
-from kits_dist.data.sources import find_cases
-from kits_dist.parallel import cores
+from kits_dist.imaging.datasets import find_cases
+from kits_dist.utils.parallel import cores
 
 NUMBER, NAME = 220, "Dataset220_KiTS"
 REGIONS = {"kidney_and_mass": [1, 2, 3], "mass": [2, 3], "tumor": 2}  # as nnU-Net's own KiTS converter has them

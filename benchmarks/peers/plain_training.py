@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from benchmarks.lib.training import Pair, PlainStep, Setup, Training
 from benchmarks.peers.albumentations_loader import Albumentations
 from benchmarks.peers.slices import stream
-from benchmarks.training import Pair, PlainStep, Setup, Training
-from kits_dist.data.feed import Feed
+from kits_dist.data.dataset import Feed
 from kits_dist.models import build_model
-from kits_dist.parallel import cores
+from kits_dist.utils.parallel import cores
 
 CHOICES = "DataLoader of one worker a core, albumentations, the same network, autocast, Adam"
 

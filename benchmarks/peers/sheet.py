@@ -7,14 +7,14 @@ from PIL import Image, ImageDraw
 
 from benchmarks import peers
 from benchmarks.agreement import reference
-from kits_dist.batch import ALONE
 from kits_dist.config import AugmentConfig, DataConfig
-from kits_dist.data import build_train_loader
-from kits_dist.data.feed import Feed
+from kits_dist.data.dataset import Feed
+from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.store import Store
-from kits_dist.drawing import outlined, save_png
-from kits_dist.errors import MissingPackage
+from kits_dist.distributed.ranks import Ranks
+from kits_dist.figures.contours import outlined, save_png
+from kits_dist.utils.errors import MissingPackage
 
 STILL = AugmentConfig(rotate_p=0, flip=0, scale_p=0, crop=0, noise_p=0)
 EVERYTHING = AugmentConfig(rotate_p=0.9, scale_p=0.6, noise_p=0.5)  # most samples draw something
@@ -55,7 +55,7 @@ def draw_sheet(path: str, store: Store, data: DataConfig, names: list[str]) -> N
 
 
 def _feed(store: Store, data: DataConfig, changes: AugmentConfig) -> Feed:
-    return build_train_loader(store, DataConfig(**vars(data) | {"backend": "opencv"}), changes, 0, ALONE)[1]
+    return build_train_loader(store, DataConfig(**vars(data) | {"backend": "opencv"}), changes, 0, Ranks())[1]
 
 
 def _meaning(name: str, store: Store, data: DataConfig, changes: AugmentConfig) -> Pixels:
@@ -63,7 +63,7 @@ def _meaning(name: str, store: Store, data: DataConfig, changes: AugmentConfig) 
 
 
 def _ours(name: str, store: Store, data: DataConfig, changes: AugmentConfig) -> Pixels:
-    loader, _ = build_train_loader(store, DataConfig(**vars(data) | {"backend": name}), changes, 0, ALONE)
+    loader, _ = build_train_loader(store, DataConfig(**vars(data) | {"backend": name}), changes, 0, Ranks())
     (batch,) = itertools.islice(loader, 1)
     return batch.image.numpy().copy(), batch.label.numpy().copy()
 

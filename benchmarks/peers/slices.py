@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kits_dist.config import AugmentConfig
-from kits_dist.data import parameters
-from kits_dist.data.feed import Feed
+from kits_dist.data import augment_params
+from kits_dist.data.dataset import Feed
 from kits_dist.data.sampler import train_positions
 
 PREFETCH = 2  # batches a worker prepares ahead: torch's default, and what bounds its work once nobody asks
@@ -55,7 +55,7 @@ class Slices(Dataset):
         found = [np.asarray(stack[index]) for stack in (store.image(case), store.label(case))]
         found = [_padded(array, size_px) for array in found]
         if self.centred:
-            matrix = parameters.centred(self.feed.framing, [store.cases[case].view("axial")]).matrix[0]
+            matrix = augment_params.centred(self.feed.framing, [store.cases[case].view("axial")]).matrix[0]
             left, top = np.maximum(matrix[:, 2], 0).astype(int)
             found = [array[top : top + size_px[0], left : left + size_px[1]] for array in found]
         return found[0], found[1]

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from kits_dist.labels import CYST, TUMOR
-from kits_dist.pieces import Box3, box_of, pieces
+from kits_dist.utils.components import Box3, box_of, pieces
 
 GAP_MM = 10.0  # pieces no farther apart than this along each axis belong to one kidney: it may be predicted in parts
 MIN_SHARE = 0.1  # of the largest piece, or

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kits_dist.errors import InputError
+from kits_dist.utils.errors import InputError
 
 TEST_SHARE = 0.2  # 60 of KiTS21's 300; MLPerf's U-Net3D holds out 42 of 210
 NUM_FOLDS = 5

@@ -22,12 +22,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kits_dist import files
 from kits_dist.data.intensity import Box, Window
 from kits_dist.data.kidneys import Kidney
 from kits_dist.data.splits import Splits
-from kits_dist.data.volume import Geometry
-from kits_dist.errors import InputError, MissingInput
+from kits_dist.imaging.nifti import Geometry
+from kits_dist.utils import files
+from kits_dist.utils.errors import InputError, MissingInput
 
 FORMAT = 4
 TABLES = ("cases.json", "slices.npz")  # hashed in store.json; splits.json is not, a person may write another

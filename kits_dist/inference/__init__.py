@@ -1,5 +1,1 @@
-"""Trained networks at work on scans: warping -> region_models -> cascade, fusion -> predictor."""
-
-from kits_dist.inference.predictor import Predictor
-
-__all__ = ["Predictor"]
+"""From a CT to labels: warping -> region_models -> cascade, ensemble -> predictor. See README.md."""

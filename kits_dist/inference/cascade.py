@@ -15,7 +15,7 @@ from kits_dist.data.kidneys import Kidney, find_kidneys
 from kits_dist.data.store import Case
 from kits_dist.inference.region_models import Chunk, RegionModel, RunModel, halved, in_batches, volume_of
 from kits_dist.labels import REGIONS
-from kits_dist.pieces import Box3
+from kits_dist.utils.components import Box3
 
 WHOLE = "kidney_and_mass"
 

@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kits_dist import files
 from kits_dist.data.intensity import body_box
-from kits_dist.data.sources import folders_of
 from kits_dist.data.store import PLANES, Case
-from kits_dist.data.volume import Volume
-from kits_dist.errors import InputError
+from kits_dist.imaging.datasets import folders_of
+from kits_dist.imaging.nifti import Volume
 from kits_dist.inference.cascade import Boxed, Cascade
-from kits_dist.inference.fusion import load_weights
+from kits_dist.inference.ensemble import load_weights
 from kits_dist.inference.region_models import (
     Chunk,
     Mean,
@@ -28,6 +26,8 @@ from kits_dist.inference.region_models import (
     volume_of,
 )
 from kits_dist.labels import PAINT, REGIONS
+from kits_dist.utils import files
+from kits_dist.utils.errors import InputError
 
 
 class Stage(NamedTuple):

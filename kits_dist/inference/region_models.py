@@ -14,19 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kits_dist import checkpoint, cli
+from kits_dist import cli
 from kits_dist.config import Config
-from kits_dist.data import parameters
+from kits_dist.data import augment_params
 from kits_dist.data.intensity import Window
-from kits_dist.data.pixels import slab_of
+from kits_dist.data.slice_cache import slab_of
 from kits_dist.data.store import PLANES, Case, Normalization, View
-from kits_dist.errors import InputError
+from kits_dist.distributed.precision import Precision, choose_precision
+from kits_dist.distributed.ranks import launched
 from kits_dist.inference.warping import inverse, part_of, warp
 from kits_dist.models import build_model
+from kits_dist.models import weights as model_weights
 from kits_dist.models.probabilities import region_probabilities
-from kits_dist.pieces import Box3
-from kits_dist.ranks import launched
-from kits_dist.runtime import Precision, choose_precision
+from kits_dist.utils.components import Box3
+from kits_dist.utils.errors import InputError
 
 Tta = Literal["none", "flip"]
 Wanted = Literal["auto", "fp32", "tf32", "fp16", "bf16"]  # precision
@@ -50,7 +51,7 @@ class RunModel:
     def __init__(self, run: Path, batch_size: int, tta: Tta, precision: Wanted = "auto", compiled: bool = False):
         """Raises MissingInput / InputError when `run` holds no model or a damaged one, or this machine has not that
         precision."""
-        weights, about = checkpoint.read_export(run / "model.safetensors")
+        weights, about = model_weights.read_export(run / "model.safetensors")
         try:
             self.config: Config = cli.from_plain(Config, about["config"])
             self.window = Window(*about["window_hu"])
@@ -67,7 +68,7 @@ class RunModel:
         self.device = _device()
         self.precision = precision_of(precision, self.config.train.precision, self.device)
         self.model = build_model(self.config.model, 1 + 2 * self.config.data.context, pretrained=False)
-        checkpoint.load_weights(self.model, weights, run / "model.safetensors")
+        model_weights.load_weights(self.model, weights, run / "model.safetensors")
         self.model.to(self.device, memory_format=torch.channels_last).eval()
         if compiled:
             self.model.compile()
@@ -84,8 +85,8 @@ class RunModel:
         Yields the slices of `box`, with (n, R, h, w) probabilities of its pixels; 0 outside the window.
         """
         data = self.config.data
-        framing = parameters.Framing(data.size_px, data.pixel_mm)
-        matrix = parameters.centred(framing, [view]).matrix[0]
+        framing = augment_params.Framing(data.size_px, data.pixel_mm)
+        matrix = augment_params.centred(framing, [view]).matrix[0]
         slices, rows, columns = box
         back = part_of(inverse(matrix), columns.start, rows.start)
         size = (rows.stop - rows.start, columns.stop - columns.start)

@@ -50,7 +50,7 @@ def _network(config: ModelConfig, in_channels: int) -> nn.Module:
 
     import segmentation_models_pytorch as smp
 
-    from kits_dist.errors import InputError
+    from kits_dist.utils.errors import InputError
 
     architectures = sorted(smp.MODEL_ARCHITECTURES_MAPPING)
     if config.arch not in architectures:
@@ -72,7 +72,7 @@ def _network(config: ModelConfig, in_channels: int) -> nn.Module:
 
 def _narrowed(config: ModelConfig) -> tuple[str, dict]:
     """The encoder's name and what makes it and the decoder narrower: timm's ResNet takes channels, smp's does not."""
-    from kits_dist.errors import InputError
+    from kits_dist.utils.errors import InputError
 
     width = config.width
     if width == 64:

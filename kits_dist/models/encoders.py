@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kits_dist.errors import InputError, MissingInput
+from kits_dist.utils.errors import InputError, MissingInput
 
 REACH_TIMEOUT_S = (
     3  # a hub that does not answer in this time is taken as out of reach: fail in seconds, not after retries

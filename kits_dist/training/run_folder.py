@@ -9,10 +9,14 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from kits_dist import checkpoint, cli, files, launcher
+from kits_dist import cli
 from kits_dist.config import Config, as_plain, save_config
 from kits_dist.data.store import Store
-from kits_dist.errors import InputError
+from kits_dist.distributed import launcher
+from kits_dist.models import weights as model_weights
+from kits_dist.training import checkpoint
+from kits_dist.utils import files
+from kits_dist.utils.errors import InputError
 
 REQUEUE = "requeue"  # left by a run that was asked to stop
 
@@ -142,7 +146,7 @@ def export_best(config: Config, store: Store, step: int, model: nn.Module) -> No
         "trained_on_voxels": [store.cases[store.row[case_id]].voxels_sha256 for case_id in trained_on],
         "step": step,
     }
-    checkpoint.export(Path(config.run) / "model.safetensors", model, about)
+    model_weights.export(Path(config.run) / "model.safetensors", model, about)
 
 
 def _placed(config: Config) -> Config:
@@ -164,7 +168,7 @@ def mend(config: Config, store: Store, name: str, found: checkpoint.Checkpoint, 
     if best is None:
         return
     try:
-        exported = checkpoint.read_export(run / "model.safetensors")[1]["step"]
+        exported = model_weights.read_export(run / "model.safetensors")[1]["step"]
     except (InputError, KeyError):
         exported = None
     if exported != best.state["progress"]["step"]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.jobs import ROOT
+from tests.helpers.jobs import ROOT
 
 pytestmark = [
     pytest.mark.multigpu,
@@ -23,7 +23,7 @@ def test_synchronised_batch_norm_makes_two_gpus_one(store, tmp_path, loss):
     for world, start in ((1, []), (2, [*LAUNCH, "2"])):
         folder = tmp_path / str(world)
         folder.mkdir()
-        command = [sys.executable, *start, "-m", "tests.launched.consume", str(store.path), str(folder)]
+        command = [sys.executable, *start, "-m", "tests.helpers.launched.consume", str(store.path), str(folder)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
         weights[world] = load_file(folder / f"rank_0_{loss}.safetensors")
@@ -33,7 +33,7 @@ def test_synchronised_batch_norm_makes_two_gpus_one(store, tmp_path, loss):
 
 
 def test_two_gpus_hold_the_same_however_gradients_travel(tmp_path):
-    command = [sys.executable, *LAUNCH, "2", "-m", "tests.launched.exchange", str(tmp_path)]
+    command = [sys.executable, *LAUNCH, "2", "-m", "tests.helpers.launched.exchange", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=300)
     zero, one = (load_file(tmp_path / f"rank_{rank}.safetensors") for rank in (0, 1))
     for name in zero:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from kits_dist.inference import Predictor
-from tests.test_inference import scan
-from tests.test_predict import ALL, real_run
+from kits_dist.inference.predictor import Predictor
+from tests.unit.inference.test_predictor import scan
+from tests.unit.test_predict import ALL, real_run
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,0 +1,46 @@
+"""The least that preparing a dataset can be: unpack each file, write as many bytes as the store holds, durably.
+
+`python -m benchmarks.lib.gunzip source=DIR output=DIR` is what benchmarks.prepare compares with.
+"""
+
+import functools
+import gzip
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from kits_dist import cli
+from kits_dist.cli import MISSING
+from kits_dist.imaging.datasets import CaseFiles, find_cases
+from kits_dist.utils.parallel import run_all
+
+
+@dataclass(frozen=True)
+class Args:
+    source: str = MISSING  # folder of cases
+    output: str = MISSING  # folder for the bytes
+    workers: int = 0  # processes; 0 takes one per core
+
+
+def main(args: Args) -> None:
+    Path(args.output).mkdir(parents=True)
+    work = functools.partial(unpack, folder=Path(args.output))
+    total = sum(size for _, size in run_all(work, find_cases(Path(args.source)).cases, "gunzip", args.workers))
+    print(f"{total / 1e9:.2f} GB written")
+
+
+def unpack(case: CaseFiles, folder: Path) -> int:
+    """CT (int16) and labels (uint8) of a case -> a byte a voxel of each. Returns the bytes written."""
+    image, label = (gzip.decompress(path.read_bytes()) for path in (case.image, case.label))
+    written = 0
+    for name, content, size in (("image", image, len(image) // 2), ("label", label, len(label))):
+        with open(folder / f"{case.case_id}_{name}.bin", "wb") as file:
+            file.write(memoryview(content)[:size])
+            file.flush()
+            os.fsync(file.fileno())
+            written += size
+    return written
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)

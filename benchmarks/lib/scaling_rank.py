@@ -1,0 +1,146 @@
+"""One of the processes that benchmarks.scaling launches; writes what all of them measured to `result`."""
+
+import contextlib
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.lib.harness import Variant, interleave
+from kits_dist import cli
+from kits_dist.cli import MISSING
+from kits_dist.config import ModelConfig, OptimConfig, TrainConfig
+from kits_dist.distributed.runtime import Runtime, exchange, start
+from kits_dist.models import build_model
+from kits_dist.training.losses import RegionLoss
+from kits_dist.training.train_step import build_optimizer
+from kits_dist.utils import files
+
+LEARNING = OptimConfig()
+# Other ways to exchange gradients than the default: keys of TrainConfig, then what DDP alone is asked.
+EXCHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "bucket_1mb": ({"bucket_mb": 1}, {}),
+    "bucket_100mb": ({"bucket_mb": 100}, {}),
+    "static_graph": ({"static_graph": True}, {}),
+    "bf16_gradients": ({"gradients": "bf16"}, {}),
+    "copied_gradients": ({}, {"gradient_as_bucket_view": False}),
+}
+
+
+@dataclass(frozen=True)
+class Args:
+    result: str = MISSING  # JSON file to write
+    size_px: tuple[int, int] = MISSING  # (height, width) of the images
+    batch_size: int = MISSING  # images of one process
+    windows: int = MISSING  # timed windows a variant
+    window_s: float = MISSING  # seconds a window, roughly
+    warmup_steps: int = MISSING  # untimed steps first
+    tiny: bool = False  # the small network also on a GPU
+
+
+def network_of(large: bool) -> ModelConfig:
+    return ModelConfig(arch="unet" if large else "simple_unet", encoder_weights="none", width=64 if large else 12)
+
+
+def main(args: Args) -> None:
+    with tempfile.TemporaryDirectory() as run:
+        runtime = start(TrainConfig(), 1, Path(run), 0)
+        world, device = runtime.ranks.world, runtime.accelerator.device
+        network = network_of(device.type == "cuda" and not args.tiny)
+        ways: dict[str, Way] = {"one": Way(runtime, network, args, 1, args.batch_size)}
+        for n in sorted({2**power for power in range(1, int(math.log2(world)) + 1)} | {world}):
+            for name, batch_size in (("weak", args.batch_size), ("strong", max(1, args.batch_size // n))):
+                way = ways[f"{name}_{n}"] = Way(runtime, network, args, n, batch_size)
+                ways[f"{name}_{n}_no_sync"] = way.without_exchange()
+        for name, (keys, more) in EXCHANGES.items():
+            ways[name] = Way(runtime, network, args, world, args.batch_size, TrainConfig(**keys), more)
+        timed = interleave(
+            {name: Variant(way.step, before=dist.barrier, after=dist.barrier) for name, way in ways.items()},
+            device,
+            windows=args.windows,
+            window_s=args.window_s,
+            warmup_steps=args.warmup_steps,
+            agree=lambda steps: _of_rank_0(steps, device),
+        )
+        found = {}
+        for name, way in ways.items():
+            seconds = torch.tensor(timed[name].seconds, device=device, dtype=torch.float64)
+            dist.all_reduce(seconds, dist.ReduceOp.MAX)  # a step is done when the slowest has done it
+            images = way.processes * way.batch_size * timed[name].steps
+            found[name] = {"seconds": seconds.tolist(), "images": images, "processes": way.processes} | {
+                "batch_size": way.batch_size
+            }
+        if runtime.ranks.rank == 0:
+            gradients = sum(p.numel() * 4 for p in build_model(network, 1, pretrained=False).parameters())
+            about = {"precision": runtime.precision.mode, "threads": torch.get_num_threads()}
+            files.write_json(Path(args.result), {"ways": found, "gradient_mb": round(gradients / 1e6, 3)} | about)
+        runtime.accelerator.end_training()
+
+
+class Way:
+    """The first `processes` ranks train together on one batch each; the others do nothing."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        network: ModelConfig,
+        args: Args,
+        processes: int,
+        batch_size: int,
+        train: TrainConfig | None = None,
+        more: dict[str, Any] | None = None,
+    ):
+        """train, more: how gradients travel, and what DDP is asked beside that."""
+        self.processes, self.batch_size = processes, batch_size
+        self._exchange: Callable[[], Any] = contextlib.nullcontext
+        group = dist.new_group(list(range(processes)))  # by every rank, also those that are not in it
+        self._idle = runtime.ranks.rank >= processes
+        if self._idle:
+            return
+        self._accelerator, device = runtime.accelerator, runtime.accelerator.device
+        torch.manual_seed(0)
+        model = build_model(network, 1, pretrained=False).to(device, memory_format=torch.channels_last)
+        self._optimizer = build_optimizer(model, LEARNING, device)
+        self._loss_fn = RegionLoss(LEARNING.loss, network.regions).to(device)
+        self._model = model
+        if processes > 1:  # as Accelerator.prepare wraps it, but in this group
+            handler = exchange(train or TrainConfig())
+            self._model = DistributedDataParallel(model, process_group=group, **handler.to_kwargs() | (more or {}))
+            handler.register_comm_hook(self._model)  # a hook's group is that of all ranks
+        dtype = runtime.image_dtype
+        self._image = torch.randn(batch_size, 1, *args.size_px, device=device, dtype=dtype)
+        self._label = torch.randint(0, 4, (batch_size, *args.size_px), device=device, dtype=torch.uint8)
+
+    def without_exchange(self) -> "Way":
+        """The same network and batch, each rank for itself."""
+        other = object.__new__(Way)
+        other.__dict__ |= vars(self)
+        if not self._idle:
+            other._exchange = self._model.no_sync
+        return other
+
+    def step(self) -> None:
+        if self._idle:
+            return
+        with self._exchange():
+            with self._accelerator.autocast():
+                logits = self._model(self._image)
+            self._loss_fn(logits, self._label).backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+
+def _of_rank_0(steps: int, device: torch.device) -> int:
+    tensor = torch.tensor(steps, device=device)
+    dist.broadcast(tensor, 0)
+    return int(tensor)
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)

@@ -1,0 +1,82 @@
+"""Two ways from a pair of files to the official table; benchmarks.evaluate starts each alone in a process.
+
+python -m benchmarks.lib.scorers ours|official answers every line of its input: `PREDICTION<tab>TRUTH` with Dice and
+surface Dice of the three regions as JSON, an empty line with this process' memory.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from kits_dist.labels import REGIONS, TOLERANCES_MM
+
+Table = dict[str, list[float]]  # region -> [Dice, surface Dice]
+
+
+def ours() -> Callable[[Path, Path], Table]:
+    """kits_dist.evaluate's way with one case: HD95, ASSD, slices and lesions come along unasked."""
+    from kits_dist.evaluation.case_scores import Job, score_job
+
+    def score(prediction: Path, truth: Path) -> Table:
+        figures = score_job(Job("case", prediction, truth, REGIONS)).regions
+        return {name: [figures[name]["dice"], figures[name]["surface_dice"]] for name in REGIONS}
+
+    return score
+
+
+def official() -> Callable[[Path, Path], Table]:
+    """The challenge's way, as kits23/evaluation does it: SimpleITK reads, surface_distance gets whole volumes."""
+    import warnings
+
+    import SimpleITK
+    import surface_distance
+
+    warnings.filterwarnings("ignore", category=DeprecationWarning)  # it calls SciPy by older names
+
+    def score(prediction: Path, truth: Path) -> Table:
+        images = [SimpleITK.ReadImage(str(path)) for path in (prediction, truth)]
+        spacing_mm = images[0].GetSpacing()[::-1]
+        predicted, true = (SimpleITK.GetArrayFromImage(image) for image in images)
+        table = {}
+        for name, labels in REGIONS.items():
+            a, b = (_any_of(array, labels) for array in (predicted, true))
+            if not a.any() or not b.any():
+                table[name] = [float(a.any() == b.any())] * 2
+                continue
+            distances = surface_distance.compute_surface_distances(b, a, spacing_mm)
+            surface = surface_distance.compute_surface_dice_at_tolerance(distances, TOLERANCES_MM[name])
+            table[name] = [float(surface_distance.compute_dice_coefficient(b, a)), float(surface)]
+        return table
+
+    return score
+
+
+def _any_of(array: np.ndarray, labels: tuple[int, ...]) -> np.ndarray:
+    mask = np.zeros(array.shape, bool)
+    for label in labels:
+        mask[array == label] = True
+    return mask
+
+
+WAYS = {"ours": ours, "official": official}
+
+
+def memory_mb() -> dict[str, float]:
+    """{"peak", "now"} of this process. From the kernel: getrusage's peak counts the parent's memory before exec too."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    return {name: int(fields[key].split()[0]) / 1024 for name, key in (("peak", "VmHWM"), ("now", "VmRSS"))}
+
+
+def main(way: str) -> None:
+    score = WAYS[way]()
+    for line in sys.stdin:
+        paths = line.rstrip("\n").split("\t")
+        answer = score(*map(Path, paths)) if len(paths) == 2 else memory_mb()
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

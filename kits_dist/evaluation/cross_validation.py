@@ -1,0 +1,92 @@
+"""The folds of a cross-validation, as launch/folds.sh leaves them in one folder, and their common table.
+
+FOLDER/fold_0, fold_1, ...        runs of one store, each with evaluation/val as its network alone painted it
+FOLDER/evaluation/out_of_fold     all their val cases, each scored by the run that did not see it
+FOLDER/evaluation/test_raw        the mean of all runs on the test cases; test: after the rules of postprocess.json
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kits_dist.imaging.datasets import some
+from kits_dist.inference.postprocessing import FILE
+from kits_dist.labels import REGIONS
+from kits_dist.utils import files
+from kits_dist.utils.errors import InputError, MissingInput
+
+OUT_OF_FOLD = "out_of_fold"  # folder in FOLDER/evaluation, and the name of its split
+TEST_RAW = "test_raw"
+NOTE = (
+    "Each fold's val cases chose its checkpoint, and all of them the rules; test chose nothing. Intervals: 95 %, "
+    "bootstrap over cases."
+)
+
+_AGAIN = "launch/folds.sh makes it again."
+
+
+class Row(NamedTuple):
+    """A line of the common table."""
+
+    title: str
+    cases: int
+    dice: dict[str, tuple[float, list[float]]]  # {region of the challenge: (mean over cases, its interval)}
+
+
+def fold_runs(folder: Path) -> list[Path]:
+    """FOLDER/fold_0, fold_1, ... in order. Raises MissingInput where there are none, or one is left out."""
+    found = {path.name for path in folder.glob("fold_*") if path.is_dir()}
+    runs = [folder / f"fold_{number}" for number in range(len(found))]
+    if not found or {run.name for run in runs} != found:
+        there = some(sorted(found)) or "none"
+        raise MissingInput(f"run={folder} must hold fold_0, fold_1, ... as launch/folds.sh makes them; found: {there}.")
+    return runs
+
+
+def table(folder: Path) -> list[Row]:
+    """Every fold's own val cases, all of them out of fold, and the mean of the folds on test where it was evaluated.
+
+    Raises MissingInput / InputError where one is missing, or they are not of the same weights.
+    """
+    runs = fold_runs(folder)
+    summaries = {f"fold {number}, val": summary_of(run / "evaluation" / "val") for number, run in enumerate(runs)}
+    steps = [summary["step"] for summary in summaries.values()]
+    ours = {f"all {len(runs)}, out of fold": OUT_OF_FOLD, "test, mean of all": TEST_RAW, "test, after rules": "test"}
+    for title, name in ours.items():
+        if name == OUT_OF_FOLD or (folder / "evaluation" / name / "summary.json").is_file():
+            summaries[title] = summary_of(folder / "evaluation" / name)
+            _refuse_other_weights(folder / "evaluation" / name, summaries[title], steps)
+    if (folder / FILE).is_file():
+        rules = files.read_json(folder / FILE)
+        _refuse_other_weights(folder / FILE, rules, steps)
+        if "test, after rules" in summaries and summaries["test, after rules"].get("postprocess") != rules.get("rules"):
+            raise InputError(f"{folder}/evaluation/test is not after the rules of {FILE}. {_AGAIN}")
+    return [Row(title, summary["cases"], _dice(summary["regions"])) for title, summary in summaries.items()]
+
+
+def _dice(regions: dict[str, Any]) -> dict[str, tuple[float, list[float]]]:
+    return {name: (regions[name]["dice"], regions[name]["dice_ci95"]) for name in REGIONS if name in regions}
+
+
+def as_text(rows: list[Row], data: str) -> str:
+    """The table a person reads: mean Dice and its interval."""
+    regions = list(rows[0].dice)
+    lines = [f"data: {data}", "Dice".ljust(20) + "cases".rjust(6) + "".join(f"  {name:<22}" for name in regions)]
+    for row in rows:
+        cells = (f"  {dice:.3f} ({low:.3f} .. {high:.3f})" for dice, (low, high) in row.dice.values())
+        lines.append(f"{row.title:<20}{row.cases:>6}" + "".join(cells))
+    return "\n".join([*(line.rstrip() for line in lines), NOTE])
+
+
+def summary_of(evaluation: Path) -> dict[str, Any]:
+    """Raises MissingInput / InputError where evaluate has not finished there, or the file is damaged."""
+    if not (evaluation / "summary.json").is_file():
+        raise MissingInput(f"{evaluation}: not evaluated yet, or not to its end. launch/folds.sh goes on from there.")
+    summary = files.read_json(evaluation / "summary.json")
+    if lacking := {"cases", "regions", "step"} - set(summary):
+        raise InputError(f"{evaluation}/summary.json lacks {', '.join(sorted(lacking))}. Run evaluate again.")
+    return summary
+
+
+def _refuse_other_weights(path: Path, about: dict[str, Any], steps: list) -> None:
+    if about.get("step") != steps:
+        raise InputError(f"{path} is of weights of steps {about.get('step')}, the folds' are of {steps}. {_AGAIN}")

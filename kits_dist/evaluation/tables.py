@@ -1,0 +1,132 @@
+"""Figures as files and text: cases.csv (ours, every figure), challenge.csv (the challenge's own), summary.json.
+
+cases.csv has a row a case and no summary row; REGION_FIGURE, lesions_FIGURE and findings_FIGURE are its columns, an
+empty field is a figure that the case does not have.
+"""
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from kits_dist.evaluation.metrics import SIZES, CaseScore, Figures
+from kits_dist.utils import files
+from kits_dist.utils.errors import InputError
+
+_CHALLENGE = {"kidney_and_mass": "kidney", "mass": "masses", "tumor": "tumor"}
+_SIZES = dict(zip(SIZES, ("< 5 ml", "5-30 ml", "> 30 ml"), strict=True))
+
+
+def write_tables(folder: Path, scores: list[CaseScore], summary: dict) -> None:
+    """Each file in one step, summary.json last: a folder that has it has the tables it speaks of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").unlink(missing_ok=True)
+    rows = {score.case_id: score.row() for score in scores}
+    files.write_bytes(folder / "cases.csv", _cases_csv(rows).encode())
+    if (text := _challenge_csv(rows)) is not None:
+        files.write_bytes(folder / "challenge.csv", text.encode())
+    else:  # a run of other regions wrote it
+        (folder / "challenge.csv").unlink(missing_ok=True)
+    files.write_json(folder / "summary.json", summary)
+
+
+def _cases_csv(rows: dict[str, Figures]) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["case", *next(iter(rows.values()))])
+    for case_id, row in rows.items():
+        table.writerow([case_id, *("" if value is None else f"{value:.10g}" for value in row.values())])
+    return text.getvalue()
+
+
+def _challenge_csv(rows: dict[str, Figures]) -> str | None:
+    """As kits23/evaluation/metrics.py writes it, no line end behind the last row; None where a region is missing."""
+    columns = [f"{region}_{figure}" for figure in ("dice", "surface_dice") for region in _CHALLENGE]
+    if any(column not in row for row in rows.values() for column in columns):
+        return None
+    head = [f"{short}_{name}" for short in ("Dice", "SD") for name in _CHALLENGE.values()]
+    values = {case_id: [row[column] for column in columns] for case_id, row in rows.items()}
+    values["average"] = [sum(column) / len(rows) for column in zip(*values.values(), strict=True)]
+    lines = [",".join(["caseID", *head])]
+    lines += [",".join([name, *(f"{value:.8f}" for value in row)]) for name, row in values.items()]
+    return "\n".join(lines)
+
+
+def read_cases(path: Path) -> dict[str, Figures]:
+    """cases.csv -> {case: {column: value}}. Raises InputError naming the file."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        read = {
+            row.pop("case"): {column: None if text == "" else float(text) for column, text in row.items()}
+            for row in rows
+        }
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path}: not a table of cases ({type(error).__name__}: {error}). Run evaluate again."
+        ) from error
+    if not rows or len(read) < len(rows):
+        raise InputError(f"{path}: no cases, or one of them twice. Run evaluate again.")
+    return read
+
+
+def read_scores(path: Path, regions: Iterable[str]) -> list[CaseScore]:
+    """cases.csv of `regions` -> what it was written from, to ten digits. Raises InputError naming the file."""
+    groups = (*sorted(regions, key=len, reverse=True), "lesions", "findings")  # kidney begins kidney_and_mass, too
+    scores = []
+    for case_id, row in read_cases(path).items():
+        parts: dict[str, Figures] = {group: {} for group in groups}
+        for column, value in row.items():
+            group = next((group for group in groups if column.startswith(f"{group}_")), None)
+            if group is None:
+                raise InputError(f"{path}: {column} is of none of {', '.join(groups)}. Run evaluate again.")
+            parts[group][column.removeprefix(f"{group}_")] = value
+        if bare := [region for region in regions if "dice" not in parts[region]]:
+            raise InputError(f"{path}: no column {bare[0]}_dice. Run evaluate again.")
+        lesions, findings = parts.pop("lesions"), parts.pop("findings")
+        scores.append(CaseScore(case_id, {region: parts[region] for region in regions}, lesions, findings))
+    return scores
+
+
+def as_text(summary: dict) -> str:
+    """The table a person reads; its figures are those of summary.json, distances in mm."""
+    head = f"data: {summary['data']}   split: {summary['split']}   cases: {summary['cases']}"
+    if "reference" in summary:
+        head += f"   reference: {summary['reference']}"
+    if summary.get("stage"):
+        head = f"{summary['stage']}\n{head}"
+    if summary.get("missing_cases"):
+        head += f"   without prediction, scored 0: {len(summary['missing_cases'])}"
+    row = "{:<16} {:>6}  {:<14} {:>7} {:>7} {:>6}  {:>7}  {:<14} {:>7} {:>7} {:>7} {:>8}".format
+    names = "region|Dice|95 % interval|median|pooled|slice|surface|95 % interval|HD95 mm|ASSD mm|misses|with it"
+    lines = [head, row(*names.split("|"))]
+    for name, of in summary["regions"].items():
+        dice = [_f(of["dice"]), _interval(of["dice_ci95"])]
+        dice += [_f(of[f"dice_{kind}"]) for kind in ("median", "pooled", "slice")]
+        surface = [_f(of.get("surface_dice")), _interval(of.get("surface_dice_ci95"))]
+        distances = [_f(of["hd95_mm"], 2), _f(of["assd_mm"], 2), f"{of['misses']}/{summary['cases']}"]
+        lines.append(row(name, *dice, *surface, *distances, of["cases_with_region"]))
+    return "\n".join(lines + _lesion_lines(summary.get("lesions")))
+
+
+def _lesion_lines(lesions: dict | None) -> list[str]:
+    if lesions is None:
+        return []
+    words = f"tumors found: {lesions['found']:g} of {lesions['true']:g}"
+    if lesions["sensitivity"] is not None:
+        words += f" ({_f(lesions['sensitivity'])}, {_interval(lesions['sensitivity_ci95'])})"
+    words += f"; false ones: {lesions['false_positives_per_case']:.2f} a case"
+    sizes = [
+        f"{title}: {lesions[size]['found']:g} of {lesions[size]['true']:g}, Dice {_f(lesions[size]['dice'])}"
+        for size, title in _SIZES.items()
+        if lesions[size]["true"]
+    ]
+    return [words, *(["  " + "   ".join(sizes)] if sizes else [])]
+
+
+def _f(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(interval: list[float] | None) -> str:
+    return "-" if interval is None else f"{interval[0]:.3f} .. {interval[1]:.3f}"

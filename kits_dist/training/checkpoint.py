@@ -1,0 +1,190 @@
+"""Save and resume one run. Tensors in safetensors, the rest in JSON: nothing that can run code is ever loaded.
+
+RUN/checkpoint/step_00001234/{model.safetensors, optimizer.safetensors, state.json}, and average.safetensors where
+weights are averaged; `last` and `best` are links to such folders, swapped in one step. SHA256SUMS, as sha256sum(1)
+writes it, names all of them, so a damaged checkpoint is seen, not loaded. Older checkpoints have none: there the sums
+stand in state.json, which none covers.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kits_dist.models.weights import load_weights, read_tensors, write_tensors
+from kits_dist.utils import files
+from kits_dist.utils.errors import InputError, JobFailed
+
+_SUMS = "SHA256SUMS"
+_TENSORS = {"model.safetensors", "optimizer.safetensors"}  # what every checkpoint has beside state.json
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # other OSErrors say nothing of a checkpoint
+
+
+class Checkpoint(NamedTuple):
+    folder: Path
+    state: dict  # what the trainer put there: position, best score, ...
+    best: bool  # the best so far when it was written
+    optimizer: dict  # of the optimiser, what is no tensor
+
+
+def save(
+    root: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict,
+    *,
+    best: bool,
+    keep: int,
+    average: nn.Module | None = None,
+) -> None:
+    """Write a folder for `step`, point `last` (and `best`) at it, drop all but the newest `keep` and the best."""
+    folder = root / f"step_{step:08d}"
+    tensors, groups = _flatten(optimizer.state_dict())
+    with files.new_folder(folder) as fresh:
+        write_tensors(fresh / "model.safetensors", model.state_dict())
+        write_tensors(fresh / "optimizer.safetensors", tensors)
+        if average:
+            write_tensors(fresh / "average.safetensors", average.state_dict())
+        files.write_json(fresh / "state.json", {"best": best, "optimizer": groups, "state": state})
+        sums = [f"{files.sha256(path)}  {path.name}\n" for path in sorted(fresh.iterdir())]
+        files.write_bytes(fresh / _SUMS, "".join(sums).encode())
+    link(root, folder, best)
+    steps = _steps(root)
+    kept = [path.name for path in steps[:keep]] + [(root / "best").resolve().name]
+    for path in steps:
+        if path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def link(root: Path, folder: Path, best: bool) -> None:
+    """Point `last`, and `best` if it is that, at `folder`; also after a kill that came between the two."""
+    _point(root / "last", folder)
+    if best:
+        _point(root / "best", folder)
+
+
+def set_aside(root: Path, found: Checkpoint) -> None:
+    """Rename what is newer than what the run goes on from, to refused_STEP: not this run's, or not whole, but perhaps
+    somebody's only copy."""
+    for folder in _steps(root):
+        if folder.name <= found.folder.name:
+            return
+        aside, number = root / f"refused_{folder.name}", 1
+        while aside.exists():
+            number += 1
+            aside = root / f"refused_{folder.name}_{number}"
+        os.rename(folder, aside)
+
+
+def find(root: Path, run: str = "") -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole and this run's, and a sentence for each newer one that is not.
+
+    run: what the run is called in its states, where they say so; empty: any. Raises JobFailed for one that is there but
+    cannot be read now: that says nothing of what it is.
+    """
+    refused = []
+    for folder in _steps(root):
+        try:
+            return _verified(folder, run), refused
+        except InputError as error:
+            refused.append(str(error))
+    return None, refused
+
+
+def at(folder: Path, run: str = "") -> Checkpoint | None:
+    """The checkpoint of one folder or link; None when it is not there, not whole, or another run's."""
+    try:
+        return _verified(folder, run)
+    except InputError:
+        return None
+
+
+def restore_weights(found: Checkpoint, model: nn.Module, averaged: bool = False) -> None:
+    """Into the unwrapped model, in place. Raises InputError when they are of another model."""
+    path = found.folder / ("average.safetensors" if averaged else "model.safetensors")
+    load_weights(model, read_tensors(path), path)
+
+
+def restore(
+    found: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
+) -> None:
+    """Load into the unwrapped model, its optimiser and its average, in place.
+
+    Raises InputError when they are of another model.
+    """
+    restore_weights(found, model)
+    if average:
+        restore_weights(found, average, averaged=True)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    tensors = read_tensors(found.folder / "optimizer.safetensors")
+    try:
+        optimizer.load_state_dict(_unflatten(tensors, found.optimizer, parameters))
+    except (ValueError, KeyError, IndexError) as error:
+        raise InputError(f"{found.folder / 'optimizer.safetensors'}: of another optimiser ({error}).") from error
+
+
+def _verified(folder: Path, run: str) -> Checkpoint:
+    """Raises InputError when a file that a checkpoint must have is missing, one is not what was written, or another run
+    wrote them; JobFailed when the disk does not answer."""
+    try:
+        content = json.loads((folder / "state.json").read_text())
+        if "sha256" in content:  # an older checkpoint
+            sums, needed = content["sha256"], _TENSORS
+        else:
+            lines = (folder / _SUMS).read_text().splitlines()
+            sums, needed = {name: digest for digest, name in map(str.split, lines)}, _TENSORS | {"state.json"}
+        if absent := sorted(needed - sums.keys()):
+            raise InputError(f"{folder} is no whole checkpoint (no sha256 of {', '.join(absent)}).")
+        for name, expected in sums.items():
+            if files.sha256(folder / name) != expected:
+                raise InputError(f"{folder / name} is damaged (its sha256 differs from what was written).")
+        if run and content["state"].get("run", "") not in ("", run):
+            raise InputError(f"{folder} is another run's.")
+        return Checkpoint(folder, content["state"], content.get("best", False), content["optimizer"])
+    except InputError:
+        raise
+    except (*_NOT_THERE, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder} is no whole checkpoint ({error}).") from error
+    except OSError as error:
+        raise JobFailed(f"{folder} cannot be read now ({error}). Nothing was changed; start it again.") from error
+
+
+def _steps(root: Path) -> list[Path]:
+    """Newest first."""
+    return sorted(root.glob("step_" + 8 * "[0-9]"), reverse=True)
+
+
+def _point(link: Path, target: Path) -> None:
+    beside = files.beside_of(link)
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(target.name)
+    os.replace(beside, link)
+    files.sync_folder(link.parent)
+
+
+def _flatten(state: dict) -> tuple[dict[str, Tensor], dict]:
+    """Optimiser state dict -> tensors by `parameter.name`, and what is no tensor as JSON."""
+    tensors, plain = {}, {}
+    for parameter, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{parameter}.{name}"] = value
+            else:
+                plain[f"{parameter}.{name}"] = value
+    return tensors, {"plain": plain, "param_groups": state["param_groups"]}
+
+
+def _unflatten(tensors: dict[str, Tensor], groups: dict, parameters: list[Tensor]) -> dict:
+    state: dict[int, dict] = {}
+    for key, value in {**tensors, **groups["plain"]}.items():
+        index, name = key.split(".", 1)
+        if isinstance(value, Tensor) and value.shape == parameters[int(index)].shape:
+            # same strides as the parameter, or fused kernels would pair the wrong elements (channels_last)
+            value = torch.empty_like(parameters[int(index)], dtype=value.dtype).copy_(value)
+        state.setdefault(int(index), {})[name] = value
+    return {"state": state, "param_groups": groups["param_groups"]}

@@ -1,0 +1,136 @@
+"""What is done with the network between steps: validate it, judge, draw, save."""
+
+import math
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kits_dist.config import Config, OptimConfig
+from kits_dist.data import augment_reference
+from kits_dist.data.dataset import Feed
+from kits_dist.data.samples import Samples, worth_seeing
+from kits_dist.data.store import PLANE_NAMES, Normalization, Store
+from kits_dist.figures.contours import Tile, panel
+from kits_dist.labels import regions_to_labels
+from kits_dist.models.probabilities import region_probabilities
+from kits_dist.training import checkpoint
+from kits_dist.training.run_folder import REQUEUE, Progress, export_best
+from kits_dist.training.tracker import Tracker
+from kits_dist.training.train_step import Learner
+from kits_dist.training.validation import Validation, broadcast_buffers, score
+from kits_dist.utils import files
+from kits_dist.utils.errors import JobFailed
+
+
+def judge(progress: Progress, validation: Validation, epoch: int, config: OptimConfig) -> tuple[Progress, bool]:
+    """Progress after a validation, and whether it was the best; the same on all ranks, from the same counts."""
+    value = validation.loss if config.best_by == "loss" else -float(np.mean(list(validation.dice.values())))
+    is_best = progress.best is None or value < progress.best
+    if is_best:
+        return progress._replace(best=value, best_epoch=epoch, stale=0), True
+    return progress._replace(stale=progress.stale + 1), False
+
+
+class Stops:
+    """Made by every rank, and `end_epoch`, `save` and `ask_for_more` are called by all of them."""
+
+    def __init__(self, config: Config, store: Store, name: str, loader, feed: Feed, learner: Learner, tracker: Tracker):
+        """name: the run's, where it is written; loader, feed: of the validation slices."""
+        self.config, self.store, self.name, self.loader, self.feed = config, store, name, loader, feed
+        self.learner, self.tracker, self.accelerator = learner, tracker, learner.accelerator
+        self.rows = np.unique(store.slices.case[feed.rows]).tolist()  # of cases that have samples
+
+    def end_epoch(self, progress: Progress, epoch: int) -> tuple[Progress, str]:
+        """Validate, judge, log and save. Returns what the run remembers, and a sentence for the user."""
+        validation = self.validate()
+        if not math.isfinite(validation.loss):
+            raise JobFailed(
+                f"the validation loss is {validation.loss} after step {progress.step}. Lower optim.lr, or use "
+                f"train.precision=fp32. The checkpoints in {self.config.run}/checkpoint are from before."
+            )
+        progress, is_best = judge(progress, validation, epoch, self.config.optim)
+        scores = {"val/loss": validation.loss}
+        scores |= {f"val/dice_grid/{name}": value for name, value in validation.dice.items()}
+        best_so_far = {f"best/{name}": value for name, value in scores.items()} if is_best else {}
+        self.tracker.log(progress.step, scores | best_so_far)
+        if self.config.log.images and self.accelerator.is_main_process:
+            title = f"data: {self.store.meta['data']}"
+            self.tracker.image(progress.step, "val/panel", partial(panel, self.tiles(), title))
+        self.save(progress, is_best)
+        words = "  ".join(f"{name} {value:.3f}" for name, value in validation.dice.items())
+        best = "  best" if is_best else ""
+        return progress, f"epoch {epoch + 1}: val loss {validation.loss:.4f}  dice_grid {words}{best}"
+
+    def validate(self) -> Validation:
+        judged, loss_fn = self.learner.judged, self.learner.loss_fn
+        return score(judged, loss_fn, self.loader, self.rows, len(self.feed.rows), self.accelerator)
+
+    def save(self, progress: Progress, best: bool) -> None:
+        learner = self.learner
+        average = learner.average and learner.average.model
+        for model in filter(None, (learner.plain_model, average)):
+            broadcast_buffers(model, self.accelerator)
+        self.refuse_spoilt(progress.step)
+        if self.accelerator.is_main_process:
+            checkpoint.save(
+                Path(self.config.run) / "checkpoint",
+                progress.step,
+                learner.plain_model,
+                learner.plain_optimizer,
+                {"run": self.name, "progress": progress._asdict()} | learner.state(),
+                best=best,
+                keep=self.config.train.keep,
+                average=average,
+            )
+            if best:
+                export_best(self.config, self.store, progress.step, learner.judged)
+        self.accelerator.wait_for_everyone()
+
+    def refuse_spoilt(self, step: int) -> None:
+        """The last loss was finite, but it is older than the last update. Raises JobFailed, on all ranks alike."""
+        spoilt = torch.tensor(int(not self.learner.is_finite()), device=self.accelerator.device)
+        if int(self.accelerator.reduce(spoilt, "sum")):  # sync
+            raise JobFailed(
+                f"the weights are not finite after step {step}, which is not saved. Lower optim.lr, set "
+                f"optim.clip_norm=1, or use train.precision=fp32. The checkpoints in {self.config.run}/checkpoint are "
+                "from before."
+            )
+
+    def ask_for_more(self) -> None:
+        """RUN/requeue: no exit code survives a launcher, so a scheduler looks for this file."""
+        if self.accelerator.is_main_process:
+            files.write_bytes(Path(self.config.run) / REQUEUE, b"start the same command again with resume=auto\n")
+        self.accelerator.wait_for_everyone()
+
+    def tiles(self) -> list[Tile]:
+        """The same validation slices each time, with expected and predicted labels."""
+        tiles = []
+        for image, grey, label, caption in self.shown:
+            with self.accelerator.autocast():
+                seen = image[None].to(self.accelerator.device)
+                inside = region_probabilities(self.learner.judged, seen)[0] >= 0.5
+            predicted = regions_to_labels(inside.cpu().numpy(), self.config.model.regions)
+            tiles.append(Tile(grey, label, predicted, caption))
+        return tiles
+
+    @cached_property
+    def shown(self) -> list[tuple[torch.Tensor, np.ndarray, np.ndarray, str]]:
+        """(C, H, W) image, (H, W) uint8 grey and label, and caption of the slices that the panels show."""
+        feed, levels = self.feed, self.store.window.levels
+        host, found = feed.batch(worth_seeing(self.store, Samples(feed.rows, feed.kidneys), self.config.log.images)), []
+        for i, (case, index, plane) in enumerate(host.identity):
+            slab, truth = host.slabs[i][..., 0], host.labels[i][..., 0]
+            image, label = augment_reference.apply(
+                slab, truth, host.params, i, self.config.data.size_px, levels, feed.norm
+            )
+            grey = _denormalized(image[feed.data.context], feed.norm, levels)
+            caption = f"{self.store.cases[case].case_id} {PLANE_NAMES[plane]} {index}"
+            found.append((torch.from_numpy(image), grey, label, caption))
+        return found
+
+
+def _denormalized(image: np.ndarray, norm: Normalization, levels: int) -> np.ndarray:
+    """(H, W) normalised -> uint8 grey that fills 0..255."""
+    return np.clip((image * norm.sd + norm.mean) * 255 / levels, 0, 255).astype(np.uint8)

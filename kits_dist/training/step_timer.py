@@ -1,0 +1,104 @@
+"""How fast training goes, read at log steps only: step times, time spent waiting for data, and what to try about it."""
+
+import time
+
+import numpy as np
+import torch
+
+from kits_dist.config import DataConfig
+
+INPUT_BOUND = 0.05  # of a step spent waiting, from which on the data path is worth a word
+
+
+class Pace:
+    """Step times and the share of them spent waiting for data.
+
+    On a GPU: events on the compute stream, read only in `report` (which the caller calls at log steps). The wait is
+    the gap on that stream between the end of the work before and the moment the next batch is ready. On a CPU: the
+    time blocked in `next`.
+    """
+
+    def __init__(self, device: torch.device):
+        self._cuda = device.type == "cuda"
+        self._steps: list[tuple] = []  # (step before ended, step ended)
+        self._gaps: list[tuple] = []  # (batch requested, batch ready), one or more a step
+        self._seconds: list[float] = []  # of steps, read but not yet reported
+        self._waits: list[float] = []
+        self._epoch = (0.0, 0.0)  # seconds of steps and of waiting since the last verdict
+        self._ended = self._now()
+        self._requested = self._ended
+
+    def batch_requested(self) -> None:
+        self._requested = self._now()
+
+    def batch_ready(self) -> None:
+        self._gaps.append((self._requested, self._now()))
+
+    def step_ended(self) -> None:
+        ended = self._now()
+        self._steps.append((self._ended, ended))
+        self._ended = ended
+
+    def resume(self) -> None:
+        """Leave out what happened since the last step: validation, saving."""
+        self._ended = self._now()
+
+    def report(self, images_per_step: int) -> dict[str, float]:
+        """Figures over the steps since the last report, then forgets them; empty when there was none."""
+        self._read()
+        steps, waited = np.array(self._seconds), sum(self._waits)
+        self._seconds, self._waits = [], []
+        if not len(steps):
+            return {}
+        return {
+            "perf/images_per_s": images_per_step * len(steps) / steps.sum(),
+            "perf/step_ms_p50": float(np.percentile(steps, 50)) * 1e3,
+            "perf/step_ms_p99": float(np.percentile(steps, 99)) * 1e3,
+            "perf/data_wait": waited / steps.sum(),
+        }
+
+    def epoch_wait(self) -> float:
+        """Share of the time spent waiting for data since the last call; 0 when there was no step."""
+        self._read()
+        seconds, waited = self._epoch
+        self._epoch = (0.0, 0.0)
+        return waited / seconds if seconds else 0.0
+
+    def _read(self) -> None:
+        """Marks -> seconds."""
+        if self._cuda:
+            torch.cuda.synchronize()  # sync
+        seconds, waits = ([self._between(*pair) for pair in pairs] for pairs in (self._steps, self._gaps))
+        self._steps, self._gaps = [], []
+        self._seconds += seconds
+        self._waits += waits
+        self._epoch = (self._epoch[0] + sum(seconds), self._epoch[1] + sum(waits))
+        self._ended = self._now()
+
+    def _now(self):
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _between(self, a, b) -> float:
+        """Seconds."""
+        return a.elapsed_time(b) / 1e3 if self._cuda else b - a
+
+
+def verdict(wait: float, data: DataConfig, on_gpu: bool, resident: bool) -> str:
+    """A share of waiting in words: which side is slow, and the key to try. resident: slices lie in GPU memory."""
+    if wait < INPUT_BOUND:
+        return f"compute-bound: data wait {wait:.1%}".replace("%", " %")
+    if not on_gpu:
+        tip = "data.backend=opencv" if data.backend == "dali" else "a smaller data.size_px, or more CPU cores"
+    elif data.backend == "opencv":
+        tip = "data.backend=dali"
+    elif resident:
+        tip = "more CPU cores per process"
+    elif data.residency == "auto":
+        tip = "a smaller data.batch_size, beside which the slices fit in GPU memory"
+    else:
+        tip = "data.residency=gpu"
+    return f"input-bound {wait:.0%}: try {tip}".replace("%", " %")

@@ -1,0 +1,72 @@
+"""Model + validation loader -> loss and exact counts per case, the same on any number of ranks."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from kits_dist.data.batch import Batch
+from kits_dist.evaluation.metrics import dice
+from kits_dist.training.losses import RegionLoss, region_targets
+from kits_dist.utils.errors import JobFailed
+
+
+class Validation(NamedTuple):
+    loss: float  # of all slices as one batch
+    counts: np.ndarray  # (cases, R, 3) int64 on the network's grid
+    dice: dict[
+        str, float
+    ]  # per region, mean over cases of the volume Dice on that grid, not the evaluator's native one
+
+
+@torch.inference_mode()
+def score(
+    model: nn.Module,
+    loss_fn: RegionLoss,
+    loader: Iterable[Batch],
+    rows: list[int],
+    num_slices: int,
+    accelerator: Accelerator,
+) -> Validation:
+    """Score every slice of the cases `rows` (of the store) once over all ranks.
+
+    `model` is the unwrapped one: a wrapped module hangs when a rank has no batch. Counts are integers summed over
+    slices, then ranks; nothing is divided before. Raises JobFailed when the ranks together saw another number of slices
+    than `num_slices`.
+    """
+    broadcast_buffers(model, accelerator)
+    was_training = model.training
+    model.eval()
+    counts = torch.zeros(max(rows) + 1, len(loss_fn.regions), 3, dtype=torch.int64, device=accelerator.device)
+    seen = torch.zeros((), dtype=torch.int64, device=accelerator.device)  # slices
+    sums = torch.zeros(loss_fn.sums_shape, dtype=torch.float64, device=accelerator.device)
+    for batch in loader:
+        with accelerator.autocast():
+            logits = model(batch.image)
+        sums += loss_fn.sums(logits, batch.label)
+        seen += len(batch.label)
+        counts.index_add_(0, batch.case.long(), batch_counts(logits.float(), region_targets(batch.label, loss_fn.bits)))
+    model.train(was_training)
+    sums, counts, seen = (accelerator.reduce(one, "sum") for one in (sums, counts, seen))
+    if int(seen) != num_slices:  # sync
+        raise JobFailed(f"validation saw {int(seen)} slices instead of {num_slices}; is every rank on the same store?")
+    of_cases = counts.cpu().numpy()[rows]
+    of_regions = dice(of_cases).mean(axis=0).tolist()
+    return Validation(float(loss_fn.value(sums)), of_cases, dict(zip(loss_fn.regions, of_regions, strict=True)))
+
+
+def broadcast_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Batch norm statistics of rank 0 to all: in training each rank has its own."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
+def batch_counts(logits: Tensor, targets: Tensor) -> Tensor:
+    """(B, R, H, W) logits and {0, 1} targets -> (B, R, 3) int64 pixels: true pos., false pos., false neg."""
+    predicted, truth = logits >= 0, targets > 0.5  # probability >= 0.5
+    both = (predicted & truth).sum(dim=(2, 3))
+    return torch.stack([both, predicted.sum(dim=(2, 3)) - both, truth.sum(dim=(2, 3)) - both], dim=-1)

@@ -1,0 +1,98 @@
+"""Run under a launcher by test_end_to_end: what each rank consumes, how a fixed model is scored, and what it learns.
+
+python -m tests.helpers.launched.consume STORE OUTPUT; each rank writes OUTPUT/rank_R.json and
+OUTPUT/rank_R_LOSS.safetensors.
+"""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from kits_dist.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from kits_dist.data.loaders import build_train_loader, build_val_loader
+from kits_dist.data.store import Store
+from kits_dist.distributed.runtime import start
+from kits_dist.models import build_model
+from kits_dist.train import placed
+from kits_dist.training.losses import RegionLoss
+from kits_dist.training.lr_schedule import lr_at
+from kits_dist.training.step_timer import Pace
+from kits_dist.training.train_step import Learner
+from kits_dist.training.validation import score
+
+REGIONS = ("kidney_and_mass", "tumor")
+
+
+def main(store_path: str, output: str) -> None:
+    store = Store(store_path)
+    runtime = start(TrainConfig(precision="fp32"), 1, Path(output), seed=0)
+    data = DataConfig(store=store_path, batch_size=3, size_px=(64, 64), threads=1, fold="all")
+    loader, feed = build_train_loader(
+        store, data, AugmentConfig(), 0, runtime.ranks, device=runtime.device, dtype=runtime.image_dtype
+    )
+    steps = -(-len(feed.rows) // (3 * runtime.ranks.world))
+    seen = [
+        pair
+        for batch in itertools.islice(iter(loader), steps)
+        for pair in zip(batch.case.tolist(), batch.index.tolist(), strict=True)
+    ]
+    cases = [case.case_id for case in store.cases]
+    torch.manual_seed(0)
+    model = build_model(ModelConfig("simple_unet", width=2, regions=REGIONS, prior=0.5), 1).to(runtime.device)
+    if runtime.ranks.rank:  # other batch norm statistics than rank 0's must not matter
+        for buffer in model.buffers():
+            buffer.add_(1)
+    val_loader, val_feed = build_val_loader(
+        store, data, cases, runtime.ranks, device=runtime.device, dtype=runtime.image_dtype
+    )
+    loss = RegionLoss("bce", REGIONS).to(runtime.device)
+    rows = [store.row[case] for case in cases]
+    result = score(model, loss, val_loader, rows, len(val_feed.rows), runtime.accelerator)
+    content = {
+        "world": runtime.ranks.world,
+        "seen": seen,
+        "samples": len(feed.rows),
+        "scored": len(val_feed.rows),
+        "loss": result.loss,
+        "counts": result.counts.tolist(),
+    }
+    (Path(output) / f"rank_{runtime.ranks.rank}.json").write_text(json.dumps(content))
+    for name in ("bce", "bce_dice"):
+        weights = learnt(store, runtime, name)
+        save_file(weights, Path(output) / f"rank_{runtime.ranks.rank}_{name}.safetensors")
+    runtime.accelerator.end_training()
+
+
+def learnt(store: Store, runtime, loss: str) -> dict[str, torch.Tensor]:
+    """Weights after three steps of six slices, everything on: clipping, schedule, average.
+
+    Batch norm is frozen on a CPU, and synchronised over ranks on GPUs.
+    """
+    world = runtime.ranks.world
+    optim = OptimConfig(name="sgd", lr=0.1, loss=loss, clip_norm=0.5, ema=0.5, schedule="cosine", pos_weight=(1.0, 3.0))
+    data = DataConfig(store=str(store.path), batch_size=6 // world, size_px=(64, 64), threads=1, fold="all")
+    torch.manual_seed(0)
+    on_gpu = runtime.device.type == "cuda"
+    config = TrainConfig(sync_bn=on_gpu and world > 1)
+    network = ModelConfig("simple_unet", width=2, regions=REGIONS, prior=0.5)
+    model = placed(build_model(network, 1), config, runtime.device)
+    learner = Learner(model, REGIONS, optim, runtime.accelerator)
+    learner.wrap(config)
+    learner.model.train(on_gpu)
+    stream = iter(
+        build_train_loader(
+            store, data, AugmentConfig(), 0, runtime.ranks, device=runtime.device, dtype=runtime.image_dtype
+        )[0]
+    )
+    for step in range(3):
+        learner.step(stream, lr_at(step, step, 3, optim), step, Pace(runtime.accelerator.device))
+    weights = learner.plain_model.state_dict() | {f"average.{k}": v for k, v in learner.judged.state_dict().items()}
+    return {name: value.cpu().contiguous() for name, value in weights.items()}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,118 @@
+"""Run under a launcher by test_communication: what each way of exchanging gradients makes of the same batches.
+
+python -m tests.helpers.launched.exchange OUTPUT; rank R writes OUTPUT/rank_R.safetensors: WAY.weights after three
+steps,
+WAY.gradient of one batch at the first weights, alone.gradient of this rank before any exchange, WAY.accumulated weights
+after three clipped steps of two batches, WAY.resumed weights after two steps, a checkpoint and one more; weights after
+three steps with batch norm set aside, parts: of two batches each, whole: of one batch twice as large.
+OUTPUT/ways.json: what DDP says of each way.
+"""
+
+import itertools
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kits_dist.config import ModelConfig, OptimConfig, TrainConfig
+from kits_dist.data.batch import Batch
+from kits_dist.distributed.runtime import Runtime, exchange, start
+from kits_dist.models import build_model
+from kits_dist.training import checkpoint
+from kits_dist.training.step_timer import Pace
+from kits_dist.training.train_step import Learner
+from kits_dist.utils import files
+
+WAYS = {
+    "default": {},
+    "static": {"static_graph": True},
+    "bucket_1": {"bucket_mb": 1},
+    "bucket_100": {"bucket_mb": 100},
+    "bf16": {"gradients": "bf16"},
+    "all": {"gradients": "bf16", "static_graph": True, "bucket_mb": 1},
+}
+NETWORK = ModelConfig("simple_unet", width=8)  # 1.9 MB of gradients: two buckets of 1 MB
+SGD, CLIPPED = OptimConfig(name="sgd"), OptimConfig(name="sgd", accumulate=2, clip_norm=0.05)
+
+
+def main(output: Path) -> None:
+    ways = {name: TrainConfig(precision="fp32", **way) for name, way in WAYS.items()}
+    runtime = start(ways["all"], 1, output, seed=0)
+    assert runtime.accelerator.ddp_handler == exchange(ways["all"])
+    rank, found, said = runtime.ranks.rank, {}, {}
+    for name, train in ways.items():
+        learner = learner_of(runtime, train)
+        said[name] = learner.model._get_ddp_logging_data()
+        found[f"{name}.gradient"] = gradient(learner, rank)
+        found[f"{name}.weights"] = weights(learner_of(runtime, train), rank)
+    for name in ("default", "bf16"):
+        found[f"{name}.accumulated"] = weights(learner_of(runtime, ways[name], CLIPPED), rank)
+    for name in ("default", "all"):
+        found[f"{name}.resumed"] = resumed(runtime, ways[name], output / name)
+    for name, optim, size in (("parts", replace(SGD, accumulate=2), 2), ("whole", SGD, 4)):
+        still = learner_of(runtime, ways["default"], optim)
+        still.model.eval()
+        found[name] = weights(still, rank, size=size)
+    quiet = learner_of(runtime, ways["default"])
+    with quiet.accelerator.no_sync(quiet.model):
+        found["alone.gradient"] = gradient(quiet, rank)
+    save_file(found, output / f"rank_{rank}.safetensors")
+    if rank == 0:
+        files.write_json(output / "ways.json", said)
+    runtime.accelerator.end_training()
+
+
+def learner_of(
+    runtime: Runtime, train: TrainConfig, optim: OptimConfig = SGD, found: checkpoint.Checkpoint | None = None
+) -> Learner:
+    runtime.accelerator.ddp_handler = exchange(train)
+    torch.manual_seed(0)
+    model = build_model(NETWORK, 1).to(runtime.device)
+    learner = Learner(model, NETWORK.regions, optim, runtime.accelerator)
+    if found:
+        learner.restore(found, 0.0)
+    learner.wrap(train)
+    learner.model.train()
+    return learner
+
+
+def batches(rank: int, device: torch.device, size: int = 2) -> Iterator[Batch]:
+    """Whatever the size, the same images in the same order."""
+    generator, zeros = torch.Generator().manual_seed(rank), torch.zeros(size, dtype=torch.int32, device=device)
+    while True:
+        image = torch.cat([torch.randn(2, 1, 32, 32, generator=generator) for _ in range(size // 2)])
+        yield Batch(image.to(device), (image[:, 0] > 0).byte().to(device), zeros, zeros, zeros)
+
+
+def gradient(learner: Learner, rank: int) -> Tensor:
+    """(n,) float32 of this rank's first batch, exchanged if the learner does."""
+    batch = next(batches(rank, learner.accelerator.device))
+    learner.accelerator.backward(learner.loss_fn.global_value(learner.model(batch.image, batch.label)))
+    return torch.cat([p.grad.flatten() for p in learner.plain_model.parameters()]).cpu()
+
+
+def weights(learner: Learner, rank: int, first: int = 0, last: int = 3, size: int = 2) -> Tensor:
+    """(n,) float32 after steps first .. last - 1 on batches of `size`."""
+    device = learner.accelerator.device
+    stream = itertools.islice(batches(rank, device, size), first, None)
+    for step in range(first, last):
+        learner.step(stream, 0.1, step, Pace(device))
+    return torch.cat([p.detach().flatten() for p in learner.plain_model.parameters()]).cpu()
+
+
+def resumed(runtime: Runtime, train: TrainConfig, folder: Path) -> Tensor:
+    rank, begun = runtime.ranks.rank, learner_of(runtime, train)
+    weights(begun, rank, last=2)
+    if rank == 0:
+        checkpoint.save(folder, 2, begun.plain_model, begun.plain_optimizer, begun.state(), best=True, keep=1)
+    runtime.accelerator.wait_for_everyone()
+    found, _ = checkpoint.find(folder)
+    return weights(learner_of(runtime, train, found=found), rank, first=2)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

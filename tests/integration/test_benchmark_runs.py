@@ -1,0 +1,309 @@
+"""Each benchmark runs and writes the lines that it promises; tiny, so their figures mean nothing."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import agreement, core_seconds, feed, gpu_suite, loader, nnunet, predict, scaling, settings
+from benchmarks.lib import gunzip, harness, training
+from benchmarks.lib.scaling_rank import Way
+from benchmarks.lib.steps import Task
+from benchmarks.peers.nnunet import convert
+from kits_dist.models import build_model
+from kits_dist.utils.errors import InputError, JobFailed
+
+ROOT = Path(harness.__file__).parents[2]
+
+
+def lines_of(folder: Path, question: str) -> dict[str, harness.Line]:
+    found = [line for path in folder.glob(f"*_{question}.jsonl") for line in harness.read(path)]
+    assert found and all(line.quick and line.question == question and line.env["torch"] for line in found)
+    assert any(line.answer for line in found)
+    return {line.config["variant"]: line for line in found}
+
+
+def valid(folder: Path, question: str) -> dict[str, harness.Line]:
+    found = lines_of(folder, question)
+    assert not [line.config["failed"] for line in found.values() if line.value is None]
+    return found
+
+
+def test_feed_runs(store, tmp_path):
+    feed.main(feed.Args(store=str(store.path), out=str(tmp_path), quick=True))
+    found = lines_of(tmp_path, "feed")
+    assert found["views"].config["blocked_ms_per_batch"] > 0 and found["views"].ratio is None
+    assert found["read"].ratio > 0 and found["read"].config["gb_per_s"] > 0
+    disk = found["disk"]  # a folder in memory has no disk behind it
+    assert disk.value or "page cache keeps" in disk.config["failed"]
+
+
+def test_the_feed_copies_every_pixel(store):
+    data = feed.DataConfig(store=str(store.path), size_px=(64, 64), batch_size=4, backend="opencv")
+    of_store = feed.feed_of(store, data)
+    host = of_store.batch(np.arange(4))
+    target, _ = feed._room(of_store, 4)
+    count = feed._copy_into(target, host)
+    assert count == sum(piece.size for piece in (*host.slabs, *host.labels))
+    first, last = host.slabs[0], host.labels[-1]
+    assert np.array_equal(target[: first.size], first.ravel())
+    assert np.array_equal(target[count - last.size : count], last.ravel())
+
+
+def test_a_store_that_the_page_cache_keeps_is_no_disk(store, monkeypatch):
+    monkeypatch.setattr(os, "posix_fadvise", lambda *_: None)
+    for case in store.cases:  # now it is in memory
+        (store.path / "axial" / case.case_id / "image.npy").read_bytes()
+        (store.path / "axial" / case.case_id / "label.npy").read_bytes()
+    why, images, nbytes = feed.read_cold(store, 5)
+    assert "page cache keeps the store's files" in why or "not supported" in why
+    assert images == sum(case.shape[0] for case in store.cases)
+    assert nbytes == 2 * sum(int(np.prod(case.shape)) for case in store.cases)
+
+
+def test_loader_runs(store, tmp_path):
+    loader.main(loader.Args(store=str(store.path), out=str(tmp_path), quick=True))
+    found = valid(tmp_path, "loader")
+    assert found["dali_cpu_1_poster"].ratio > 0 and found["opencv_1_poster"].ratio > 0
+
+
+def test_core_seconds_runs(store, tmp_path):
+    core_seconds.main(core_seconds.Args(store=str(store.path), out=str(tmp_path), quick=True))
+    found = valid(tmp_path, "core_seconds")
+    assert list(found) == ["step", "loader", "together"] and all(line.value > 0 for line in found.values())
+    assert found["together"].ceiling.value == pytest.approx(found["step"].value + found["loader"].value, rel=0.5)
+    assert [line.answer for line in found.values()] == [False, False, True]
+
+
+def test_cpu_time_is_counted_from_rest_to_rest(monkeypatch):
+    """What threads still do after the last step belongs to the window that asked for it."""
+    used = [0.0]
+
+    def work(seconds: float) -> None:
+        used[0] += seconds
+
+    monkeypatch.setattr(core_seconds, "cpu_seconds", lambda: used[0])
+    monkeypatch.setattr(core_seconds, "settle", lambda: work(1.0))
+    use = core_seconds.Use(lambda: work(2.0))
+    harness.time_window(harness.Variant(use.step, use.before, use.after), 3, torch.device("cpu"))
+    assert use.seconds == [7.0]
+
+
+def test_settings_runs(store, tmp_path):
+    values = ("data.prefetch=4", "train.channels_last=false")
+    settings.main(settings.Args(store=str(store.path), out=str(tmp_path), quick=True, values=values))
+    found = valid(tmp_path, "settings")
+    assert found["default"].ratio is None and found["data.prefetch=4"].ratio > 0
+    assert [found[name].config["prefetch"] for name in ("default", *values)] == [2, 4, 2]
+    assert [found[name].config["train"]["channels_last"] for name in ("default", *values)] == [True, True, False]
+
+
+def test_a_setting_that_changes_the_batch_is_refused():
+    for words in ("data.size_px=64x64", "model.width=4", "data.batch_size=2"):
+        with pytest.raises(InputError, match="leave the batch as it is"):
+            settings.changed(words, [])
+
+
+def test_agreement_runs_and_agrees(store, tmp_path):
+    agreement.main(agreement.Args(store=str(store.path), out=str(tmp_path), quick=True))
+    found = valid(tmp_path, "agreement")
+    for way in ("dali_cpu", "opencv"):
+        assert found[f"{way} against numpy"].value < 0.1  # HU; tests/unit/data/test_loaders.py says why for each change
+    assert all(p > 0 for name, p in vars(agreement.DRAWN).items() if name in ("flip", "crop") or name.endswith("_p"))
+    on_gpu = harness.pick_device().type == "cuda"
+    assert found["busy_dali_gpu_fp16" if on_gpu else "busy_dali_cpu"].value == found["busy_opencv"].value == 0
+
+
+def test_a_batch_that_changed_has_another_digest(store):
+    data = loader.DataConfig(store=str(store.path), size_px=(64, 64), batch_size=2)
+    batches, _ = loader.build_train_loader(store, data, loader.POSTER, 0, loader.Ranks())
+    batch = next(iter(batches))
+    changed = batch._replace(image=batch.image.clone())
+    assert agreement.digest(changed) == agreement.digest(batch)
+    changed.image[1, 0, 5, 5] += 1e-3
+    assert agreement.digest(changed) != agreement.digest(batch)
+    assert agreement.digest(batch._replace(label=batch.label.flip(0))) != agreement.digest(batch)
+
+
+def test_predict_runs(tmp_path):
+    predict.main(predict.Args(out=str(tmp_path), quick=True))
+    found = valid(tmp_path, "predict")
+    ways = {"predict", "flip", "file_to_file"} | ({"tf32"} if torch.cuda.is_available() else set())
+    assert ways < set(found) and all(name.startswith("network") for name in set(found) - ways)
+    slices = found["predict"].config["slices"]
+    for name in ways:
+        config = found[name].config
+        assert config["slices_per_s"] == pytest.approx(found[name].value / 60 * slices, rel=0.01)
+        assert 0 < config["share_in_network"] < 1 and 0 < config["volume_s"]["p50"] <= config["volume_s"]["p90"]
+
+
+def test_the_time_in_the_network_is_that_of_the_window(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(predict.time, "perf_counter", lambda: now[0])
+
+    class Seer:
+        network_s = 9.0  # before the window: not counted
+
+        def predict(self, image):
+            self.network_s += 0.25
+            now[0] += 1.25
+
+    run = predict.Run(Seer(), itertools.repeat("a scan"), None)
+    run.before()
+    run.step()
+    run.step()
+    run.after()
+    assert run.shares == [0.5 / 2.5] and run.seconds == [1.25, 1.25]
+
+
+def test_the_floor_of_prepare_writes_as_many_bytes_as_the_store_holds(raw, store, tmp_path):
+    gunzip.main(gunzip.Args(source=str(raw), output=str(tmp_path / "floor"), workers=1))
+    written = sum(path.stat().st_size for path in (tmp_path / "floor").iterdir())
+    headers = 352 + 352 // 2  # of the labels, and half of the image's, a case
+    assert written == sum(2 * int(np.prod(case.shape)) + headers for case in store.cases)
+
+
+def test_a_dataset_is_linked_in_nnunets_layout(raw, tmp_path):
+    assert convert(raw, tmp_path / "raw") == 6
+    assert sorted(path.name for path in (tmp_path / "raw" / "labelsTr").iterdir())[0] == "case_00000.nii.gz"
+    image = tmp_path / "raw" / "imagesTr" / "case_00000_0000.nii.gz"
+    assert image.resolve() == (raw / "case_00000" / "imaging.nii.gz").resolve()
+    about = json.loads((tmp_path / "raw" / "dataset.json").read_text())
+    # painted in this order, later over earlier: everything, then cyst, then tumor
+    assert list(about["labels"].values()) == [0, [1, 2, 3], [2, 3], 2] and about["regions_class_order"] == [1, 3, 2]
+
+
+def test_without_nnunet_its_line_says_so(tmp_path, monkeypatch):
+    def missing(package):
+        raise nnunet.PackageNotFoundError(package)
+
+    monkeypatch.setattr(nnunet, "version", missing)
+    nnunet.main(nnunet.Args(out=str(tmp_path), quick=True))
+    (path,) = tmp_path.glob("*_nnunet.jsonl")
+    (line,) = harness.read(path)
+    assert line.value is None and line.config["failed"] == "nnunetv2 is not installed: pip install nnunetv2"
+
+
+def test_scaling_to_one_process_is_refused_and_ranks_that_fail_are_quoted(monkeypatch):
+    with pytest.raises(InputError, match="processes=1: use 2 or more"):
+        scaling.Args(processes=1)
+    said = subprocess.CompletedProcess([], 1, "", "first\nno such key")
+    monkeypatch.setattr(scaling.subprocess, "run", lambda *_, **__: said)
+    with pytest.raises(JobFailed, match="2 processes failed:\nfirst\nno such key"):
+        scaling.launch(2, False, [])
+
+
+def test_the_exchange_is_left_out_by_no_sync():
+    """A way without exchange shares the network of the one with it, and no step of it waits for another process."""
+    way = object.__new__(Way)
+    way._idle, way._model = False, build_model(training.ModelConfig(arch="simple_unet", width=1), 1, pretrained=False)
+    way._model.no_sync = lambda: "quiet"
+    way._exchange = "loud"
+    other = way.without_exchange()
+    assert other._exchange() == "quiet" and way._exchange == "loud" and other._model is way._model
+
+
+@pytest.mark.slow
+def test_one_command_runs_them_tiny_as_processes(tmp_path):
+    """Those that start processes themselves or join two others' work; each of the rest runs above, in this process.
+
+    Peers that are not installed have lines that say so.
+    """
+    there = ["model", "end_to_end", "scaling", "prepare", "time_to_dice", "overhead"]
+    command = [sys.executable, "-m", "benchmarks.all", f"out={tmp_path}", "quick=true", f"only=[{','.join(there)}]"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+    found = {name: lines_of(tmp_path, name) for name in there}
+
+    model = found["model"]
+    assert model["copy"].ceiling.value is None and model["copy"].ceiling.reason
+    train, infer = model["train_fp32_channels_last"], model["infer_fp32"]
+    assert 2 < train.config["gflop_per_image"] / infer.config["gflop_per_image"] <= 3  # rounded figures
+    assert train.config["roofline"]["reached"] > 0 and train.config["saved_mb_per_image"] > 0
+
+    steps = found["end_to_end"]
+    assert {"fixed", "dali", "opencv"} <= set(steps)
+    assert steps["dali"].ratio > 0 and steps["fixed"].ratio is None
+    assert 0 <= steps["dali"].config["data_wait"] < 1 and steps["dali"].config["pixels_per_image"] == 64 * 64
+    assert steps["fixed"].config["step_ms"]["steps"] == steps["fixed"].windows >= 5  # windows of one step
+
+    weak = found["scaling"]["weak_2"]
+    assert weak.ceiling.name == "2 times one process" and weak.config["processes"] == 2
+    assert found["scaling"]["strong_2"].config["batch_size"] == weak.config["batch_size"] // 2
+    assert -1 < weak.config["communication_share"] < 1
+    assert found["prepare"]["prepare"].ratio > 0
+    ours = found["time_to_dice"]["kits_dist"]
+    assert ours.value > 0 and ours.config["curves"][0][-1][0] == pytest.approx(ours.value, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_whole_suite_runs_tiny_without_a_gpu(tmp_path):
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "benchmarks.gpu_suite", f"out={tmp_path}", "quick=true", "limit_s=600"]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=700)
+    table = (tmp_path / "table.txt").read_text()
+    assert "failed, exit" not in table and "stopped" not in table and "left out" not in table, table
+    questions = {line.question for line in harness.read(tmp_path / "results.jsonl")}
+    assert questions == {"agreement", "feed", "loader", "model", "end_to_end", "predict", "phantom_dice"}
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) <= 8 and all(path.stat().st_size < 16e6 for path in files)
+
+
+def test_a_step_that_fails_is_noted_and_the_suite_goes_on(tmp_path):
+    suite = gpu_suite.Suite(gpu_suite.Args(out=str(tmp_path), quick=True), tmp_path / "work")
+    suite.run(Task("wrong", ["kits_dist.prepare", "source=nowhere", "store=nowhere"], 60))
+    suite.run(Task("late", ["kits_dist.prepare", "help"], 60), suite.args.limit_s)
+    suite.write_table()
+    table = (tmp_path / "table.txt").read_text()
+    assert "failed, exit code 2" in table and "source=nowhere" in table
+    assert "late" in table and "left out" in table
+
+
+def test_the_suite_without_a_gpu_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="no NVIDIA GPU here. With quick=true"):
+        gpu_suite.main(gpu_suite.Args(out=str(tmp_path)))
+
+
+def test_evaluate_runs_and_both_ways_agree(tmp_path):
+    for name in ("SimpleITK", "surface_distance"):
+        pytest.importorskip(name, reason=f"{name} is not installed: pip install -e .[dev]")
+    from benchmarks import evaluate
+
+    evaluate.main(evaluate.Args(out=str(tmp_path), quick=True))
+    lines = valid(tmp_path, "evaluate")
+    assert set(lines) == {
+        *("official, 16 slices", "ours, 16 slices", "ours against official, 16 slices"),
+        *("memory of official, 16 slices", "memory of ours, 16 slices"),
+    }
+    assert all(line.config["largest_difference"] < 1e-9 for line in lines.values())
+    assert lines["memory of ours, 16 slices"].config["imports_mb"] > 10
+    assert lines["ours, 16 slices"].ratio > 0
+
+
+def test_a_way_that_dies_is_named():
+    from benchmarks import evaluate
+
+    scorer = evaluate.Scorer("neither")
+    with pytest.raises(JobFailed, match="benchmarks.lib.scorers neither ended: its words stand above"):
+        scorer.ask()
+    scorer.process.wait()
+
+
+def test_the_moved_copy_is_near_the_truth_and_holds_its_labels():
+    from benchmarks.evaluate import moved
+
+    label = np.zeros((12, 40, 40), np.uint8)
+    label[3:9, 10:30, 10:30] = 1
+    label[4:8, 15:25, 15:25] = 2
+    near = moved(label, (3.0, 0.8, 0.8), seed=0)
+    assert set(np.unique(near)) == {0, 1, 2} and not np.array_equal(near, label)
+    assert 0.8 < 2 * ((near > 0) & (label > 0)).sum() / ((near > 0).sum() + (label > 0).sum()) < 1
+    assert np.array_equal(near, moved(label, (3.0, 0.8, 0.8), seed=0))

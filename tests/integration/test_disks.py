@@ -1,0 +1,96 @@
+"""Folders that cannot be written, disks that fill up, and a store that changes while a run reads it."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from kits_dist import cli, phantom, prepare
+from kits_dist import train as training
+from kits_dist.config import Config
+from kits_dist.data.store import Store
+from tests.helpers import forked
+from tests.helpers.jobs import LAUNCH, SMALL, alive, begin, ranks, until
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """mount(options) -> an empty folder on a tmpfs of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options: str):
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a tmpfs needs root and the right to mount")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", str(folder)], capture_output=True)
+
+
+def said(capsys, main, schema, *arguments) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main, schema, [str(argument) for argument in arguments])
+    return caught.value.code, capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_that_cannot_be_written_is_named(mounted, raw, store, capsys):
+    disk = mounted("ro")
+    for main, schema, arguments in (
+        (prepare.main, prepare.Args, (f"source={raw}", f"store={disk / 'store'}")),
+        (phantom.main, phantom.Args, (f"output={disk / 'raw'}", "cases=1", "size=[8,64,64]")),
+        (training.main, Config, (f"data.store={store.path}", f"run={disk / 'run'}", *SMALL)),
+    ):
+        code, message = said(capsys, main, schema, *arguments)
+        assert code == 2
+        assert f"Read-only file system: {disk}" in message and "Name another file or folder" in message
+
+
+def test_prepare_on_a_full_disk_keeps_what_is_finished(mounted, raw, tmp_path, capsys):
+    disk = mounted("size=200k")
+    code, message = said(capsys, prepare.main, prepare.Args, f"source={raw}", f"store={disk / 'store'}", "workers=1")
+    assert code == 1 and "No space left on device" in message and "make room and run again" in message
+    whole = sorted((disk / "store" / "axial").iterdir())
+    assert whole and all((case / "case.json").is_file() for case in whole)  # nothing half-written
+    assert not (disk / "store" / "store.json").exists()  # and no store that lacks cases
+    subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+    code = said(capsys, prepare.main, prepare.Args, f"source={raw}", f"store={disk / 'store'}", "workers=1")[0]
+    assert code == 0
+
+
+@pytest.mark.slow
+def test_training_on_a_full_disk_keeps_its_checkpoints(mounted, store):
+    disk = mounted("size=3m")  # a checkpoint of this network takes 1.4 MB
+    words = [f"data.store={store.path}", f"run={disk / 'run'}", *SMALL]
+    words += ["optim.epochs=30", "optim.patience=0", "train.keep=9", "log.images=0", "model.width=4"]
+    printed = forked.run("kits_dist.train", *words, code=1)
+    assert "No space left on device" in printed.splitlines()[-1] and "Traceback" not in printed
+    subprocess.run(["mount", "-o", "remount,size=32m", str(disk)], check=True)
+    assert "continuing from step_" in forked.run("kits_dist.train", *words, "resume=auto")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda path: os.truncate(path, 100), "image.npy has 100 bytes instead of"),
+        (os.unlink, "image.npy is missing"),
+    ],
+    ids=["cut", "deleted"],
+)
+def test_all_ranks_end_soon_when_the_store_changes_under_them(store, tmp_path, change, words):
+    copy, log = Store(shutil.copytree(store.path, tmp_path / "store")), tmp_path / "log"
+    run = begin(copy, tmp_path / "run", log, LAUNCH, "optim.epochs=100000")
+    try:
+        until(lambda: "epoch 2:" in log.read_text(), run, log)
+        both = ranks(run)
+        assert len(both) == 2
+        for path in sorted(copy.path.glob("axial/*/image.npy")):
+            change(path)
+        assert run.wait(timeout=60) != 0
+        assert not alive(both)
+    finally:
+        run.kill()
+    assert log.read_text().count(words) == 1 and "the store changed while it was read" in log.read_text()

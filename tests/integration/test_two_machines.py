@@ -1,0 +1,181 @@
+"""Two machines, a launcher on each, one shared file system: network namespaces of this one with a cable between them.
+
+Where those are not allowed, two launchers meet on loopback; what a cut cable does there is to stop all of one side's
+processes, whose connections then stay open and silent.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.jobs import ROOT, begin, lines, ranks, same_weights, train, until
+from tests.helpers.slurm_cluster import free_ports
+
+pytestmark = pytest.mark.slow
+CORES = [str(core) for core in sorted(os.sched_getaffinity(0))] if hasattr(os, "sched_getaffinity") else ["0"]
+GIVES_UP_S = 30 + 60  # train.timeout_s; then launchers wait 30 s before they kill, and the machine may be loaded
+
+
+def ip(*words: str) -> None:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+
+class Machine:
+    """Processes that carry its name in their environment, wherever their parents went."""
+
+    def __init__(self, rank: int, main: str, port: int):
+        self.name, self.rank, self.main, self.port = f"kits{rank}_{os.getpid()}", rank, main, port
+        self.inside = ["env", f"MACHINE={self.name}"]
+
+    def launch(self, store, run, log, *more, flags=()) -> subprocess.Popen:
+        """launch/multinode.yaml with one process on each machine, each on its own core; `flags` for the launcher."""
+        core = CORES[self.rank % len(CORES)]
+        command = [*self.inside, "taskset", "-c", core, sys.executable, "-m"]
+        command += ["accelerate.commands.launch", "--config_file", str(ROOT / "launch" / "multinode.yaml")]
+        command += ["--num_processes", "2", "--machine_rank", f"{self.rank}"]
+        command += ["--main_process_ip", self.main, "--main_process_port", f"{self.port}", *flags]
+        return begin(store, run, log, command, *more)
+
+    def processes(self) -> list[int]:
+        mine, found = f"MACHINE={self.name}\0".encode(), []
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):  # ended, or somebody else's
+                found += [int(environ.parent.name)] if mine in environ.read_bytes() else []
+        return found
+
+    def signal(self, number: int) -> None:
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def unplug(self) -> None:
+        self.signal(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """After the other one has given up."""
+        self.signal(signal.SIGCONT)
+
+    def plug_in(self) -> None:
+        pass
+
+    def remove(self) -> None:
+        self.signal(signal.SIGKILL)
+
+
+class Namespace(Machine):
+    def __init__(self, rank: int):
+        super().__init__(rank, "10.77.0.1", 29500)
+        self.cable = f"k{rank}{os.getpid()}"
+        self.inside = [*self.inside, "ip", "netns", "exec", self.name]
+        ip("netns", "add", self.name)
+
+    def address(self) -> None:
+        ip("-n", self.name, "addr", "add", f"10.77.0.{self.rank + 1}/24", "dev", self.cable)
+        ip("-n", self.name, "link", "set", "lo", "up")
+        self.plug_in()
+
+    def unplug(self) -> None:
+        ip("-n", self.name, "link", "set", self.cable, "down")
+
+    def wake(self) -> None:
+        pass
+
+    def plug_in(self) -> None:
+        ip("-n", self.name, "link", "set", self.cable, "up")
+
+    def remove(self) -> None:
+        super().remove()
+        ip("netns", "del", self.name)
+
+
+@pytest.fixture
+def machines():
+    if not shutil.which("taskset"):
+        pytest.skip("needs `taskset` (util-linux)")
+    made: list[Machine] = []
+    try:
+        try:
+            for rank in (0, 1):
+                made.append(Namespace(rank))
+            a, b = made
+            ip("link", "add", a.cable, "netns", a.name, "type", "veth", "peer", "name", b.cable, "netns", b.name)
+            a.address()
+            b.address()
+        except OSError:  # no `ip` here, or not allowed
+            (port,) = free_ports(1)
+            while made:
+                made.pop().remove()
+            made += [Machine(rank, "127.0.0.1", port) for rank in (0, 1)]
+        yield made
+    finally:
+        for machine in made:
+            machine.remove()
+
+
+def test_two_machines_train_as_one_and_survive_a_cut_cable(machines, store, tmp_path):
+    run, logs = tmp_path / "run", [tmp_path / "log0", tmp_path / "log1"]
+    more = ["train.save_every_steps=3", "train.timeout_s=30"]
+    both = [machine.launch(store, run, log, *more) for machine, log in zip(machines, logs, strict=True)]
+    until(lambda: lines(run) > 8, both[0], logs[0], 300)
+    machines[1].unplug()
+    assert both[0].wait(GIVES_UP_S) == 1
+    machines[1].wake()
+    assert both[1].wait(GIVES_UP_S) == 1
+    last = (run / "checkpoint" / "last").resolve()
+    for rank, log in enumerate(logs):
+        said = log.read_text()
+        assert said.count(f"rank {rank} of 2 waited for the others in `") == 1
+        assert rank or re.search("one of them is gone or silent: (Timed out waiting|Application timeout)", said)
+        assert f"The last checkpoint is {last};" in said
+    assert not machines[0].processes() and not machines[1].processes()
+    assert not (run / "requeue").exists()
+
+    machines[1].plug_in()
+    more += ["resume=auto", "optim.epochs=9"]
+    both = [machine.launch(store, run, log, *more) for machine, log in zip(machines, logs, strict=True)]
+    assert [process.wait(300) for process in both] == [0, 0], logs[0].read_text() + logs[1].read_text()
+    assert f"continuing from {last.name}" in logs[0].read_text() and "2 processes x batch 3" in logs[0].read_text()
+
+    train(store, tmp_path / "whole", *more, world=2, local_world=max(2, len(CORES)))  # one thread each, as above
+    assert same_weights(run, tmp_path / "whole")
+
+
+def test_machines_that_do_not_share_the_run_folder_are_refused(machines, store, tmp_path):
+    """The first has a run to go on with, the second finds nothing."""
+    train(store, tmp_path / "run", "optim.epochs=1")
+    more = ["optim.epochs=2", "resume=auto", "train.timeout_s=60"]
+    logs = [tmp_path / "log0", tmp_path / "log1"]
+    runs = [tmp_path / "run", tmp_path / "another"]
+    both = [m.launch(store, run, log, *more) for m, run, log in zip(machines, runs, logs, strict=True)]
+    assert 0 not in [process.wait(200) for process in both]
+    assert logs[0].read_text().count("the checkpoint in run is 0 for rank 1") == 1
+    assert not runs[1].exists()
+
+
+def test_launchers_with_max_restarts_start_all_ranks_again(machines, store, tmp_path):
+    """The second machine's launcher sees its rank die; the first one's rank 0 leaves for that, and both meet again."""
+    run, logs = tmp_path / "run", [tmp_path / "log0", tmp_path / "log1"]
+    more = ["optim.epochs=12", "train.save_every_steps=3", "train.timeout_s=60", "resume=auto"]
+    flags = ["--max_restarts", "3"]
+    both = [m.launch(store, run, log, *more, flags=flags) for m, log in zip(machines, logs, strict=True)]
+    until(lambda: lines(run) > 4, both[0], logs[0], 300)
+    (victim,) = ranks(both[1])
+    os.kill(victim, signal.SIGKILL)
+    assert [process.wait(300) for process in both] == [0, 0], logs[0].read_text() + logs[1].read_text()
+    said = logs[0].read_text()
+    assert said.count("continuing from step_") == 1 and "finished: 12 epochs done" in said
+
+
+def test_a_machine_that_is_not_started_ends_the_wait_of_the_first(machines, store, tmp_path):
+    log = tmp_path / "log"
+    first = machines[0].launch(store, tmp_path / "run", log, flags=["--rdzv_conf", "timeout=5"])
+    assert first.wait(100) == 1 and "1/2 clients joined" in log.read_text()

@@ -1,0 +1,194 @@
+"""The peers of benchmarks.loader see the pixels that we see; each is tested where it is installed."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+
+from benchmarks import loader, peers
+from benchmarks.agreement import reference
+from benchmarks.lib import harness
+from benchmarks.lib.training import Setup, Watch
+from benchmarks.loader import POSTER, STILL
+from kits_dist.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from kits_dist.data import augment_params, augment_reference
+from kits_dist.data.loaders import build_train_loader
+from kits_dist.data.sampler import train_positions
+from kits_dist.distributed.precision import Precision
+from kits_dist.distributed.ranks import Ranks
+from kits_dist.distributed.runtime import Runtime
+from kits_dist.utils.errors import InputError, MissingPackage
+
+
+@pytest.fixture(params=list(peers.PEERS))
+def name(request):
+    pytest.importorskip(peers.PEERS[request.param].package, reason="needs: pip install -e .[peers]")
+    return request.param
+
+
+def feed_of(store, changes, size_px):
+    data = DataConfig(store=str(store.path), size_px=size_px, batch_size=4, backend="opencv")
+    return build_train_loader(store, data, changes, 0, Ranks())[1]
+
+
+def batches(name, feed, changes):
+    torch.manual_seed(0)  # what the peer is seeded from
+    return peers.stream(peers.build(name, feed, changes), feed, changes, 4, workers=0)
+
+
+def test_without_augmentation_it_gives_our_pixels(store, name):
+    feed = feed_of(store, STILL, (32, 64))
+    for step, (image, label) in zip(range(4), batches(name, feed, STILL), strict=False):
+        expected = reference(feed, train_positions(step, 4, 0, 1))
+        assert image.dtype == torch.float32 and image.is_contiguous() and label.dtype == torch.uint8
+        assert np.array_equal(label.numpy(), expected[1])
+        assert np.abs(image.numpy() - expected[0]).max() < 1e-5  # float32 keeps 7 digits
+
+
+def test_augmented_batches_have_our_shape_and_range(store, name):
+    feed = feed_of(store, POSTER, (64, 96))  # most slices are smaller and get padded
+    seen = [pair for _, pair in zip(range(8), batches(name, feed, POSTER), strict=False)]
+    for image, label in seen:
+        assert image.shape == (4, 1, 64, 96) and label.shape == (4, 64, 96) and label.max() <= 3
+        levels = image * feed.norm.sd + feed.norm.mean
+        assert -0.01 < levels.min() and levels.max() < 200.01
+    assert len({image.numpy().tobytes() for image, _ in seen}) == 8
+
+
+TOLERANCE = 1.0  # levels: albumentations rounds to half a level, a fitted angle of 1e-4 moves a noisy slice by 0.2
+
+
+@pytest.mark.parametrize("kind", ["turned", "scaled", "mirrored"])
+def test_each_change_is_ours(store, name, kind):
+    """A 64x64 slice in a 64x64 window, one change drawn always: ours with the same parameter gives the same pixels."""
+    still = {"flip": 0, "rotate_p": 0, "scale_p": 0, "noise_p": 0}
+    changes = {
+        "turned": AugmentConfig(**still | {"rotate_p": 1, "rotate_deg": 10.0}),
+        "scaled": AugmentConfig(**still | {"scale_p": 1, "scale": (1.07, 1.07)}),
+        "mirrored": AugmentConfig(**still | {"flip": 0.5}),
+    }[kind]
+    feed = feed_of(store, changes, (64, 64))
+    found = []
+    for step, (image, label) in zip(range(6), batches(name, feed, changes), strict=False):
+        host = feed.batch(train_positions(step, 4, 0, 1))
+        for i, (case, _, _) in enumerate(host.identity):
+            if store.cases[case].shape[1:] != (64, 64):
+                continue  # the window has room to move
+            view, levels = store.cases[case].view("axial"), image[i, 0].numpy() * feed.norm.sd + feed.norm.mean
+
+            def matrix(degrees=0.0, mirror=1.0, zoom=1.0, view=view):
+                return augment_params.matrices(
+                    feed.framing, [view], np.zeros((1, 2)), *np.array([[degrees], [mirror], [zoom]])
+                )
+
+            def difference(*change, levels=levels, slab=host.slabs[i][..., 0], matrix=matrix):
+                return np.abs(augment_reference.warp_linear(slab, matrix(*change)[0], (64, 64))[0] - levels)
+
+            if kind == "turned":
+                near = min(np.arange(-10, 10.1, 0.5), key=lambda degrees: difference(degrees).mean())
+                fit = minimize_scalar(
+                    lambda d: difference(d).mean(), bounds=(near - 0.5, near + 0.5), options={"xatol": 1e-5}
+                )
+                change = (fit.x,)
+            else:
+                change = {"scaled": [(0.0, 1.0, 1.07)], "mirrored": [(0.0, 1.0), (0.0, -1.0)]}[kind]
+                change = min(change, key=lambda one: difference(*one).mean())
+            assert difference(*change).max() < TOLERANCE
+            expected = augment_reference.warp_nearest(host.labels[i][..., 0], matrix(*change)[0], (64, 64))
+            assert (label[i].numpy() != expected).mean() < 2e-3  # ties of nearest neighbours
+            found.append(change)
+    assert len(found) > 4
+    if kind == "turned":
+        assert min(found)[0] < -2 and max(found)[0] > 2 and max(np.abs(found)) <= 10.01
+    if kind == "mirrored":
+        assert len(set(found)) == 2
+
+
+def test_a_peer_that_is_not_installed_is_a_line_that_says_so(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(peers.PEERS["monai"], "package", "monai-of-nowhere")
+    with pytest.raises(MissingPackage, match=r"monai-of-nowhere is not installed: pip install kits-dist\[peers\]"):
+        peers.build("monai", None, POSTER)
+    sheet = tmp_path / "sheet.png"
+    loader.main(loader.Args(store=str(store.path), peers=("monai",), sheet=str(sheet), out=str(tmp_path), quick=True))
+    (path,) = tmp_path.glob("*_loader.jsonl")
+    lines = {line.config["variant"]: line for line in harness.read(path)}
+    assert lines["monai"].value is None and "monai-of-nowhere is not installed" in lines["monai"].config["failed"]
+    assert not [name for name in lines if "against" in name]
+    assert sheet.stat().st_size > 1000 and str(tmp_path) not in path.read_text()
+
+
+@pytest.mark.slow
+def test_all_installed_peers_are_timed_in_one_run(tmp_path):
+    """A process of its own: the workers are forked, and this one may have threads."""
+    for peer in peers.PEERS.values():
+        pytest.importorskip(peer.package, reason="needs: pip install -e .[peers]")
+    command = [sys.executable, "-m", "benchmarks.loader", "quick=true", "peers=true", f"out={tmp_path}"]
+    subprocess.run(command, cwd=harness.RESULTS.parents[1], check=True, timeout=240)
+    (path,) = tmp_path.glob("*_loader.jsonl")
+    lines = {line.config["variant"]: line for line in harness.read(path)}
+    for name, peer in peers.PEERS.items():
+        assert lines[name].value > 0 and lines[name].config["choices"] == peer.choices
+        ratios = [line for variant, line in lines.items() if variant.endswith(f" against {name}")]
+        assert len(ratios) >= 2 and all(line.unit == "times" and line.value > 0 for line in ratios)
+
+
+def test_peers_are_chosen_by_name():
+    assert peers.chosen(()) == peers.chosen(("false",)) == []
+    assert peers.chosen(("true",)) == list(peers.PEERS) == peers.chosen(("True",))
+    assert peers.chosen(("monai",)) == ["monai"]
+    with pytest.raises(InputError, match=r"peers=\['kornia'\]: choose from"):
+        peers.chosen(("kornia",))
+
+
+def test_a_peer_draws_its_window_always_or_never(store):
+    with pytest.raises(ValueError, match="augment.crop=0.5"):
+        peers.Slices(None, AugmentConfig(crop=0.5), None)
+
+
+# whole trainings
+
+
+@pytest.fixture(params=list(peers.TRAININGS))
+def other(request):
+    pytest.importorskip(peers.PEERS[peers.TRAININGS[request.param][1]].package, reason="needs: pip install -e .[peers]")
+    return request.param
+
+
+def setup_of(store, changes):
+    data = DataConfig(store=str(store.path), size_px=(32, 64), batch_size=4, backend="opencv")
+    network = ModelConfig(arch="simple_unet", width=2)
+    cpu = SimpleNamespace(device=torch.device("cpu"))
+    runtime = Runtime(cpu, Precision("fp32", "a test"), Ranks(), torch.float32)
+    return Setup(runtime, store, data, changes, network, OptimConfig(lr=0.01), TrainConfig())
+
+
+def test_other_trainings_see_our_pixels_and_learn(store, other):
+    """Without changes each of their images is one of ours, with its label; on one batch their loss falls."""
+    setup = setup_of(store, STILL)
+    feed = feed_of(store, STILL, (32, 64))
+    ours = {}
+    for step in range(len(feed.rows) // 4):
+        for image, label in zip(*reference(feed, train_positions(step, 4, 0, 1)), strict=True):
+            ours[np.rint(image * feed.norm.sd + feed.norm.mean).astype(np.uint8).tobytes()] = label
+    made = peers.TRAININGS[other][2](setup, feed)
+    watch = Watch(made.model)
+    found = 0
+    for _, batch in zip(range(4), made.batches, strict=False):
+        assert batch.image.shape == (4, 1, 32, 64) and batch.image.dtype == torch.float32
+        for image, label in zip(batch.image.numpy(), batch.label.numpy(), strict=True):
+            key = np.rint(image * feed.norm.sd + feed.norm.mean).astype(np.uint8).tobytes()
+            found += key in ours and np.array_equal(ours[key], label)
+    assert found >= 14  # 16, but for the slices that four whole batches leave over
+    losses = [made.step(batch, True) for _ in range(12)]
+    assert losses[-1] < losses[0] and made.step(batch, False) is None
+    assert watch.images == 13 * 4 and watch.pixels_per_image() == 32 * 64
+
+
+def test_other_trainings_change_each_image_each_time(store, other):
+    made = peers.TRAININGS[other][2](setup_of(store, POSTER), feed_of(store, POSTER, (32, 64)))
+    seen = {image.numpy().tobytes() for _, batch in zip(range(12), made.batches, strict=False) for image in batch.image}
+    assert len(seen) == 48

@@ -1,0 +1,162 @@
+"""The work of a step is counted, not guessed; what the device allows, and what a GPU that nobody measured should do."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import model, plan
+from benchmarks.lib import harness, roofline, training
+from kits_dist.training.peaks import short_name
+from kits_dist.utils.errors import InputError
+from tests.unit.benchmarks.test_benchmarks import made
+
+CPU = torch.device("cpu")
+
+
+def test_the_counted_work_is_that_of_the_convolutions():
+    # width 1 at 16x16, a multiply-add counts 2. Pixels and channels of the five levels: 256x1 64x2 16x4 4x8 1x16
+    # down, 3x3: 256*(1+1) + 64*(2+4) + 16*(8+16) + 4*(32+64) + 1*(128+256) = 2048 channel products, * 9 * 2 =  36864
+    # up, 2x2 with stride 2: a coarse pixel gives 4 fine ones: 64*2*1 + 16*4*2 + 4*8*4 + 1*16*8 = 512, * 4 * 2 =  4096
+    # merge, 3x3: 256*(2+1) + 64*(8+4) + 16*(32+16) + 4*(128+64) = 3072, * 9 * 2                              =  55296
+    # head, 1x1: 256 * 2                                                                                      =    512
+    forward = 36864 + 4096 + 55296 + 512
+    network = model.ModelConfig(arch="simple_unet", width=1)
+    built = model.build_model(network, 1, pretrained=False)
+    assert roofline.forward_gflop(built, (3, 1, 16, 16)) * 1e9 == pytest.approx(forward)
+    assert built.training  # left as it was
+    # the backward pass is two of them, but for the input of the first convolution, which needs no gradient: 256 * 9 * 2
+    work = model.counted(network, model.Mode("fp32", False), (16, 16), 2, "cpu")
+    assert work.flop == 2 * (3 * forward - 4608)
+    assert model.counted(network, model.Mode("fp32", False, train=False), (16, 16), 2, "cpu").flop == 2 * forward
+
+
+def test_counting_on_fake_tensors_agrees_with_torchs_counter_on_real_ones():
+    network = model.ModelConfig(arch="unet", encoder="resnet18", encoder_weights="none")
+    mode = model.Mode("fp32", True)
+    step = model.build_step(network, mode, (32, 32), 2, CPU)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    assert model.counted(network, mode, (32, 32), 2, "cpu").flop == counter.get_total_flops()
+
+
+def test_bytes_are_those_read_and_written():
+    def build():
+        a, b = torch.zeros(4, 8), torch.zeros(8, 2)
+
+        def step():
+            c = a @ b  # reads 128 + 64, writes 32 bytes
+            c.relu_()  # reads 32, writes 32
+            c.view(2, 4).t()  # views move nothing
+            torch.empty(1000)
+            a.zero_()  # writes 128
+
+        return step
+
+    work = roofline.count(build)
+    assert [operator.nbytes for operator in work.operators] == [224, 64, 128]
+    assert work.flop == 2 * 4 * 8 * 2 and work.by_kind()["relu"] == 64
+
+
+def test_what_the_backward_pass_needs_is_counted_once():
+    def build():
+        x, first, second = torch.zeros(8, 4), *(torch.nn.Parameter(torch.zeros(n, n - 1)) for n in (4, 3))
+        # kept: x (128 bytes) for the gradient of `first`, the sigmoid's output (96) for its own and that of `second`;
+        # the weight `second`, kept for the gradient of what comes before it, is no activation
+        return lambda: ((x @ first).sigmoid() @ second).sum().backward()
+
+    assert roofline.count(build).saved_bytes == 128 + 96
+
+
+def test_the_bound_takes_each_operator_for_itself():
+    work = roofline.Work([roofline.Operator("a", 100, 1), roofline.Operator("b", 1, 30)], 0)
+    seconds, memory_share = roofline.bound(work, flops=10, bytes_per_s=10)
+    assert seconds == 10 + 3 and memory_share == pytest.approx(3 / 13)  # not max(101 / 10, 31 / 10)
+
+
+def test_autocast_is_counted_as_on_a_gpu():
+    def build():
+        image = torch.zeros(1, 1, 4, 4, dtype=torch.bfloat16)
+
+        def step():
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.nn.functional.interpolate(image, scale_factor=2).dtype == torch.bfloat16
+
+        return step
+
+    work = roofline.count(build)
+    assert [operator.nbytes for operator in work.operators] == [2 * 16 + 2 * 64]  # no cast to float32
+
+
+def test_nobody_looks_at_fewer_pixels_unseen():
+    network = torch.nn.Conv2d(1, 1, 1)
+    watch = training.Watch(network)
+    network(torch.zeros(3, 1, 8, 4))
+    network(torch.zeros(2, 1, 8, 4))
+    assert (watch.images, watch.pixels_per_image()) == (5, 32)
+    network(torch.zeros(1, 1, 4, 4))
+    with pytest.raises(ValueError):
+        watch.pixels_per_image()
+
+
+# plan
+
+
+def measured(reached: float, precision: str = "bf16", gpu: str | None = "NVIDIA H100 80GB HBM3", variant: str = "a"):
+    config = {
+        "mode": "train",
+        "precision": precision,
+        "compile": False,
+        "fused": None,
+        "size_px": [64, 64],
+        "batch_size": 4,
+        "model": {"arch": "simple_unet", "encoder": "resnet34", "width": 4},
+        "roofline": {"images_per_s": 1000.0, "reached": reached, "memory_share": 0.5},
+    }
+    line = made([1000 * reached], variant=variant, **config)
+    return replace(line, question="model", env=line.env | {"gpu": gpu, "gpus": int(gpu is not None)})
+
+
+def planned(tmp_path, capsys, *recorded, **args) -> str:
+    for line in recorded:
+        harness.record(line, tmp_path)
+    capsys.readouterr()
+    small = {"arch": "simple_unet", "size_px": (64, 64), "batch_size": 4}
+    results = str(tmp_path) if recorded else ""
+    plan.main(plan.Args(**{"gpu": "A6000"} | small | args, results=results))
+    return capsys.readouterr().out
+
+
+def test_a_plan_is_marked_as_predicted_and_says_what_it_assumes(tmp_path, capsys):
+    said = planned(tmp_path, capsys, measured(0.5), measured(0.4, variant="b"), gpus=8)
+    assert said.startswith("PREDICTED, not measured: 8 x A6000")
+    assert "154.8 TFLOP/s, 768 GB/s" in said and "0.40 .. 0.50 in 2 bf16 GPU lines" in said
+    low, high = (float(word) for word in re.findall(r"^PREDICTED (?:low|high): (\d+) images/s", said, flags=re.M))
+    bound = float(re.search(r"bound: (\d+) images/s", said)[1])
+    work = model.counted(plan.ModelConfig(arch="simple_unet"), model.Mode("bf16", True), (64, 64), 4, "cuda")
+    assert bound == pytest.approx(4 / roofline.bound(work, 154.8e12, 768e9).seconds, abs=0.5)
+    assert low / bound == pytest.approx(0.4, rel=0.01) and high / bound == pytest.approx(0.5, rel=0.01)
+    # each line is predicted by what the other reached: 1000 * 0.4 against 500
+    assert "NVIDIA H100 80GB HBM3 a 64x64: predicted 400, measured 500 images/s, ratio 0.80; by the data sheet" in said
+
+
+def test_a_plan_without_gpu_lines_says_how_little_it_knows(tmp_path, capsys):
+    said = planned(tmp_path, capsys, measured(0.5, precision="fp32", gpu=None))
+    assert "no GPU was measured, and a CPU's share says little about one's" in said
+    assert "no other line to predict it from" in said
+
+
+def test_gradients_travel_round_a_ring():
+    # 4 GPUs: 2 * 3 / 4 of 700 MB at 0.7 of 1 GB/s
+    assert plan.all_reduce_s(7e8, 4, 1e9) == pytest.approx(1.5)
+    assert plan.all_reduce_s(7e8, 1, 1e9) == 0
+
+
+def test_a_gpu_without_a_data_sheet_is_refused():
+    with pytest.raises(InputError, match="gpu=H300: choose one of A6000"):
+        plan.Args(gpu="H300")
+    assert short_name("NVIDIA H100 80GB HBM3") == "H100" and short_name("NVIDIA RTX A6000") == "A6000"
+    for other in ("Tesla V100-SXM2-16GB", "NVIDIA H100 PCIe", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"):
+        assert short_name(other) is None

@@ -1,0 +1,190 @@
+import numpy as np
+import pytest
+
+from kits_dist.config import AugmentConfig
+from kits_dist.data import augment_params, augment_reference
+from kits_dist.data.augment_params import Framing
+from kits_dist.data.intensity import Box, Window
+from kits_dist.data.store import Normalization, View
+
+RAW = Normalization(0.0, 1.0)
+NOTHING = {
+    name: 0 for name in ("flip", "crop", *vars(AugmentConfig())) if name in ("flip", "crop") or name.endswith("_p")
+}
+
+
+def case(shape=(1, 64, 80), spacing=(3.0, 0.8, 0.8), body=None, plane="axial"):
+    return View(plane, shape, spacing, Box(*(body or (0, shape[1], 0, shape[2]))))
+
+
+def drawn(n=4000, one=None, framing=None, **changes):
+    config = AugmentConfig(**(NOTHING | changes))
+    u = augment_params.uniforms(0, np.zeros(n, int), np.arange(n))
+    return augment_params.draw(config, framing or Framing((64, 64), None), [one or case()] * n, Window(0, 200), u, 1000)
+
+
+def picture(shape):
+    return np.random.default_rng(0).integers(0, 201, shape).astype(np.uint8)
+
+
+def test_uniforms_are_uniform_independent_and_keyed():
+    u = augment_params.uniforms(1, np.zeros(20000, int), np.arange(20000))
+    table = np.stack(list(u.values()))
+    assert np.abs(table.mean(axis=1) - 0.5).max() < 0.01 and np.abs(table.var(axis=1) - 1 / 12).max() < 0.003
+    assert np.abs(np.corrcoef(table) - np.eye(len(table))).max() < 0.035
+    one = augment_params.uniforms(1, np.array([3]), np.array([7]))["angle"]
+    for seed, epoch, sample in ((2, 3, 7), (1, 4, 7), (1, 3, 8)):
+        assert augment_params.uniforms(seed, np.array([epoch]), np.array([sample]))["angle"] != one
+    many = augment_params.uniforms(1, np.array([9, 3]), np.array([1, 7]))["angle"]
+    assert many[1] == one[0]  # a sample's draw does not depend on its batch
+
+
+def test_nothing_drawn_is_an_exact_crop_even_at_odd_differences():
+    slab, label = picture((2, 65, 81)), picture((65, 81)) % 4
+    params = drawn(1, case((1, 65, 81)), Framing((32, 64), None))
+    image, cut = augment_reference.apply(slab, label, params, 0, (32, 64), 200, RAW)
+    assert np.array_equal(image, slab[:, 16:48, 8:72]) and np.array_equal(cut, label[16:48, 8:72])
+
+
+def test_a_window_larger_than_the_slice_holds_it_whole():
+    slab, label = picture((1, 20, 30)), np.full((20, 30), 2, np.uint8)
+    for crop in (0, 1):
+        params = drawn(20, case((1, 20, 30)), Framing((64, 64), None), crop=crop)
+        for i in range(20):
+            image, padded = augment_reference.apply(slab, label, params, i, (64, 64), 200, RAW)
+            assert (padded == 2).sum() == 600 and image.sum() == slab.sum()
+
+
+def test_the_validation_window_is_centred_on_the_body():
+    off = case((1, 200, 200), body=(100, 180, 20, 100))
+    matrix = augment_params.centred(Framing((64, 64), None), [off]).matrix[0]
+    assert matrix.tolist() == [[1, 0, 60 - 32], [0, 1, 140 - 32]]
+
+
+def test_flip_is_left_right():
+    slab = picture((1, 64, 64))
+    params = drawn(1, case((1, 64, 64)), flip=1)
+    assert np.array_equal(augment_reference.apply(slab, slab[0], params, 0, (64, 64), 200, RAW)[0], slab[:, :, ::-1])
+
+
+def test_rotation_of_90_degrees_is_exact():
+    slab = picture((1, 64, 64))
+    still = np.zeros(1)
+    matrix = augment_params.matrices(
+        Framing((64, 64), None), [case((1, 64, 64))], np.zeros((1, 2)), still + 90, still + 1, still + 1
+    )
+    turned = augment_reference.warp_linear(slab, matrix[0], (64, 64))[0]
+    assert np.abs(turned - np.rot90(slab[0])).max() < 0.01  # float32 matrix
+
+
+def test_rotation_and_magnification_act_in_mm():
+    """A disc stays a disc of the right size where pixels are 1.0 x 0.5 mm."""
+    y, x = np.mgrid[:128, :256] + 0.5
+    disc = ((((y - 64) * 1.0) ** 2 + ((x - 128) * 0.5) ** 2) < 30**2).astype(np.uint8)
+    one = case((1, 128, 256), (3.0, 1.0, 0.5))
+    still = np.zeros(1)
+    framing = Framing((128, 128), 1.0)
+    for degrees, zoom in ((0, 1), (33, 1), (33, 1.2)):
+        corner = augment_params._corners([one], framing, np.zeros((1, 2)), np.array([False]))
+        matrix = augment_params.matrices(framing, [one], corner, still + degrees, still + 1, still + zoom)
+        seen = augment_reference.warp_nearest(disc, matrix[0], (128, 128))
+        rows, columns = np.nonzero(seen)
+        assert np.ptp(rows) + 1 == pytest.approx(60 * zoom, abs=2) and np.ptp(columns) + 1 == pytest.approx(
+            60 * zoom, abs=2
+        )
+        assert seen.sum() == pytest.approx(np.pi * 900 * zoom**2, rel=0.01)
+
+
+def test_image_and_label_move_together():
+    """Centroids of a blob in image and label: equal but for nearest-neighbour's sampling of the edge, and without
+    bias (half a pixel would show as 0.5)."""
+    y, x = np.mgrid[:96, :96] + 0.5
+    blob = (np.hypot(y - 46, x - 52) < 25).astype(np.uint8)
+    params = drawn(60, case((1, 96, 96)), Framing((96, 96), None), rotate_p=1, scale_p=1, flip=0.5)
+    apart = []
+    for i in range(60):
+        image, label = augment_reference.apply(blob[None] * 200, blob, params, i, (96, 96), 200, RAW)
+        grid = np.mgrid[:96, :96]
+        image_centre, label_centre = ((grid * w).sum(axis=(1, 2)) / w.sum() for w in (image[0], label.astype(float)))
+        apart.append(image_centre - label_centre)
+    assert np.abs(apart).max() < 0.3 and np.abs(np.mean(apart, axis=0)).max() < 0.02
+
+
+def test_probabilities_and_ranges_are_as_configured():
+    p = drawn(rotate_p=0.5, rotate_deg=15)
+    degrees = np.rad2deg(np.arctan2(p.matrix[:, 1, 0], p.matrix[:, 0, 0]))
+    assert (degrees != 0).mean() == pytest.approx(0.5, abs=0.03) and np.abs(degrees).max() == pytest.approx(15, abs=0.1)
+    zoom = 1 / drawn(scale_p=0.3, scale=(0.85, 1.15)).matrix[:, 0, 0]
+    assert (zoom != 1).mean() == pytest.approx(0.3, abs=0.03) and 0.849 < zoom.min() < 0.86 < 1.14 < zoom.max() < 1.151
+    noise = drawn(noise_p=0.15, noise_hu=15).noise_sd
+    assert (noise > 0).mean() == pytest.approx(0.15, abs=0.02) and 14 < noise.max() <= 15
+    corners = drawn(crop=1, framing=Framing((64, 64), None)).matrix[:, :, 2]
+    assert set(corners[:, 0]) == set(range(17)) and set(corners[:, 1]) == {0}  # 80 - 64 columns of room, no rows
+    assert (drawn(flip=0.5).matrix[:, 0, 0] < 0).mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_noise_has_the_drawn_sd_stays_in_the_window_and_varies_with_the_offset():
+    flat = np.full((1, 64, 64), 100, np.uint8)
+    params = drawn(200, case((1, 64, 64)), noise_p=1, noise_hu=15)
+    assert len(set(params.noise_offset)) > 150
+    images = [augment_reference.apply(flat, flat[0], params, i, (64, 64), 200, RAW)[0] for i in range(20)]
+    for i, image in enumerate(images):
+        assert image.std() == pytest.approx(params.noise_sd[i], rel=0.06)
+        assert abs(image.mean() - 100) < 1
+    a, b = ((image - 100).ravel() / params.noise_sd[i] for i, image in enumerate(images[:2]))
+    assert abs(np.corrcoef(a, b)[0, 1]) < 0.1
+    edge = augment_reference.apply(flat * 0, flat[0], params, 0, (64, 64), 200, RAW)[0]
+    assert edge.min() == 0
+    values = augment_reference.apply(flat, flat[0], params, 0, (64, 64), 200, Normalization(40, 50))[0]
+    assert np.allclose(values, (images[0] - 40) / 50, atol=1e-5)
+
+
+def changed(flat, **changes):
+    """What one intensity step makes of a constant slice of level `flat`, over 400 draws: values and parameters."""
+    slab = np.full((1, 64, 64), flat, np.uint8)
+    params = drawn(400, case((1, 64, 64)), **changes)
+    images = [augment_reference.apply(slab, slab[0], params, i, (64, 64), 200, RAW)[0] for i in range(400)]
+    assert all(np.ptp(image) < 1e-4 for image in images)
+    return np.array([image.mean() for image in images]), params
+
+
+def test_brightness_contrast_and_gamma_by_hand():
+    bright, _ = changed(50, brightness_p=0.5, brightness_hu=20)
+    assert (
+        29.9 < bright.min() < 31 and 69 < bright.max() < 70.1 and (bright == 50).mean() == pytest.approx(0.5, abs=0.1)
+    )
+    contrast, params = changed(50, contrast_p=1, contrast=(0.5, 2))
+    assert np.allclose(contrast, np.clip(100 + (50 - 100) * params.gain, 0, 200), atol=1e-4)  # about the middle, 100 HU
+    assert contrast.min() < 1 and 74 < contrast.max() < 75.1
+    gamma, params = changed(50, gamma_p=1, gamma=(0.5, 2))
+    assert (
+        np.allclose(gamma, 200 * 0.25**params.gamma, atol=1e-3) and 12.4 < gamma.min() < 13 < 98 < gamma.max() < 100.1
+    )
+    both, _ = changed(190, brightness_p=1, brightness_hu=50, noise_p=0)
+    assert both.max() == 200  # clipped to the window again
+
+
+def test_blur_spreads_a_dot_by_the_drawn_sd_and_keeps_its_sum():
+    dot = np.zeros((2, 65, 65), np.uint8)
+    dot[0, 32, 32] = 200
+    params = drawn(30, case((1, 65, 65)), Framing((64, 64), None), blur_p=1, blur_px=(0.8, 2.5))
+    for i in range(30):
+        image = augment_reference.apply(dot, dot[0], params, i, (64, 64), 200, RAW)[0]
+        assert image[0].sum() == pytest.approx(200, rel=1e-5) and image[1].max() == 0  # frames do not mix
+        rows = image[0].sum(axis=1) / 200
+        y = np.arange(64)
+        sd = np.sqrt((rows * (y - (rows * y).sum()) ** 2).sum())
+        assert sd == pytest.approx(params.blur[i], rel=0.03)  # cut at 3 sd
+
+
+def test_shift_moves_the_centred_window_by_mm():
+    one = case((1, 200, 300), (3.0, 0.5, 1.0))
+    shift = (
+        drawn(2000, one, shift_p=0.5, shift_mm=10).matrix[:, :, 2]
+        - augment_params.centred(Framing((64, 64), None), [one]).matrix[0, :, 2]
+    )
+    moved = (shift != 0).any(axis=1)
+    assert moved.mean() == pytest.approx(0.5, abs=0.04)
+    assert np.abs(shift[:, 0]).max() == pytest.approx(10, abs=0.1) and np.abs(shift[:, 1]).max() == pytest.approx(
+        20, abs=0.2
+    )

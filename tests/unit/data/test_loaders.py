@@ -1,0 +1,367 @@
+"""The loader contract over every backend, and each against the meaning in NumPy."""
+
+import gc
+import itertools
+import os
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import agreement
+from kits_dist import prepare
+from kits_dist.config import AugmentConfig, DataConfig
+from kits_dist.data import augment_reference
+from kits_dist.data.dataset import Feed
+from kits_dist.data.loaders import build_train_loader, build_val_loader
+from kits_dist.data.sampler import train_positions
+from kits_dist.data.samples import select_rows
+from kits_dist.data.slice_cache import Mapped, choose, slab_of
+from kits_dist.data.store import Store
+from kits_dist.distributed.ranks import Ranks
+from kits_dist.imaging.nifti import kits_geometry, write_nifti
+from kits_dist.utils.errors import InputError, MissingPackage
+from tests.conftest import write_case
+
+ALL_DRAWN = replace(agreement.DRAWN, crop=0.8)
+STILL = AugmentConfig(rotate_p=0, flip=0, scale_p=0, crop=0, noise_p=0)
+# Every change by itself, and how far a pixel may then lie from the meaning, in HU: about twice what was seen.
+ALONE_HU = {
+    "rotation": (replace(STILL, rotate_p=1), 0.03),  # float32 coordinates near 100: 1e-4 px of steps of 200 HU
+    "scale": (replace(STILL, scale_p=1), 0.01),
+    "shift": (replace(STILL, shift_p=1), 2e-3),  # nothing is multiplied: only the fraction is rounded, by 4e-6 px
+    "flip": (replace(STILL, flip=1), 4e-5),  # whole pixels: what is left is the normalisation in float32
+    "window": (replace(STILL, crop=1), 4e-5),
+    "brightness": (replace(STILL, brightness_p=1), 4e-5),  # one float32 product and sum more
+    "contrast": (replace(STILL, contrast_p=1), 4e-5),
+    "noise": (replace(STILL, noise_p=1), 4e-5),
+    "gamma": (replace(STILL, gamma_p=1), 1e-4),  # the last bits of a power
+    "blur": (replace(STILL, blur_p=1), 1e-4),  # eleven products and more, summed in another order
+}
+
+
+@pytest.fixture(params=["dali", "opencv"])
+def backend(request):
+    return request.param
+
+
+def data(store, backend="dali", **more):
+    common = {"batch_size": 4, "size_px": (64, 96), "threads": 1, "backend": backend}
+    return DataConfig(store=str(store.path), **(common | more))
+
+
+def take(loader, n):
+    return list(itertools.islice(iter(loader), n))
+
+
+def agrees(store, config, changes, tolerance_hu, batches=6) -> None:
+    """A backend's first batches against `augment_reference.apply`: each pixel, and each label that is no tie."""
+    loader, feed = build_train_loader(store, config, changes, 7, Ranks())
+    _, unchanged = build_train_loader(store, config, STILL, 7, Ranks())
+    changed = []
+    for step, batch in enumerate(take(loader, batches)):
+        positions = train_positions(step, config.batch_size, 0, 1)
+        host, still = feed.batch(positions), unchanged.batch(positions)
+        assert torch.equal(torch.stack([batch.case, batch.index, batch.plane], 1), torch.from_numpy(host.identity))
+        for i in range(config.batch_size):
+            image, label = meaning(feed, host, i)
+            assert np.abs(batch.image[i].numpy() - image).max() * feed.norm.sd < tolerance_hu
+            points = np.stack(augment_reference.source_points(host.params.matrix[i], config.size_px))
+            to_edge = np.abs(points - np.rint(points)).min(axis=0)  # source pixels
+            assert (to_edge[batch.label[i].numpy() != label] < 1e-3).all()
+            changed.append(np.abs(image - meaning(unchanged, still, i)[0]).max() * feed.norm.sd > 1)
+    assert np.mean(changed) > 0.7  # otherwise little was compared
+
+
+def meaning(feed, host, i):
+    """(image, label) of sample i as `augment` defines them."""
+    slab, label = host.slabs[i][..., 0], host.labels[i][..., 0]
+    return augment_reference.apply(slab, label, host.params, i, feed.data.size_px, feed.store.window.levels, feed.norm)
+
+
+@pytest.mark.parametrize("change", list(ALONE_HU))
+def test_every_backend_does_what_each_change_means(store, backend, change):
+    agrees(store, data(store, backend), *ALONE_HU[change])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"context": 1}, {"pixel_mm": 1.3}, {"size_px": (32, 64)}],
+    ids=["plain", "context", "pixel_mm", "small"],
+)
+def test_every_backend_does_what_all_changes_mean_together(store, backend, more):
+    agrees(store, data(store, backend, **more), ALL_DRAWN, 0.03)
+
+
+@pytest.mark.parametrize(("backend", "tolerance_hu"), [("dali", 0.7), ("opencv", 0.03)])
+def test_every_backend_does_it_at_full_size(tmp_path, backend, tolerance_hu):
+    """DALI's coordinates are those of a float32 near 800, ours are kept to a fixed fraction of a pixel."""
+    for number, width in enumerate((512, 796, 512)):
+        write_case(tmp_path / "raw", number, (2, 512, width))
+    prepare.main(prepare.Args(source=str(tmp_path / "raw"), store=str(tmp_path / "store"), workers=1))
+    large = Store(tmp_path / "store")
+    config = data(large, backend, size_px=(512, 512), batch_size=2, fold="all")
+    agrees(large, config, ALL_DRAWN, tolerance_hu, batches=3)
+
+
+def test_moves_by_whole_pixels_are_exact(store, backend):
+    """Neither rotation nor scale: mirrored or not, a window inside its slice and one that reaches beyond it."""
+    config = data(store, backend, size_px=(64, 64))
+    loader, feed = build_train_loader(store, config, replace(STILL, flip=0.5, crop=1, noise_p=0.3), 5, Ranks())
+    seen = set()
+    for step, batch in enumerate(take(loader, 6)):
+        host = feed.batch(train_positions(step, 4, 0, 1))
+        for i in range(4):
+            image, label = meaning(feed, host, i)
+            assert np.array_equal(batch.label[i].numpy(), label)
+            assert np.abs(batch.image[i].numpy() - image).max() < 1e-5
+            seen.add((host.params.matrix[i, 0, 0] < 0, min(host.labels[i].shape[:2]) >= 64))
+    assert len(seen) == 4  # slices of 63 rows are smaller than the window
+
+
+def test_without_augmentation_every_backend_is_exact(store, backend):
+    loader, feed = build_val_loader(store, data(store, backend), [c.case_id for c in store.cases], Ranks())
+    for batch in loader:
+        for i in range(len(batch.image)):
+            row = np.flatnonzero(
+                (store.slices.case == batch.case[i].item()) & (store.slices.index == batch.index[i].item())
+            )
+            image, label = meaning(feed, feed.batch(np.searchsorted(feed.rows, row)), 0)
+            assert np.array_equal(batch.label[i].numpy(), label)
+            assert np.abs(batch.image[i].numpy() - image).max() < 1e-5
+
+
+def test_shapes_types_and_ranges(store, backend):
+    loader, feed = build_train_loader(store, data(store, backend, context=2), ALL_DRAWN, 0, Ranks())
+    batch = take(loader, 1)[0]
+    assert batch.image.shape == (4, 5, 64, 96) and batch.image.dtype == torch.float32 and batch.image.is_contiguous()
+    assert batch.label.shape == (4, 64, 96) and batch.label.dtype == torch.uint8 and batch.label.max() <= 3
+    assert batch.case.dtype == batch.index.dtype == torch.int32
+    levels = batch.image * feed.norm.sd + feed.norm.mean
+    assert -0.01 < levels.min() and levels.max() < 200.01
+
+
+def test_half_precision_is_the_same_rounded_once(store, backend):
+    loaders = [
+        build_train_loader(store, data(store, backend), ALL_DRAWN, 0, Ranks(), dtype=dtype)[0]
+        for dtype in (torch.float32, torch.float16)
+    ]
+    for full, half in zip(*(take(loader, 3) for loader in loaders), strict=True):
+        assert half.image.dtype == torch.float16 and torch.equal(half.label, full.label)
+        # 2^-11 of the value is half a step of its 11 bits: rounded once, by whatever rule for ties
+        torch.testing.assert_close(half.image.float(), full.image, rtol=2**-11, atol=2**-24)
+
+
+def test_same_seed_same_batches_other_seed_others(store, backend):
+    def images(seed):
+        return torch.stack(
+            [b.image for b in take(build_train_loader(store, data(store, backend), ALL_DRAWN, seed, Ranks())[0], 6)]
+        )
+
+    assert torch.equal(images(1), images(1))
+    assert not torch.equal(images(1), images(2))
+
+
+def test_a_sample_is_the_same_on_other_ranks_batches_and_after_resuming(store, backend):
+    def samples(world, batch, steps, start=0):
+        """{(position): bytes of image and label}"""
+        found = {}
+        for rank in range(world):
+            ranks = Ranks(rank=rank, world=world)
+            loader, _ = build_train_loader(
+                store, data(store, backend, batch_size=batch), ALL_DRAWN, 3, ranks, start=start
+            )
+            for step, got in enumerate(take(loader, steps)):
+                for k, position in enumerate(train_positions(step, batch, rank, world, start)):
+                    found[int(position)] = got.image[k].numpy().tobytes() + got.label[k].numpy().tobytes()
+        return found
+
+    whole = samples(1, 6, 8)
+    assert len(set(whole.values())) == 48
+    for other in (samples(2, 3, 8), samples(3, 4, 4), samples(2, 4, 3, start=24)):
+        assert all(whole[position] == content for position, content in other.items())
+
+
+def test_a_sample_looks_otherwise_in_the_next_epoch(store, backend):
+    loader, feed = build_train_loader(store, data(store, backend, batch_size=1), ALL_DRAWN, 0, Ranks())
+    n, seen = len(feed.rows), {}
+    for batch in take(loader, 2 * n):
+        for one in zip(batch.case.tolist(), batch.index.tolist(), batch.image, strict=True):
+            seen.setdefault(one[:2], set()).add(one[2].numpy().tobytes())
+    assert len(seen) == n and all(len(looks) == 2 for looks in seen.values())
+
+
+def test_every_epoch_covers_every_slice_with_its_true_name(store, backend):
+    loader, feed = build_train_loader(store, data(store, backend, batch_size=3), AugmentConfig(), 0, Ranks())
+    n = len(feed.rows)
+    seen = [pair for b in take(loader, -(-2 * n // 3)) for pair in zip(b.case.tolist(), b.index.tolist(), strict=True)][
+        : 2 * n
+    ]
+    expected = sorted(zip(store.slices.case[feed.rows].tolist(), store.slices.index[feed.rows].tolist(), strict=True))
+    assert sorted(seen[:n]) == sorted(seen[n:]) == expected
+
+
+def test_validation_passes_are_equal_and_complete(store, backend):
+    ids = store.splits.select(0)[1]
+    places = [Ranks(rank=rank, world=2) for rank in range(2)]
+    loaders = [build_val_loader(store, data(store, backend), ids, ranks)[0] for ranks in places]
+    passes = [[(b.case.tolist(), b.index.tolist()) for loader in loaders for b in loader] for _ in range(3)]
+    assert passes[0] == passes[1] == passes[2]
+    seen = sorted(pair for cases, indices in passes[0] for pair in zip(cases, indices, strict=True))
+    assert seen == [(store.row[c], i) for c in sorted(ids) for i in range(store.cases[store.row[c]].shape[0])]
+
+
+def test_a_validation_pass_after_one_that_was_left_is_whole(store, backend):
+    loader, _ = build_val_loader(store, data(store, backend), [c.case_id for c in store.cases[:2]], Ranks())
+    whole = [batch.index.tolist() for batch in loader]
+    assert len(whole) > 2 and len(whole[-1]) < len(whole[0])
+    next(iter(loader))
+    assert [batch.index.tolist() for batch in loader] == whole
+
+
+def test_a_rank_without_validation_slices_has_an_empty_loader(store):
+    ranks = Ranks(rank=99, world=100)
+    assert list(build_val_loader(store, data(store), [store.cases[3].case_id], ranks)[0]) == []
+
+
+def test_fixed_repeats_one_real_batch(store):
+    real = take(build_train_loader(store, data(store), ALL_DRAWN, 0, Ranks())[0], 1)[0]
+    fixed = take(build_train_loader(store, data(store, backend="fixed"), ALL_DRAWN, 0, Ranks())[0], 3)
+    assert all(torch.equal(a, b) for one in fixed for a, b in zip(one, real, strict=True))
+
+
+def test_fixed_and_its_validation_do_without_dali(store, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    fixed, opencv = (data(store, backend) for backend in ("fixed", "opencv"))
+    loaders = [build_train_loader(store, config, ALL_DRAWN, 0, Ranks())[0] for config in (fixed, opencv)]
+    assert all(torch.equal(a, b) for a, b in zip(*(take(loader, 1)[0] for loader in loaders), strict=True))
+    assert len(list(build_val_loader(store, fixed, [store.cases[0].case_id], Ranks())[0])) == 2
+    assert isinstance(choose(store, np.arange(4), replace(fixed, residency="auto"), torch.device("cuda")), Mapped)
+    with pytest.raises(MissingPackage, match="data.backend=dali needs NVIDIA DALI"):
+        build_train_loader(store, data(store, "dali"), ALL_DRAWN, 0, Ranks())
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("backend", ["dali", "opencv", "fixed"])
+def test_what_is_raised_while_a_batch_is_made_comes_out_and_leaves_no_thread(store, backend, error, monkeypatch):
+    def threads():
+        gc.collect()
+        return set(os.listdir("/proc/self/task"))
+
+    def failing(feed, positions):
+        if positions[0] >= failing_from:
+            raise error("in a batch")
+        return real(feed, positions)
+
+    real, failing_from = Feed.batch, 0 if backend == "fixed" else 12  # fixed makes one batch only; step 3
+    take(build_train_loader(store, data(store, backend), ALL_DRAWN, 0, Ranks())[0], 1)  # libraries start some for good
+    before = threads()
+    monkeypatch.setattr(Feed, "batch", failing)
+    with pytest.raises(error, match="in a batch"):
+        for batch in build_train_loader(store, data(store, backend), ALL_DRAWN, 0, Ranks())[0]:
+            assert batch.image.isfinite().all()
+            assert threads() - before or backend == "fixed"  # its own are seen
+    assert threads() <= before
+
+
+def test_kidney_slices_with_margin(store):
+    for case in store.cases:
+        row = store.row[case.case_id]
+        rows = select_rows(store, [case.case_id], "kidney", 0, ["axial"])
+        assert store.slices.index[rows].tolist() == list(range(1, case.shape[0]))  # the fixture leaves slice 0 empty
+        assert set(store.slices.case[rows]) == {row}
+        assert len(select_rows(store, [case.case_id], "kidney", 1, ["axial"])) == case.shape[0]
+
+
+def test_a_case_without_foreground_gives_no_kidney_slice(store, monkeypatch):
+    empty = store.slices._replace(
+        kidney=store.slices.kidney * 0, tumor=store.slices.tumor * 0, cyst=store.slices.cyst * 0
+    )
+    monkeypatch.setattr(store, "slices", empty)
+    assert len(select_rows(store, [store.cases[0].case_id], "kidney", 10, ["axial"])) == 0
+    said = "data.slices=kidney: none of the 4 training cases has a kidney in its annotation. Use data.slices=all"
+    with pytest.raises(InputError, match=said):
+        build_train_loader(store, data(store, slices="kidney"), ALL_DRAWN, 0, Ranks())
+
+
+@pytest.mark.parametrize(("sampler", "label"), [("tumor", 2), ("cyst", 3), ("foreground", None)])
+def test_a_sampler_shows_its_slices_as_often_as_asked(store, sampler, label):
+    config = data(store, sampler=sampler, share=0.75, fold="all")
+    seen = _first_epoch(store, config)
+    held = sum((store.label(c)[i] == label if label else store.label(c)[i] > 0).any() for c, i in seen)
+    assert held == round(0.75 * len(seen))
+
+
+def test_the_case_sampler_gives_each_case_the_same_share(store):
+    seen = _first_epoch(store, data(store, sampler="case", fold="all"))
+    counts = np.bincount([case for case, _ in seen])
+    assert np.ptp(counts[counts > 0]) <= 1 and (counts > 0).sum() == len(store.splits.select("all")[0])
+
+
+def test_a_sampler_without_anything_to_choose_from_is_refused(store):
+    config = data(store, sampler="foreground", slices="kidney", margin=0)  # no slice without foreground is left
+    for share, words in ((0.01, "is 0 of them, so slices with tumor would"), (0.99, "so slices without tumor would")):
+        with pytest.raises(InputError, match=words):
+            build_train_loader(store, data(store, sampler="tumor", share=share), AugmentConfig(), 0, Ranks())
+    with pytest.raises(InputError, match="0 do not; both are needed. Use data.sampler=natural"):
+        build_train_loader(store, config, AugmentConfig(), 0, Ranks())
+
+
+def _first_epoch(store, config):
+    loader, feed = build_train_loader(store, config, AugmentConfig(), 0, Ranks())
+    n = len(feed.rows)
+    return [pair for b in take(loader, -(-n // 4)) for pair in zip(b.case.tolist(), b.index.tolist(), strict=True)][:n]
+
+
+def test_context_repeats_the_end_slices():
+    volume = np.arange(4)[:, None, None] * np.ones((1, 2, 2), int)
+    assert slab_of(volume, 0, 1)[:, 0, 0].tolist() == [0, 0, 1]
+    assert slab_of(volume, 3, 2)[:, 0, 0].tolist() == [1, 2, 3, 3, 3]
+    assert np.shares_memory(slab_of(volume, 2, 1), volume)
+
+
+def test_a_batch_larger_than_the_data_is_refused(store):
+    with pytest.raises(
+        InputError, match=r"data.batch_size=500 on 2 processes is larger than the \d+ training slices. Use \d+ or less"
+    ):
+        build_train_loader(store, data(store, batch_size=500), ALL_DRAWN, 0, Ranks(world=2))
+
+
+@pytest.fixture(scope="module")
+def dots(tmp_path_factory):
+    """Twenty-five discs, as bright as labelled, on slices of 300x340: where they lie is known to a tenth of a pixel."""
+    y, x = np.mgrid[:300, :340] + 0.5
+    label = np.zeros((6, 300, 340), np.uint8)
+    places = itertools.product((80.3, 115.7, 150.1, 184.6, 219.2), (95.4, 131.9, 170.3, 206.8, 243.1))
+    for row, column in places:  # off any grid, so that the sampling errors of their edges are independent
+        label[:, np.hypot(y - row - 0.07 * column, x - column + 0.13 * row) < 13 + row % 3] = 1
+    root = tmp_path_factory.mktemp("dots")
+    for number in range(3):
+        folder, geometry = root / "raw" / f"case_{number:05d}", kits_geometry(label.shape, (3.0, 0.8, 0.7))
+        write_nifti(folder / "imaging.nii.gz", np.where(label == 1, 200, 0).astype(np.int16) + number, geometry)
+        write_nifti(folder / "aggregated_MAJ_seg.nii.gz", label, geometry)
+    prepare.main(prepare.Args(source=str(root / "raw"), store=str(root / "store"), workers=1))
+    return Store(root / "store")
+
+
+@pytest.mark.parametrize("pixel_mm", [None, 0.9])
+def test_image_and_label_stay_together(dots, backend, pixel_mm):
+    """Centroids of what is bright and what is labelled under drawn geometry: within 0.1 px where the slice is turned by
+    5 degrees or more. Below, a whole label moves with its nearest pixels, by up to half a pixel, but without bias.
+    """
+    config = data(dots, backend, size_px=(352, 352), pixel_mm=pixel_mm, batch_size=6)
+    changes = AugmentConfig(rotate_p=1, rotate_deg=30, scale_p=1, scale=(0.9, 1.2), flip=0.5, noise_p=0, crop=0.5)
+    loader, feed = build_train_loader(dots, config, changes, 1, Ranks())
+    grid, apart, turned = np.mgrid[:352, :352], [], []
+    for step, batch in enumerate(take(loader, 8)):
+        linear = feed.batch(train_positions(step, 6, 0, 1)).params.matrix
+        turned += (np.abs(linear[:, 1, 0] / linear[:, 1, 1]) > np.tan(np.deg2rad(5))).tolist()
+        for image, label in zip(batch.image[:, 0].numpy(), batch.label.numpy(), strict=True):
+            levels = np.round(image * feed.norm.sd + feed.norm.mean, 2)
+            weights = np.where(levels > 3, levels, 0)  # cases lie 0, 1 or 2 HU above air
+            bright, labelled = ((grid * w).sum(axis=(1, 2)) / w.sum() for w in (weights, label.astype(float)))
+            apart.append(bright - labelled)
+    assert sum(turned) > 30 and np.abs(np.array(apart)[turned]).max() < 0.1
+    assert np.abs(np.mean(apart, axis=0)).max() < 0.03 and np.abs(apart).max() < 0.5

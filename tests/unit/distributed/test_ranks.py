@@ -1,0 +1,45 @@
+import sys
+
+import pytest
+
+from kits_dist.distributed import launcher, ranks
+from kits_dist.distributed.ranks import Ranks
+from kits_dist.utils.errors import InputError
+from kits_dist.utils.parallel import cores
+
+
+def test_every_item_goes_to_one_process():
+    items = list(range(7))
+    shares = [Ranks(rank, 3).share(items) for rank in range(3)]
+    assert sorted(sum(shares, [])) == items and [len(share) for share in shares] == [3, 2, 2]
+    assert [Ranks(rank, 3).share(items[:1]) for rank in range(3)] == [[0], [], []]
+
+
+def test_a_process_without_a_launcher_is_alone(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with ranks.joined() as group:
+        assert group == Ranks(0, 1, 0, 1) and group.cores == cores()
+        assert group.gather([3, 4]) == [3, 4]
+
+
+def test_processes_of_one_machine_share_its_cores():
+    assert Ranks(0, 8, 0, 4096).cores == 1
+
+
+def test_what_the_launcher_says_is_checked(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(InputError, match="WORLD_SIZE=two in the environment is no number"), ranks.joined():
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr(launcher, "_parent_command", lambda: ["python", "accelerate", "launch", "--num_processes=2"])
+    with pytest.raises(InputError, match="asked for 2 processes but started 1"), ranks.joined():
+        pass
+
+
+def test_scoring_label_maps_needs_no_torch():
+    import subprocess
+
+    code = "import kits_dist.evaluate, sys; print([m for m in ('torch', 'nvidia.dali') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"  # processes that score start in a fraction of the time

@@ -1,0 +1,260 @@
+import json
+
+import numpy as np
+import pytest
+
+from kits_dist import audit, cli, prepare
+from kits_dist.data.splits import Splits, Traits, make_splits
+from kits_dist.imaging.datasets import MARKER, find_all, find_cases
+from kits_dist.utils.errors import InputError, MissingInput
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+def kits(root, *ids, label="segmentation"):
+    touch(root, *(f"case_{i:05d}/{name}.nii.gz" for i in ids for name in ("imaging", label)))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "layout"),
+    [
+        (["case_00001/imaging.nii.gz", "case_00001/segmentation.nii.gz"], "KiTS19 or KiTS23"),
+        (["data/case_00001/imaging.nii.gz", "data/case_00001/segmentation.nii.gz"], "KiTS19"),
+        (["dataset/case_00001/imaging.nii.gz", "dataset/case_00001/segmentation.nii.gz"], "KiTS23"),
+        (["case_1/imaging.nii", "case_1/segmentation.nii", "case_1/instances/tumor_instance-1.nii.gz"], "KiTS23"),
+        (["data/case_00001/imaging.nii.gz", "data/case_00001/aggregated_MAJ_seg.nii.gz"], "KiTS21"),
+        (["kits21/data/case_00001/imaging.nii.gz", "kits21/data/case_00001/aggregated_MAJ_seg.nii.gz"], "KiTS21"),
+        (["imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "imagesTr/._a_0000.nii.gz"], "nnU-Net raw"),
+    ],
+)
+def test_layouts_are_found(tmp_path, files, layout):
+    touch(tmp_path, *files)
+    source = find_cases(tmp_path)
+    assert (source.layout, source.data, len(source.cases)) == (layout, "kits", 1)
+    assert source.cases[0].image and source.cases[0].label and not source.cases[0].missing
+    assert source.labels == ("majority" if layout == "KiTS21" else None)
+
+
+def test_labels_choose_one_of_kits21s_aggregations(tmp_path):
+    names = {"majority": "aggregated_MAJ_seg", "and": "aggregated_AND_seg", "or": "aggregated_OR_seg"}
+    touch(tmp_path, "case_00001/imaging.nii.gz", *(f"case_00001/{name}.nii.gz" for name in names.values()))
+    kits(tmp_path, 2, label="aggregated_MAJ_seg")
+    for choice, name in names.items():
+        first, second = find_cases(tmp_path, choice).cases
+        assert first.label.name == f"{name}.nii.gz"
+    assert second.label is None and second.missing == "label file (expected case_00002/aggregated_OR_seg.nii.gz)"
+
+
+@pytest.mark.parametrize("folder", ["data", "dataset", "."])
+def test_labels_that_the_layout_does_not_have_are_refused(tmp_path, folder):
+    kits(tmp_path / folder, 1)
+    layout = find_cases(tmp_path).layout
+    with pytest.raises(InputError, match=f"labels=and: .* is {layout}; only KiTS21 has aggregated_AND_seg"):
+        find_cases(tmp_path, "and")
+    with pytest.raises(InputError, match="labels=or: .* only KiTS21"):
+        prepare.main(prepare.Args(source=str(tmp_path), store=str(tmp_path / "store"), labels="or"))
+
+
+def test_files_that_are_not_there_are_named_as_expected(tmp_path):
+    touch(tmp_path / "kits", "case_00001/imaging.nii.gz", "case_00002/segmentation.nii.gz", "case_00003/notes.txt")
+    one, two, three = find_cases(tmp_path / "kits").cases
+    assert one.missing == "label file (expected case_00001/segmentation.nii.gz)" and one.image and not one.label
+    assert two.missing == "image file (expected case_00002/imaging.nii.gz)" and two.label and not two.image
+    assert three.missing.count("expected") == 2
+    touch(tmp_path / "raw", "imagesTr/a_0000.nii.gz", "imagesTr/b_0000.nii", "labelsTr/b.nii", "labelsTr/c.nii.gz")
+    a, b, c = find_cases(tmp_path / "raw").cases
+    assert a.missing == "label file (expected labelsTr/a.nii.gz)" and not b.missing
+    assert c.missing == "image file (expected imagesTr/c_0000.nii.gz)"
+
+
+def test_a_case_with_two_cts_is_that_cases_fault(tmp_path):
+    touch(tmp_path, "case_1/imaging.nii", "case_1/imaging.nii.gz", "case_2/imaging.nii", "case_2/segmentation.nii")
+    one, two = find_cases(tmp_path).cases
+    assert one.missing.endswith("case_1 holds both imaging.nii.gz and imaging.nii. Keep one of them") and not one.image
+    assert not two.missing
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["imagesTr/a_0000.nii", "imagesTr/a_0000.nii.gz"], "imagesTr holds both a_0000.nii.gz and a_0000.nii"),
+        (["imagesTr/a_0000.nii", "labelsTr/a.nii", "labelsTr/a.nii.gz"], "labelsTr holds both a.nii.gz and a.nii"),
+    ],
+)
+def test_a_file_that_is_there_twice_is_refused(tmp_path, files, words):
+    touch(tmp_path, *files)
+    with pytest.raises(InputError, match=words):
+        find_cases(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"background": 0, "kidney": 1, "tumor": 2, "cyst": 3}, None),
+        ({"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2}, None),  # nnU-Net's Dataset220_KiTS2023
+        ({"0": "background", "1": "Kidney", "2": "Tumor"}, None),  # nnU-Net 1's Task064_KiTS_labelsFixed
+        ({"background": 0, "tumor": 1, "kidney": 2}, "calls label 1 'tumor'; here labels are .*'kidney': 1"),
+        ({"0": "background", "1": "tumor"}, "calls label 1 'tumor'"),
+        ({"background": 0, "kidney": [2, 3]}, "calls label 2, 3 'kidney'"),
+        ({"background": 0, "liver": 1}, "calls label 1 'liver'"),
+    ],
+)
+def test_a_dataset_json_with_other_ids_is_refused(tmp_path, labels, words):
+    touch(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    if words is None:
+        assert len(find_cases(tmp_path).cases) == 1
+    else:
+        with pytest.raises(InputError, match=words):
+            find_cases(tmp_path)
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(InputError, match="dataset.json is damaged"):
+        find_cases(tmp_path)
+
+
+def test_a_mark_says_what_made_the_cases(tmp_path):
+    kits(tmp_path / "above" / "data", 1)
+    for folder in (tmp_path / "above" / "data", tmp_path / "above"):  # beside the cases, or in the folder named
+        (folder / MARKER).write_text('{"data": "painted"}')
+        assert find_cases(tmp_path / "above").data == "painted"
+        (folder / MARKER).unlink()
+    mark = tmp_path / "above" / MARKER
+    for content, words in (('{"data": "mri"}', "data is 'mri', not one of kits"), ("[]", "must hold an object")):
+        mark.write_text(content)
+        with pytest.raises(InputError, match=words):
+            find_cases(tmp_path / "above")
+
+
+def test_a_folder_of_nothing_is_answered_with_what_was_looked_for_and_what_is_there(tmp_path):
+    with pytest.raises(InputError, match="Looked for case_.*imagesTr.* It is empty"):
+        find_cases(tmp_path)
+    with pytest.raises(MissingInput, match="no such folder"):
+        find_cases(tmp_path / "nowhere")
+    touch(tmp_path, "notes.txt", "imagesTr/a.mha", ".hidden")
+    with pytest.raises(InputError, match=r"It holds imagesTr, notes.txt\."):
+        find_cases(tmp_path)
+    touch(tmp_path, "predictions/case_00001.nii.gz", "predictions/case_00002.nii.gz")
+    with pytest.raises(InputError, match="single files .case_00001.nii.gz, case_00002.nii.gz.; a case is a folder"):
+        find_cases(tmp_path / "predictions")
+    kits(tmp_path / "below" / "data", 1)
+    with pytest.raises(InputError, match=f"There are cases in {tmp_path / 'below'}: name that folder"):
+        find_cases(tmp_path)
+
+
+def test_several_folders_are_one_data_set_and_the_first_wins(tmp_path):
+    a, b = kits(tmp_path / "a" / "data", 1, 2), kits(tmp_path / "b" / "dataset", 2, 3)
+    both = find_all(f"[{a}, {b}]")
+    assert both.layout == "KiTS19 + KiTS23" and [c.case_id for c in both.cases] == [f"case_0000{i}" for i in (1, 2, 3)]
+    assert both.cases[1].image.is_relative_to(a)
+    (note,) = both.notes
+    assert note.startswith(f"{b}: 1 of 2 cases left out, because an earlier folder has the same ids: case_00002.")
+    assert find_all(f"[{b},{a}]").cases[0].image.is_relative_to(b)
+    assert find_all(str(a)).notes == []
+
+
+def test_folders_of_different_kinds_are_not_mixed(tmp_path):
+    a, b = kits(tmp_path / "a", 1), kits(tmp_path / "b", 2)
+    (b / MARKER).write_text('{"data": "phantom"}')
+    with pytest.raises(InputError, match=f"{a} holds kits, {b} holds phantom cases.*Keep them apart"):
+        find_all(f"[{a},{b}]")
+
+
+def test_folders_may_be_called_anything(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("1e3", "2021", "[x]", "a,b", "no"):
+        kits(tmp_path / name, 1)
+        for program in (audit, prepare):
+            args = cli.load(program.Args, [f"source={name}", *(["store=s"] if program is prepare else [])])
+            assert len(find_all(args.source).cases) == 1
+    kits(tmp_path / "second", 2)
+    assert len(find_all(cli.load(audit.Args, ["source=[2021,second]"]).source).cases) == 2
+    with pytest.raises(MissingInput, match=r"source=2021,second: no such folder. Several are written source=\[A,B\]"):
+        find_all("2021,second")
+    with pytest.raises(InputError, match="names an empty folder"):
+        find_all("[2021,]")
+    with pytest.raises(MissingInput, match="source=nowhere: no such folder"):
+        find_all("[2021,nowhere]")
+    with pytest.raises(InputError, match=r"labels=both.*majority.*and.*or"):
+        cli.load(audit.Args, ["source=2021", "labels=both"])
+
+
+def cases(n):
+    rng = np.random.default_rng(3)
+    return [Traits(f"case_{i:05d}", rng.lognormal(3.5, 1.3), rng.choice([0.5, 1, 3, 5]), bool(i % 2)) for i in range(n)]
+
+
+@pytest.mark.parametrize("n", [*range(3, 60), 96, 300])
+def test_every_case_is_in_exactly_one_part(n):
+    splits = make_splits(cases(n), seed=0)
+    parts = [splits.test, *splits.folds]
+    assert sorted(c for part in parts for c in part) == sorted(c.case_id for c in cases(n))
+    assert len(splits.test) == max(1, round(0.2 * n))
+    for fold in range(len(splits.folds)):
+        train, val = splits.select(fold)
+        assert train and val and not set(train) & set(val) and not set(train + val) & set(splits.test)
+
+
+def test_parts_are_alike_and_depend_on_the_seed_only():
+    everyone = {c.case_id: c for c in cases(300)}
+    splits = make_splits(cases(300), seed=0)
+    assert splits == make_splits(cases(300)[::-1], seed=0) != make_splits(cases(300), seed=1)
+    overall = np.median([c.tumor_ml for c in everyone.values()])
+    for part in (splits.test, *splits.folds):
+        assert 0.6 < np.median([everyone[c].tumor_ml for c in part]) / overall < 1.6
+        assert 0.4 < np.mean([everyone[c].cyst for c in part]) < 0.6
+        assert (
+            0.4
+            < np.mean([everyone[c].slice_mm >= 3 for c in part]) / np.mean([c.slice_mm >= 3 for c in cases(300)])
+            < 1.6
+        )
+
+
+def test_a_seed_means_the_same_splits_in_every_version():
+    # Written down, not computed: after an update a store made again must hold out the same patients.
+    splits = make_splits(cases(20), seed=7)
+    assert [[int(case[-2:]) for case in part] for part in (splits.test, *splits.folds)] == [
+        [3, 8, 13, 18],
+        [4, 7, 16, 17],
+        [2, 11, 12],
+        [0, 1, 14],
+        [9, 10, 15],
+        [5, 6, 19],
+    ]
+
+
+@pytest.mark.parametrize("largest", [2, 3, 15, 40])
+def test_scans_that_are_there_twice_are_never_on_both_sides(largest):
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        patients = [0] * largest + list(rng.integers(1, 30, 60 - largest))  # one large group, some pairs, some alone
+        patient = {case.case_id: f"scan {p}" for case, p in zip(cases(60), rng.permutation(patients), strict=True)}
+        splits = make_splits([case._replace(patient=patient[case.case_id]) for case in cases(60)], seed)
+        parts = [{patient[case] for case in part} for part in (splits.test, *splits.folds)]
+        assert sum(map(len, parts)) == len(set(patient.values()))  # no patient in two parts
+        assert sorted(c for part in (splits.test, *splits.folds) for c in part) == sorted(patient)
+        for fold in range(len(splits.folds)):
+            train, val = ({patient[case] for case in side} for side in splits.select(fold))
+            assert train and val and not train & val and not (train | val) & {patient[case] for case in splits.test}
+
+
+def test_patients_that_are_all_different_change_nothing():
+    for seed in range(20):
+        named = [case._replace(patient=f"scan of {case.case_id}") for case in cases(50)]
+        assert make_splits(named, seed) == make_splits(cases(50), seed)
+
+
+def test_folds_that_cannot_be_used_are_refused():
+    splits = make_splits(cases(2), seed=0)
+    assert len(splits.test) == 1 and splits.select("all") == (splits.folds[0], splits.folds[0])
+    with pytest.raises(InputError, match="leaves no case to train on"):
+        splits.select(0)
+    with pytest.raises(InputError, match=r"folds 0..0, and all"):
+        splits.select(3)
+    assert make_splits(cases(1), seed=0) == Splits(0, [], [["case_00000"]])
+    one_patient = make_splits([case._replace(patient="same") for case in cases(3)], seed=0)
+    assert one_patient == Splits(0, [], [["case_00000", "case_00001", "case_00002"]])

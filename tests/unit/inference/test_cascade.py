@@ -1,0 +1,193 @@
+"""Two phases: boxes from phase 1's own output, never from the annotation; what phase 1 misses is lost."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from kits_dist import evaluate, predict, prepare
+from kits_dist.data.kidneys import Kidney
+from kits_dist.imaging.nifti import Volume, kits_geometry, read_labels, write_nifti
+from kits_dist.inference import region_models
+from kits_dist.inference.cascade import Boxed, Part
+from kits_dist.inference.predictor import Predictor
+from kits_dist.inference.region_models import halved
+from kits_dist.utils.errors import InputError
+from tests.unit.inference.test_predictor import Threshold, export_run
+
+SHAPE = (8, 96, 160)
+HU = {1: 100, 2: 180, 3: 140}
+
+
+def truth() -> np.ndarray:
+    """Two kidneys, the right one with a tumor, the left one with a larger tumor and a cyst."""
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[1:7, 30:60, 20:50] = 1
+    labels[1:7, 30:60, 110:140] = 1
+    labels[2:4, 35:45, 25:35] = 2
+    labels[2:6, 40:50, 120:130] = 2
+    labels[5:7, 52:58, 112:118] = 3
+    return labels
+
+
+def scan(labels) -> Volume:
+    hu = np.full(SHAPE, 50, np.int16)
+    for value, level in HU.items():
+        hu[labels == value] = level
+    return Volume(hu, kits_geometry(SHAPE, (3.0, 1.0, 1.0)))
+
+
+class Blind(Threshold):
+    """Sees nothing from a column of its image on."""
+
+    def __init__(self, *at, beyond):
+        super().__init__(*at)
+        self.beyond = beyond
+
+    def forward(self, image):
+        logits = super().forward(image).clone()
+        logits[..., self.beyond :] = -10
+        return logits
+
+
+def runs(tmp_path, monkeypatch, first=None, **second):
+    """Phase 1: kidney and mass in the whole slice; phase 2: mass and tumor, in windows of 64x64."""
+    options = {"size_px": "64x64", "box": "kidney", "box_margin_mm": 6} | second
+    one = export_run(tmp_path / "one", monkeypatch, None, size_px="96x160")
+    two = export_run(tmp_path / "two", monkeypatch, None, regions=("mass", "tumor"), **options)
+    networks(monkeypatch, first)
+    return one, two
+
+
+def networks(monkeypatch, first=None):
+    models = {1: first or Threshold(90.0), 2: Threshold(130.0, 170.0)}
+    monkeypatch.setattr(region_models, "build_model", lambda config, *_, **__: models[len(config.regions)])
+
+
+def test_the_two_phases_together_paint_everything(tmp_path, monkeypatch):
+    one, two = runs(tmp_path, monkeypatch)
+    predictor = Predictor(f"[{two},{one}]", batch_size=3)  # in any order
+    assert predictor.regions == ("kidney_and_mass", "mass", "tumor")
+    assert (predictor.predict(scan(truth())) == truth()).all()
+
+
+def test_what_phase_1_misses_no_true_box_brings_back(tmp_path, monkeypatch):
+    """A phase 1 that is blind for the left kidney loses that kidney's tumor and no other, though the annotation's boxes
+    are at hand."""
+    one, two = runs(tmp_path, monkeypatch, first=Blind(90.0, beyond=80))
+    predictor = Predictor(f"[{one},{two}]", batch_size=3, annotated=True)
+    volume = scan(truth())
+    levels = predictor.levels_of(volume)
+    kidneys = (Kidney(((1, 7), (30, 60), (20, 50))), Kidney(((1, 7), (30, 60), (110, 140))))
+    case = predictor.case_of(levels, volume)._replace(kidneys=kidneys)
+    first, boxed, whole = predictor.predict_stages(levels, case)
+    seen = truth()
+    seen[..., 80:] = 0
+    assert (first == (seen > 0)).all() and (whole == seen).all()
+    assert (boxed == np.where(truth() > 1, truth(), 0)).all()  # phase 2 in true boxes: mass and tumor of both
+    assert (whole == predictor.predict_levels(levels, case._replace(kidneys=()))).all()
+    both, sizes = ((whole == 2) & (truth() == 2)).sum(), (whole == 2).sum() + (truth() == 2).sum()
+    assert 2 * both / sizes == 2 * 200 / (200 + 600)  # of tumors of 200 and 400 voxels the larger one is lost
+
+
+def test_outside_of_the_boxes_there_is_no_mass(tmp_path, monkeypatch):
+    one, two = runs(tmp_path, monkeypatch)
+    labels = truth()
+    labels[3, 80:83, 75:78] = 2  # bright, far from the kidneys, and to phase 1 a speck of kidney
+    found = Predictor(f"[{one},{two}]").predict(scan(labels))
+    assert (found[3, 80:83, 75:78] == 1).all()
+    labels[3, 80:83, 75:78] = 1
+    assert (found == labels).all()
+
+
+def test_a_mass_that_phase_1_cut_off_belongs_to_the_kidney(tmp_path, monkeypatch):
+    one, two = runs(tmp_path, monkeypatch, first=Blind(90.0, beyond=127))  # cuts through the left kidney's tumor
+    found = Predictor(f"[{one},{two}]").predict(scan(truth()))
+    assert (found[2:6, 40:50, 120:130] == 2).all() and (found[1:7, 30:60, 132:140] == 0).all()
+
+
+def test_a_box_larger_than_the_window_is_seen_whole(tmp_path, monkeypatch):
+    one, two = runs(tmp_path, monkeypatch, size_px="32x32")  # the box is 42 pixels wide
+    found, labels = Predictor(f"[{one},{two}]").predict(scan(truth())), truth()
+    for right_or_left in (slice(0, 80), slice(80, 160)):
+        mass, true = found[..., right_or_left] > 1, labels[..., right_or_left] > 1
+        assert 2 * (mass & true).sum() / (mass.sum() + true.sum()) > 0.8  # coarser, nothing cut off
+
+
+def test_boxes_that_overlap_share_their_voxels(tmp_path, monkeypatch):
+    one, two = runs(tmp_path, monkeypatch)
+    boxed = Boxed([Predictor(f"[{one},{two}]").members[1]])
+    parts = [
+        Part((slice(0, 3), slice(0, 4), slice(0, 4)), torch.full((2, 3, 4, 4), 0.8).half()),
+        Part((slice(2, 5), slice(2, 6), slice(2, 6)), torch.full((2, 3, 4, 4), 0.4).half()),
+    ]
+    laid = torch.cat([boxed.laid(parts, some, (8, 8)) for some in (range(0, 2), range(2, 3), range(3, 6))])
+    expected = torch.zeros(6, 8, 8)
+    expected[0:3, 0:4, 0:4], expected[2:5, 2:6, 2:6], expected[2, 2:4, 2:4] = 0.8, 0.4, 0.6
+    assert torch.allclose(laid[:, 0], expected, atol=1e-3) and torch.equal(laid[:, 0], laid[:, 1])
+
+
+def test_rounding_to_half_precision_never_paints_a_voxel():
+    p = torch.tensor([0.5, np.nextafter(np.float32(0.5), np.float32(0)), 0.49999, 0.2, 1.0])
+    assert ((halved(p) >= 0.5) == (p >= 0.5)).all() and torch.allclose(halved(p).float(), p, atol=1e-3)
+
+
+def test_runs_that_make_no_cascade_are_refused(tmp_path, monkeypatch):
+    one, two = runs(tmp_path, monkeypatch)
+    with pytest.raises(InputError, match="looks into boxes that another run must find.*run=.PHASE1,"):
+        Predictor(two)
+    assert Predictor(two, annotated=True).stages[0].name == "phase2"
+    wider = export_run(tmp_path / "three", monkeypatch, None, regions=("mass", "tumor"), box="kidney", box_margin_mm=9)
+    masses = export_run(tmp_path / "four", monkeypatch, None, regions=("mass", "tumor"))
+    networks(monkeypatch)
+    with pytest.raises(InputError, match="box_margin_mm 6.0, but .*three.* 9.0"):
+        Predictor(f"[{one},{two},{wider}]")
+    with pytest.raises(InputError, match="without kidney_and_mass it finds no boxes"):
+        Predictor(f"[{masses},{two}]")
+
+
+def test_predict_and_evaluate_run_the_cascade_in_one_command(tmp_path, monkeypatch, capsys):
+    for number in range(3):
+        labels = np.roll(truth(), number, axis=1)
+        folder, volume = tmp_path / "raw" / f"case_{number:05d}", scan(labels)
+        write_nifti(folder / "imaging.nii.gz", volume.array, volume.geometry)
+        write_nifti(folder / "aggregated_MAJ_seg.nii.gz", labels, volume.geometry)
+    store = tmp_path / "store"
+    prepare.main(prepare.Args(source=str(tmp_path / "raw"), store=str(store), workers=1))
+    splits = {"seed": 0, "test": ["case_00001", "case_00002"], "folds": [["case_00000"]]}
+    (store / "splits.json").write_text(json.dumps(splits))
+    one, two = runs(tmp_path, monkeypatch, first=Blind(90.0, beyond=80))
+    evaluate.main(evaluate.Args(run=f"[{one},{two}]", split="test", store=str(store), panel=1, workers=1))
+    printed = capsys.readouterr().out
+    assert "phase 1 alone" in printed and "phase 2 alone, in the boxes of the annotation" in printed
+    found = {
+        name: json.loads((two / "evaluation" / f"test{name}" / "summary.json").read_text())
+        for name in ("", "_phase1", "_phase2")
+    }
+    assert [list(summary["regions"]) for summary in found.values()] == [
+        ["kidney_and_mass", "mass", "tumor", "kidney", "cyst"],
+        ["kidney_and_mass"],
+        ["mass", "tumor", "cyst"],
+    ]
+    assert found["_phase2"]["regions"]["tumor"]["dice"] == 1
+    assert found[""]["regions"]["tumor"]["dice"] == 0.5
+    assert found["_phase1"]["regions"]["kidney_and_mass"]["dice"] == pytest.approx(2 / 3)
+    assert found[""]["runs"] == ["one", "two"]
+    assert "stage" not in found[""] and "boxes of the annotation" in found["_phase2"]["stage"]
+    evaluate.main(evaluate.Args(run=f"[{two},{one}]", split="test", store=str(store), panel=0, workers=1))
+    assert not (one / "evaluation").exists()  # in whatever order, the tables are phase 2's
+    pair = tuple(str(two / "evaluation" / name) for name in ("test", "test_phase2"))
+    evaluate.main(evaluate.Args(compare=pair, output=str(tmp_path / "compared")))
+    (note,) = json.loads((tmp_path / "compared" / "comparison.json").read_text())["notes"]
+    assert note.startswith("A is a whole prediction, B phase 2 alone")
+    evaluate.main(
+        evaluate.Args(run=str(two), split="test", store=str(store), output=str(tmp_path / "alone"), workers=1)
+    )
+    assert (tmp_path / "alone" / "cases.csv").is_file()
+
+    output = tmp_path / "out"
+    predict.main(predict.Args(run=f"[{one},{two}]", input=str(tmp_path / "raw/case_00000"), output=str(output)))
+    seen = truth()
+    seen[..., 80:] = 0
+    assert (read_labels(next(output.glob("*.nii.gz"))).array == seen).all()

@@ -1,0 +1,165 @@
+from dataclasses import dataclass
+
+import pytest
+
+from kits_dist import cli
+from kits_dist.cli import MISSING
+from kits_dist.config import Config
+from kits_dist.utils.errors import InputError, JobFailed, MissingInput, Preempted
+
+NEEDED = ["run=r", "data.store=s"]
+
+
+def test_arguments_beat_yaml_beats_defaults(tmp_path):
+    yaml = tmp_path / "a.yaml"
+    yaml.write_text("optim: {lr: 0.5, epochs: 7}\n")
+    config = cli.load(Config, [*NEEDED, "optim.lr=0.25", f"config={yaml}"])
+    assert (config.optim.lr, config.optim.epochs, config.optim.patience) == (0.25, 7, 10)
+
+
+def test_a_list_of_one_needs_no_brackets():
+    assert cli.load(Config, [*NEEDED, "model.regions=tumor"]).model.regions == ("tumor",)
+    config = cli.load(Config, [*NEEDED, "model.regions=[kidney_and_mass, tumor]"])
+    assert config.model.regions == ("kidney_and_mass", "tumor")
+
+
+def test_none_is_none_where_a_key_may_be_without_value():
+    config = cli.load(Config, [*NEEDED, "data.pixel_mm=none", "optim.pos_weight=none", "model.encoder_weights=none"])
+    assert (config.data.pixel_mm, config.optim.pos_weight, config.model.encoder_weights) == (None, None, "none")
+
+
+def test_sizes_may_be_written_with_x_and_names_may_look_like_numbers():
+    config = cli.load(Config, ["run=1e3", "data.store=5", "data.size_px=96x128"])
+    assert (config.run, config.data.store, config.data.size_px) == ("1e3", "5", (96, 128))
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("optim.lrr=1", "'lrr' not in 'OptimConfig'. Did you mean: 'lr'"),
+        ("optim.lr=fast", "optim.lr=fast: Value 'fast'"),
+        ("--lr=1e-3", "Write optim.lr=1e-3"),
+        ("loose", "Arguments are key=value"),
+        ("data.backend=torch", "expected one of ['dali', 'opencv', 'fixed']"),
+        ("data.size_px=[100,100]", "multiple of 32"),
+        ("config=nowhere.yaml", "config=nowhere.yaml: no such file"),
+        ("model.regions=[tumor,mass]", "in this order"),
+        ("augment.flip=2", "augment.flip=2.0 is a probability"),
+        ("optim.pos_weight=[1,2]", "give one each"),
+        ("data.fold=best", "a fold number from 0, or all"),
+        ("optim.lr=[", "cannot read the value"),
+        ("resume=/nowhere", "expected one of ['none', 'auto'] (key resume). It means: auto continues from the last"),
+        ("data.size_px=512", "data.size_px=512: takes 2 values, written data.size_px=[512,512]"),
+        ("augment.scale=[1,2,3]", "takes 2 values"),
+        ("run=", "run= is empty: folder of this run"),
+    ],
+)
+def test_a_wrong_argument_is_answered_with_its_key_and_a_way_out(argument, words):
+    with pytest.raises(InputError, match=None) as caught:
+        cli.load(Config, [*NEEDED, argument])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_flag_with_its_value_in_the_next_word_is_answered_in_full():
+    with pytest.raises(InputError, match="Write optim.lr=1e-3"):
+        cli.load(Config, [*NEEDED, "--lr", "1e-3"])
+
+
+def test_no_argument_at_all_asks_for_the_first():
+    with pytest.raises(InputError, match="run= is missing"):
+        cli.load(Config, [])
+
+
+def test_a_missing_key_says_what_it_means():
+    with pytest.raises(InputError, match="data.store= is missing: folder written by kits_dist.prepare"):
+        cli.load(Config, ["run=r"])
+
+
+def test_yaml_that_is_none_is_refused(tmp_path):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("optim: [unclosed")
+    with pytest.raises(InputError, match="not readable as yaml"):
+        cli.load(Config, [*NEEDED, f"config={bad}"])
+    bad.write_text("- a list")
+    with pytest.raises(InputError, match="must hold `key: value` lines, found list"):
+        cli.load(Config, [*NEEDED, f"config={bad}"])
+
+
+@dataclass(frozen=True)
+class Args:
+    what: str = MISSING  # how it should end
+
+
+def ending(args: Args) -> None:
+    """Ends as told."""
+    raise {"input": InputError, "missing": MissingInput, "failed": JobFailed}[args.what](f"it is {args.what}")
+
+
+@pytest.mark.parametrize(("what", "code"), [("input", 2), ("missing", 2), ("failed", 1)])
+def test_exit_codes_and_one_message(what, code, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.run(ending, Args, [f"what={what}"])
+    assert caught.value.code == code
+    assert capsys.readouterr().err.count(f"it is {what}") == 1
+
+
+def test_a_file_where_a_folder_should_be_is_no_traceback(tmp_path, capsys):
+    from kits_dist import phantom
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as caught:
+        cli.run(phantom.main, phantom.Args, [f"output={tmp_path / 'file' / 'below'}", "cases=1", "size=[8,64,64]"])
+    assert caught.value.code == 2
+    assert "Not a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["help", "--help"])
+def test_help_lists_every_key_with_default_and_meaning(word, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.run(ending, Config, [word])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    for key, (_, _, meaning) in cli._flat(Config).items():
+        assert key in shown
+        assert meaning, f"{key} has no comment that says what it means"
+        assert meaning in shown
+
+
+def test_saved_configuration_loads_back_equal(tmp_path):
+    from kits_dist.config import as_plain, save_config
+
+    config = cli.load(Config, [*NEEDED, "data.size_px=96x128", "optim.pos_weight=[2.5]", "data.fold=all"])
+    save_config(config, tmp_path / "config.yaml")
+    assert cli.load(Config, [f"config={tmp_path / 'config.yaml'}"]) == config
+    assert cli.from_plain(Config, as_plain(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("rank", "local", "code", "waits_s", "said"),
+    [
+        (0, 0, 1, [], "it failed"),
+        (8, 0, 1, [5], "[rank 8] it failed"),  # its launcher, on another machine, does not hear of rank 0
+        (9, 1, 1, [10], "[rank 9] it failed"),
+        (9, 1, 75, [1], ""),
+    ],
+)
+def test_of_many_processes_one_speaks_first(monkeypatch, capsys, rank, local, code, waits_s, said):
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    waited = []
+    monkeypatch.setattr(cli.time, "sleep", waited.append)
+    with pytest.raises(SystemExit) as caught:
+        cli._leave("it failed", code)
+    assert caught.value.code == code and waited == waits_s and capsys.readouterr().err.strip() == said
+
+
+def test_a_launcher_that_restarts_takes_a_requested_stop_for_done(monkeypatch, capsys):
+    def main(args):
+        raise Preempted("stopped as asked.")
+
+    for restarts, code in (("3", 0), ("0", 75)):
+        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+        with pytest.raises(SystemExit) as caught:
+            cli.run(main, Config, NEEDED)
+        assert caught.value.code == code

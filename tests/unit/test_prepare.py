@@ -1,0 +1,254 @@
+import json
+import shutil
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from kits_dist import evaluate, inference, prepare
+from kits_dist.data.intensity import Box, Window, body_box
+from kits_dist.data.splits import Splits
+from kits_dist.data.store import Store, array_path
+from kits_dist.imaging.nifti import kits_geometry, read_image, read_labels, write_nifti
+from kits_dist.utils.errors import InputError, JobFailed, MissingInput
+from tests.conftest import SHAPES, write_case
+
+
+def run(source, store, **more):
+    prepare.main(prepare.Args(source=str(source), store=str(store), workers=1, **more))
+    return Store(store)
+
+
+def test_the_window_is_lossless_for_integer_hu():
+    window = Window(0, 200)
+    hu = np.arange(-1000, 1500, dtype=np.int16)
+    assert (window.step_hu, window.levels) == (1, 200)
+    assert np.array_equal(window.to_levels(hu), np.clip(hu, 0, 200))
+    assert window.to_levels(np.array([0.4, 0.6, 199.7], np.float32)).tolist() == [0, 1, 200]
+    wide = Window(-79, 304)  # nnU-Net's KiTS window: 383 HU do not fit 255 levels
+    assert wide.step_hu == pytest.approx(383 / 255) and wide.levels == 255
+    assert wide.to_levels(np.array([-79, 304], np.int16)).tolist() == [0, 255]
+
+
+def test_the_body_box_leaves_out_the_table():
+    levels = np.zeros((10, 50, 60), np.uint8)
+    levels[:, 10:30, 15:45] = 60
+    levels[:, 40:42, 5:55] = 90  # table
+    levels[:1, :, :5] = 90  # one bright slice is no body
+    assert body_box(levels) == Box(10, 30, 15, 45)
+    assert body_box(levels).center == (20, 30)
+    assert body_box(np.zeros((2, 8, 9), np.uint8)) == Box(0, 8, 0, 9)
+
+
+def test_the_store_holds_every_voxel(raw, store):
+    for case in store.cases:
+        row = store.row[case.case_id]
+        image = read_image(raw / case.case_id / "imaging.nii.gz")
+        label = read_labels(raw / case.case_id / "aggregated_MAJ_seg.nii.gz")
+        assert np.array_equal(store.image(row), np.clip(image.array, 0, 200))
+        assert np.array_equal(store.label(row), label.array)
+        assert case.voxels["tumor"] == (label.array == 2).sum()
+        assert case.geometry.axis_codes == "IPL" and case.spacing_mm == pytest.approx((3.0, 0.8, 0.8))
+    assert [case.shape for case in store.cases] == SHAPES
+
+
+def test_the_slice_table_counts_each_slice(store):
+    table = store.slices
+    assert len(table.case) == sum(shape[0] for shape in SHAPES)
+    for i in range(len(table.case)):
+        label = store.label(table.case[i])[table.index[i]]
+        assert (table.kidney[i], table.tumor[i], table.cyst[i]) == tuple((label == v).sum() for v in (1, 2, 3))
+
+
+def test_normalization_is_that_of_the_training_voxels(store):
+    train, _ = store.splits.select(1)
+    voxels = np.concatenate([store.image(store.row[case]).ravel() for case in train]).astype(float)
+    norm = store.normalization(1)
+    assert (norm.mean, norm.sd) == pytest.approx((voxels.mean(), voxels.std()))
+    assert norm._asdict() == store.meta["normalization"]["1"]
+
+
+def test_other_folds_bring_their_own_normalization(store, tmp_path):
+    copy = shutil.copytree(store.path, tmp_path / "store")
+    splits = json.loads((copy / "splits.json").read_text())
+    splits["folds"] = [splits["folds"][0], sum(splits["folds"][1:], [])]
+    (copy / "splits.json").write_text(json.dumps(splits))
+    (alone,) = splits["folds"][0]
+    voxels = store.image(store.row[alone]).astype(float)
+    assert Store(copy).normalization(1).mean == pytest.approx(voxels.mean())
+
+
+def test_a_finished_case_is_kept_and_a_changed_or_cut_one_is_done_again(raw, tmp_path, capsys):
+    source = shutil.copytree(raw, tmp_path / "raw")
+    run(source, tmp_path / "store")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "store" / "axial").rglob("*.npy")}
+    write_case(source, 1, (4, 63, 65), seed=9)
+    cut = array_path(tmp_path / "store", "axial", "case_00002", "image")
+    cut.write_bytes(cut.read_bytes()[:-10])
+    capsys.readouterr()
+    run(source, tmp_path / "store")
+    assert "2 cases written, 4 already there" in capsys.readouterr().out
+    again = {p.parent.name for p, time in before.items() if p.stat().st_mtime_ns != time}
+    assert again == {"case_00001", "case_00002"}
+
+
+def test_a_bad_case_is_named_the_others_are_finished_and_nothing_passes_as_a_store(raw, tmp_path, capsys):
+    source = shutil.copytree(raw, tmp_path / "raw")
+    (source / "case_00003" / "imaging.nii.gz").write_bytes(b"")
+    write_nifti(
+        source / "case_00004" / "aggregated_MAJ_seg.nii.gz",
+        np.zeros((2, 64, 64), np.uint8),
+        kits_geometry((2, 64, 64), (3, 1, 1)),
+    )
+    (source / "case_00005" / "aggregated_MAJ_seg.nii.gz").unlink()
+    with pytest.raises(JobFailed, match=r"3 of 6 cases .*skip=\[case_00003,case_00004,case_00005\]"):
+        run(source, tmp_path / "store")
+    said = capsys.readouterr().out
+    assert "empty (0 bytes)" in said and "image is 7x64x64 but label is 2x64x64" in said and "has no label file" in said
+    assert len(list((tmp_path / "store" / "axial").iterdir())) == 3
+    with pytest.raises(MissingInput, match="no store.json"):
+        Store(tmp_path / "store")
+    assert len(run(source, tmp_path / "store", skip=("case_00003", "case_00004", "case_00005")).cases) == 3
+    with pytest.raises(InputError, match="no such case"):
+        run(source, tmp_path / "store", skip=("case_99999",))
+
+
+def test_image_and_label_on_other_grids_are_refused(raw, tmp_path, capsys):
+    source = shutil.copytree(raw, tmp_path / "raw")
+    label = read_labels(source / "case_00000" / "aggregated_MAJ_seg.nii.gz")
+    write_nifti(
+        source / "case_00000" / "aggregated_MAJ_seg.nii.gz",
+        label.array,
+        kits_geometry(label.array.shape, (3.0, 0.9, 0.8)),
+    )
+    with pytest.raises(JobFailed):
+        run(source, tmp_path / "store")
+    assert "image and label differ in affine" in capsys.readouterr().out
+
+
+def test_another_orientation_gives_the_same_store(raw, store, tmp_path):
+    source = shutil.copytree(raw, tmp_path / "raw")
+    for name in ("imaging.nii.gz", "aggregated_MAJ_seg.nii.gz"):
+        path = source / "case_00000" / name
+        opened = nib.load(path)
+        nib.save(nib.as_closest_canonical(opened), path)
+        assert nib.aff2axcodes(nib.load(path).affine) == ("R", "A", "S")
+    turned = run(source, tmp_path / "store")
+    assert np.array_equal(turned.image(0), store.image(0)) and np.array_equal(turned.label(0), store.label(0))
+
+
+def test_a_store_that_is_not_whole_is_refused(raw, tmp_path):
+    run(raw, tmp_path / "s")
+    meta = tmp_path / "s" / "store.json"
+    content = json.loads(meta.read_text())
+    meta.write_text(json.dumps(content | {"format": 99}))
+    with pytest.raises(InputError, match="has format 99, this version reads 4"):
+        Store(tmp_path / "s")
+    meta.write_text("{")
+    with pytest.raises(InputError, match="is damaged"):
+        Store(tmp_path / "s")
+    meta.write_text(json.dumps(content))
+    path = array_path(tmp_path / "s", "axial", "case_00002", "label")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(InputError, match=f"label.npy has {len(whole) - 1} bytes instead of {len(whole)}"):
+        Store(tmp_path / "s")
+    path.unlink()
+    with pytest.raises(InputError, match="label.npy is missing"):
+        Store(tmp_path / "s")
+
+
+def test_no_window_and_no_source(tmp_path):
+    for window_hu in ((200, 0), (0, 0.4), (0, float("nan"))):
+        with pytest.raises(InputError, match="low must be below high"):
+            prepare.Args(source="a", store="b", window_hu=window_hu)
+    with pytest.raises(MissingInput, match="no such folder"):
+        run(tmp_path / "nowhere", tmp_path / "s")
+
+
+def stored_otherwise(source, copy):
+    """The same scan under another name, in another axis order and compression: other bytes, same voxels."""
+    copy.mkdir()
+    for name in ("imaging.nii.gz", "aggregated_MAJ_seg.nii.gz"):
+        nib.save(nib.as_closest_canonical(nib.load(source / name)), copy / name)
+    assert (source / "imaging.nii.gz").read_bytes() != (copy / "imaging.nii.gz").read_bytes()
+
+
+def test_a_scan_that_is_there_twice_is_said_and_kept_on_one_side(raw, tmp_path, capsys):
+    source = shutil.copytree(raw, tmp_path / "raw")
+    stored_otherwise(source / "case_00002", source / "case_00077")
+    for seed in range(10):
+        store = run(source, tmp_path / "store", seed=seed)
+        for part in (store.splits.test, *store.splits.folds):
+            assert ("case_00002" in part) == ("case_00077" in part)
+        said = capsys.readouterr().out
+        assert "warning  case_00077  the same CT as case_00002, voxel by voxel: one patient" in said
+        assert "warning  case_00002  the same CT as case_00077" in said  # by kept cases as well
+    hashes = {case.case_id: case.voxels_sha256 for case in store.cases}
+    assert len(hashes) == 7 and len(set(hashes.values())) == 6
+    assert hashes["case_00002"] == hashes["case_00077"] and len(hashes["case_00002"]) == 64
+
+
+def test_a_copy_of_a_trained_case_is_recognised_by_its_voxels(raw, store, tmp_path, monkeypatch):
+    source = tmp_path / "raw"
+    source.mkdir()
+    stored_otherwise(raw / "case_00004", source / "case_00900")
+    shutil.copytree(raw / "case_00001", source / "case_00001")
+    other = run(source, tmp_path / "store")
+    trained = {store.cases[store.row["case_00004"]].voxels_sha256, store.cases[store.row["case_00001"]].voxels_sha256}
+    predictor = SimpleNamespace(
+        config=SimpleNamespace(data=SimpleNamespace(store="", fold=0)),
+        window=other.window,
+        trained_on=trained,
+        members=[],
+    )
+    monkeypatch.setattr(inference, "Predictor", lambda *_, **__: predictor)
+    held_out = other.splits.test + other.splits.folds[0]
+    assert sorted(held_out) == ["case_00001", "case_00900"]
+    for split, cases in (("test", other.splits.test), ("val", other.splits.folds[0])):
+        monkeypatch.setattr(Splits, "select", lambda self, fold, cases=cases: ([], cases))
+        with pytest.raises(InputError, match=f"trained on {cases[0]}; such a score says nothing about new patients"):
+            evaluate.main(evaluate.Args(run=str(tmp_path), split=split, store=str(other.path)))
+
+
+def test_the_store_says_which_labels_it_holds(raw, tmp_path):
+    source = shutil.copytree(raw, tmp_path / "raw")
+    for case in source.iterdir():
+        wide = read_labels(case / "aggregated_MAJ_seg.nii.gz")
+        larger = np.maximum(wide.array, np.roll(wide.array > 0, 1, axis=1))
+        write_nifti(case / "aggregated_OR_seg.nii.gz", larger, wide.geometry)
+    majority, either = run(source, tmp_path / "store"), run(source, tmp_path / "or", labels="or")
+    assert (majority.meta["labels"], majority.meta["source_layout"]) == ("majority", "KiTS21")
+    assert either.meta["labels"] == "or"
+    assert all(a.voxels["kidney"] < b.voxels["kidney"] for a, b in zip(majority.cases, either.cases, strict=True))
+    again = run(source, tmp_path / "store", labels="or")  # a finished case of other labels is not kept
+    assert [case.voxels for case in again.cases] == [case.voxels for case in either.cases]
+    for case in source.iterdir():
+        (case / "aggregated_OR_seg.nii.gz").unlink()
+        (case / "aggregated_MAJ_seg.nii.gz").rename(case / "segmentation.nii.gz")
+    assert run(source, tmp_path / "one").meta["labels"] is None
+
+
+def test_cases_of_several_folders_make_one_store(raw, tmp_path, capsys):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for folder, names in ((a, ("case_00000", "case_00001")), (b, ("case_00001", "case_00002", "case_00003"))):
+        for name in names:
+            shutil.copytree(raw / name, folder / name)
+    store = run(f"[{a},{b}]", tmp_path / "store")
+    assert [case.case_id for case in store.cases] == [f"case_0000{i}" for i in range(4)]
+    assert f"note     {b}: 1 of 3 cases left out" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"skip=\['case_9'\]: no such case: \['case_9'\]"):
+        run(f"[{a},{b}]", tmp_path / "store", skip=("case_9",))
+    with pytest.raises(InputError, match="no patient is left"):
+        run(a, tmp_path / "store", skip=("case_00000", "case_00001"))
+
+
+def test_a_case_of_another_format_is_done_again(raw, tmp_path, capsys):
+    run(raw, tmp_path / "store")
+    record = tmp_path / "store" / "axial" / "case_00002" / "case.json"
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps(content | {"format": 1}))
+    capsys.readouterr()
+    run(raw, tmp_path / "store")
+    assert "1 cases written, 5 already there" in capsys.readouterr().out

@@ -1,0 +1,201 @@
+"""One optimiser step: averaged weights, accumulation, what fp16 leaves out, and a step that is undone."""
+
+import copy
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from kits_dist.config import ModelConfig, OptimConfig, TrainConfig
+from kits_dist.data.batch import Batch
+from kits_dist.models import build_model
+from kits_dist.models.unet import SimpleUNet
+from kits_dist.train import placed
+from kits_dist.training.ema import AveragedModel
+from kits_dist.training.losses import RegionLoss, WithLoss
+from kits_dist.training.step_timer import Pace
+from kits_dist.training.train_step import Learner
+from kits_dist.utils.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+class OneProcess:
+    """What a learner asks of an accelerator, without a process group; gradients pass a scaler where one is given."""
+
+    device = CPU
+
+    def __init__(self, scaler=None):
+        self.scaler = scaler
+
+    def prepare(self, model, optimizer):
+        return model, SimpleNamespace(
+            param_groups=optimizer.param_groups, step=self._step(optimizer), zero_grad=optimizer.zero_grad
+        )
+
+    def _step(self, optimizer):
+        def step():
+            if self.scaler:
+                self.scaler.step(optimizer)
+                self.scaler.update()
+            else:
+                optimizer.step()
+
+        self._optimizer = optimizer
+        return step
+
+    def autocast(self):
+        return torch.autocast("cpu", enabled=False)
+
+    no_sync = staticmethod(lambda model: torch.autocast("cpu", enabled=False))
+
+    def backward(self, loss):
+        (self.scaler.scale(loss) if self.scaler else loss).backward()
+
+    def clip_grad_norm_(self, parameters, max_norm):
+        if self.scaler:
+            self.scaler.unscale_(self._optimizer)
+        return nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+def learner(scaler=None, compiled=False, **optim):
+    torch.manual_seed(0)
+    made = Learner(SimpleUNet(1, 1, 2), ("kidney_and_mass",), OptimConfig(**optim), OneProcess(scaler))
+    made.wrap(TrainConfig(compile=compiled))
+    made.model.train()
+    return made
+
+
+def batches(size=2, factor=1.0):
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        image = torch.randn(size, 1, 32, 32, generator=generator) * factor
+        numbers = torch.zeros(size, dtype=torch.int32)
+        yield Batch(image, (image[:, 0] > 0).byte(), numbers, numbers, numbers)
+
+
+def test_averaged_weights_follow_by_hand():
+    torch.manual_seed(0)
+    source = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average = AveragedModel(source, decay=0.9)
+    expected = copy.deepcopy(source[0].weight.detach())
+    for step in range(30):
+        with torch.no_grad():
+            source[0].weight.add_(1)
+            source[1].running_mean.add_(1)
+            source[1].num_batches_tracked.add_(1)
+        average.update(source, step)
+        decay = min(0.9, (1 + step) / (10 + step))  # 0.1, 2/11, ... then 0.9 from step 81 on; here always the ramp
+        expected = decay * expected + (1 - decay) * source[0].weight.detach()
+    torch.testing.assert_close(average.model[0].weight, expected)
+    assert 20 < average.model[1].running_mean[0] < 30 and average.model[1].num_batches_tracked == 30
+    assert not any(p.requires_grad for p in average.model.parameters())
+
+
+def test_averaged_weights_are_what_is_judged_and_they_reach_the_decay():
+    made = learner(ema=0.5, lr=0.1)
+    stream, before = batches(), copy.deepcopy(made.plain_model.state_dict())
+    for step in range(3):
+        made.step(stream, 0.1, step, Pace(CPU))
+    assert made.judged is made.average.model
+    averaged, last = ((m.head.weight - before["head.weight"]).abs().mean() for m in (made.judged, made.plain_model))
+    assert 0 < averaged < last
+    late, other = AveragedModel(nn.Linear(1, 1), 0.5), nn.Linear(1, 1)
+    was = late.model.weight.item()
+    late.update(other, 1000)
+    assert late.model.weight.item() == pytest.approx((was + other.weight.item()) / 2)
+    plain = learner()
+    assert plain.judged is plain.plain_model
+
+
+def test_accumulated_steps_are_one_large_step():
+    """Batch norm is set aside (`eval`), as everywhere where batches are compared."""
+    small, large = learner(accumulate=3, lr=0.1, name="sgd"), learner(lr=0.1, name="sgd")
+    for one in (small, large):
+        one.model.eval()
+    parts = [next(stream) for stream in [batches()] for _ in range(3)]
+    whole = Batch(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    losses = small.step(iter(parts), 0.1, 0, Pace(CPU)).losses
+    loss = large.step(iter([whole]), 0.1, 0, Pace(CPU)).losses
+    assert losses.shape == (3,) and losses.mean().item() == pytest.approx(loss.item(), rel=1e-6)
+    for a, b in zip(small.plain_model.parameters(), large.plain_model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)  # order of float32 sums
+
+
+def test_the_norm_is_taken_when_asked_and_clipped_to_what_is_set():
+    made = learner()
+    assert made.step(batches(), 0.1, 0, Pace(CPU)).grad_norm is None
+    assert made.step(batches(), 0.1, 0, Pace(CPU), want_norm=True).grad_norm > 0
+    clipped = learner(clip_norm=1e-3, name="sgd", lr=1.0)
+    before = [p.detach().clone() for p in clipped.plain_model.parameters()]
+    clipped.step(batches(), 1.0, 0, Pace(CPU))
+    moved = torch.cat([(p - q).flatten() for p, q in zip(clipped.plain_model.parameters(), before, strict=True)])
+    assert moved.norm().item() == pytest.approx(1.9e-3, rel=1e-2)  # Nesterov: 1 + momentum times the gradient
+
+
+def test_steps_that_the_scaler_leaves_out_are_counted_and_saved():
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    made = learner(scaler, lr=0.1)
+    weights = [p.detach().clone() for p in made.plain_model.parameters()]
+    made.step(batches(factor=1e38), 0.1, 0, Pace(CPU))  # squares overflow: gradients are not finite
+    assert all(torch.equal(p, q) for p, q in zip(made.plain_model.parameters(), weights, strict=True))
+    assert made.skipped == 0 and made.read_skipped() == 1 and made.state()["skipped"] == 1
+    made.plain_model.load_state_dict(learner().plain_model.state_dict())  # batch norm statistics were spoilt
+    made.step(batches(), 0.1, 1, Pace(CPU))
+    assert made.read_skipped() == 1
+    assert not all(torch.equal(p, q) for p, q in zip(made.plain_model.parameters(), weights, strict=True))
+    assert learner().state() == {"scaler": None, "skipped": 0}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_the_measured_step_leaves_no_trace():
+    accelerator = OneProcess()
+    accelerator.device = torch.device("cuda")
+    made = Learner(SimpleUNet(1, 1, 2).cuda().train(), ("kidney_and_mass",), OptimConfig(), accelerator)
+    before = copy.deepcopy(made.plain_model.state_dict())
+    assert made.step_bytes(2, 1, (32, 32)) > 0
+    after = made.plain_model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(p.grad is None for p in made.plain_model.parameters())
+
+
+def test_without_a_gpu_no_step_is_measured():
+    made = learner()
+    made.model = made.loss_fn = None
+    assert made.step_bytes(2, 1, (32, 32)) == 0
+
+
+def test_synchronised_batch_norm_needs_gpus():
+    with pytest.raises(InputError, match="train.sync_bn=true needs GPUs"):
+        placed(SimpleUNet(1, 1, 2), TrainConfig(sync_bn=True), CPU)
+
+
+@pytest.mark.parametrize("arch", ["simple_unet", "unet"])
+def test_network_and_loss_are_one_graph_to_the_compiler(arch):
+    """A break would write the logits out and start a second graph, silently."""
+    network = ModelConfig(arch, "resnet18", "none", width=4, regions=("kidney_and_mass", "tumor"))
+    whole = WithLoss(build_model(network, 1), RegionLoss("bce_dice", network.regions, (1.0, 4.0)))
+    image, label = torch.randn(2, 1, 32, 32), torch.ones(2, 32, 32, dtype=torch.uint8)
+    torch._dynamo.reset()
+    found = torch._dynamo.explain(whole)(image, label)
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_step_is_the_eager_step():
+    """Within the order of float32 sums: the compiler joins loops."""
+    found = []
+    for compiled in (False, True):
+        made = learner(compiled=compiled, loss="bce_dice", lr=0.01, name="sgd")
+        stream = batches()
+        losses = [made.step(stream, 0.01, step, Pace(CPU)).losses.item() for step in range(3)]
+        found.append((losses, made.plain_model.state_dict()))
+    assert isinstance(made.model, torch._dynamo.OptimizedModule)
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5) and found[0][0][-1] < found[0][0][0]
+    assert found[0][1].keys() == found[1][1].keys()  # nothing of the compiler's own in the names
+    for name, value in found[0][1].items():
+        torch.testing.assert_close(value, found[1][1][name], rtol=1e-4, atol=1e-6)
