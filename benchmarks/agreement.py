@@ -18,7 +18,7 @@ from kits_dist import cli
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment_reference
 from kits_dist.data.batch import Batch
-from kits_dist.data.dataset import Feed
+from kits_dist.data.dataset import SliceDataset
 from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.store import Store
@@ -109,10 +109,10 @@ def compare(store: Store, data: DataConfig, ways: dict[str, Way], batches: int) 
     found: dict[str, list[Difference]] = {}
     built = {name: _train_loader(store, data, way) for name, way in ways.items()}
     streams = {name: iter(loader) for name, (loader, _) in built.items()}
-    feed = next(iter(built.values()))[1]
-    hu_per_unit = feed.norm.sd * store.window.step_hu
+    dataset = next(iter(built.values()))[1]
+    hu_per_unit = dataset.norm.sd * store.window.step_hu
     for step in range(batches):
-        got = {"numpy": reference(feed, train_positions(step, data.batch_size, 0, 1))}
+        got = {"numpy": reference(dataset, train_positions(step, data.batch_size, 0, 1))}
         for name, stream in streams.items():
             batch = next(stream)
             got[name] = (batch.image.float().cpu().numpy(), batch.label.cpu().numpy())
@@ -130,12 +130,12 @@ def _train_loader(store: Store, data: DataConfig, way: Way):
     )
 
 
-def reference(feed: Feed, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def reference(dataset: SliceDataset, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What augment_reference.apply makes of these positions: (B, C, H, W) float32 and (B, H, W) uint8."""
-    host = feed.batch(positions)
+    host = dataset.batch(positions)
     made = [
         augment_reference.apply(
-            slab[..., 0], label[..., 0], host.params, i, feed.data.size_px, feed.store.window.levels, feed.norm
+            slab[..., 0], label[..., 0], host.params, i, dataset.data.size_px, dataset.store.window.levels, dataset.norm
         )
         for i, (slab, label) in enumerate(zip(host.slabs, host.labels, strict=True))
     ]

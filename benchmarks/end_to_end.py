@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks import peers
-from benchmarks.feed import feed_of
+from benchmarks.feed import dataset_of
 from benchmarks.lib import roofline
 from benchmarks.lib.harness import (
     A_RATIO,
@@ -40,7 +40,7 @@ from benchmarks.lib.training import OurStep, Setup, Training, Watch, build_ours,
 from kits_dist import cli
 from kits_dist.config import AugmentConfig, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
 from kits_dist.distributed.runtime import start
-from kits_dist.training.step_timer import Pace
+from kits_dist.training.step_timer import StepTimer
 from kits_dist.utils.errors import InputError, MissingPackage
 
 EVERY_STEPS = LogConfig().every_steps
@@ -92,7 +92,7 @@ def main(args: Args) -> None:
             "augment": plain(AugmentConfig()),
             "log_every_steps": EVERY_STEPS,
             "data": store.meta["data"],
-            "slices": len(feed_of(store, with_backend(setup, "opencv").data).rows),
+            "slices": len(dataset_of(store, with_backend(setup, "opencv").data).rows),
             "slice_px": list(store.cases[0].shape[1:]),
             "cache": "warm",
         }
@@ -134,13 +134,13 @@ def main(args: Args) -> None:
 def build_all(setup: Setup, ways: tuple[str, ...], names: list[str]) -> tuple[dict[str, Training], dict[str, str]]:
     """{"fixed", each way, each peer} and {peer: why not}. Peers first: their workers are forked, before DALI has
     threads. Ours share one network."""
-    feed = feed_of(setup.store, with_backend(setup, "opencv").data)
+    dataset = dataset_of(setup.store, with_backend(setup, "opencv").data)
     others, missing = {}, {}
     for name in names:
         _, package, build = peers.TRAININGS[name]
         try:
             peers.version_of(package)
-            others[name] = build(setup, feed)
+            others[name] = build(setup, dataset)
         except MissingPackage as error:
             missing[name] = str(error)
     step = OurStep(setup)
@@ -162,7 +162,7 @@ class Run:
     def __init__(self, training: Training, name: str, batch_size: int, device: torch.device):
         self._step, self._batch_size, self._device = training.step, batch_size, device
         self._batches: Iterator[Any] = training.batches if name == "fixed" else checked(training.batches, name)
-        self._pace, self._marks, self._count = Pace(device), [], 0
+        self._pace, self._marks, self._count = StepTimer(device), [], 0
         self.waits: list[float] = []  # share of each window spent waiting for data
         self.step_ms: list[float] = []  # every timed step
 

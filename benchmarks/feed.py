@@ -1,10 +1,11 @@
 """How fast do raw slices come from the store, with nothing done to them? `python -m benchmarks.feed`.
 
-Variants, interleaved: the bare feed (`Feed.batch`: draws, takes views, reads no pixel), the feed with its pixels copied
+Variants, interleaved: the bare feed (`SliceDataset.batch`: draws, takes views, reads no pixel), the feed with its
+pixels copied
 into one host batch, and on a GPU that batch brought to the device, from pinned memory and from pageable. Their
 ceilings: a copy of as many bytes within the host's memory, and the largest pinned copy to the device. What the disk
 gives when the page cache holds nothing of the store is measured before them; after them, how long each loader keeps the
-training thread at work for a batch, of which `Feed.batch` is a part.
+training thread at work for a batch, of which `SliceDataset.batch` is a part.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ from benchmarks.lib.harness import (
 from benchmarks.lib.harness import store_or_phantoms as open_store
 from kits_dist import cli
 from kits_dist.config import AugmentConfig, DataConfig
-from kits_dist.data.dataset import Feed
+from kits_dist.data.dataset import SliceDataset
 from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.store import Store
@@ -78,8 +79,10 @@ def main(args: Args) -> None:
         batch_size = min(args.batch_size, 4) if args.quick else args.batch_size
         data = DataConfig(store=str(store.path), size_px=size_px, batch_size=batch_size, backend="opencv")
         cold, images, read_bytes = read_cold(store, args.windows)
-        feed = feed_of(store, data)
-        steps = host_steps(feed, batch_size) | (device_steps(feed, batch_size, device) if device.type == "cuda" else {})
+        dataset = dataset_of(store, data)
+        steps = host_steps(dataset, batch_size) | (
+            device_steps(dataset, batch_size, device) if device.type == "cuda" else {}
+        )
         timed = interleave(
             {name: Variant(step.run) for name, step in steps.items()},
             device,
@@ -88,7 +91,7 @@ def main(args: Args) -> None:
             warmup_steps=warmup_steps,
         )
         at_work = {name: thread_ms(store, data, name, device, args.windows) for name in ("opencv", "dali")}
-        common = plain(data) | {"data": store.meta["data"], "slices": len(feed.rows), "augment": plain(POSTER)}
+        common = plain(data) | {"data": store.meta["data"], "slices": len(dataset.rows), "augment": plain(POSTER)}
         common["slice_px"] = list(store.cases[0].shape[1:])
     rates = {name: timed[name].rates(step.images) for name, step in steps.items()}
 
@@ -151,18 +154,18 @@ def refuse_half_a_size(size_px: tuple[int, int]) -> None:
         raise InputError(f"size_px={size_px[0]}x{size_px[1]}: name both, or none.")
 
 
-def feed_of(store: Store, data: DataConfig) -> Feed:
+def dataset_of(store: Store, data: DataConfig) -> SliceDataset:
     return build_train_loader(store, data, POSTER, 0, Ranks())[1]
 
 
-def host_steps(feed: Feed, batch_size: int) -> dict[str, Step]:
+def host_steps(dataset: SliceDataset, batch_size: int) -> dict[str, Step]:
     """{"views", "read", "host_copy"}: `read` copies what `views` names into one batch, `host_copy` as many bytes."""
     steps = itertools.count()
-    target, nbytes = _room(feed, batch_size)
+    target, nbytes = _room(dataset, batch_size)
     source = np.random.default_rng(0).integers(0, 256, nbytes, np.uint8)
 
     def views():
-        return feed.batch(train_positions(next(steps), batch_size, 0, 1))
+        return dataset.batch(train_positions(next(steps), batch_size, 0, 1))
 
     return {
         "views": Step(views, batch_size, 0),
@@ -171,10 +174,10 @@ def host_steps(feed: Feed, batch_size: int) -> dict[str, Step]:
     }
 
 
-def device_steps(feed: Feed, batch_size: int, device: torch.device) -> dict[str, Step]:
+def device_steps(dataset: SliceDataset, batch_size: int, device: torch.device) -> dict[str, Step]:
     """{"to_device", "pinned", "pageable", "pinned_copy"}: from store to device; a ready host batch to the device from
     either kind of memory; and as fast as the link goes."""
-    room, nbytes = _room(feed, batch_size)
+    room, nbytes = _room(dataset, batch_size)
     pageable = torch.from_numpy(room)
     pair = itertools.cycle([_Pinned(len(room), device) for _ in range(2)])
     steps = itertools.count()
@@ -186,7 +189,7 @@ def device_steps(feed: Feed, batch_size: int, device: torch.device) -> dict[str,
     def to_device():
         place = next(pair)
         place.wait()  # sync: the copy of two batches ago may still read this memory
-        _copy_into(place.host.numpy(), feed.batch(train_positions(next(steps), batch_size, 0, 1)))
+        _copy_into(place.host.numpy(), dataset.batch(train_positions(next(steps), batch_size, 0, 1)))
         place.send(nbytes)
 
     images = round(LARGE_COPY / nbytes * batch_size)
@@ -214,11 +217,11 @@ class _Pinned:
         self.read.record()
 
 
-def _room(feed: Feed, batch_size: int) -> tuple[np.ndarray, int]:
+def _room(dataset: SliceDataset, batch_size: int) -> tuple[np.ndarray, int]:
     """Memory for any batch, and the bytes of the first: slices may differ in size from case to case."""
-    largest = max(int(np.prod(case.shape[1:])) for case in feed.store.cases)
-    room = np.zeros(batch_size * largest * (feed.frames + 1), np.uint8)
-    return room, _copy_into(room, feed.batch(train_positions(0, batch_size, 0, 1)))
+    largest = max(int(np.prod(case.shape[1:])) for case in dataset.store.cases)
+    room = np.zeros(batch_size * largest * (dataset.frames + 1), np.uint8)
+    return room, _copy_into(room, dataset.batch(train_positions(0, batch_size, 0, 1)))
 
 
 def _copy_into(target: np.ndarray, host: Any) -> int:
@@ -268,7 +271,7 @@ def _record_views(one: Callable, timed: Windows, batch_size: int) -> None:
     none = Ceiling("none", None, "it reads no pixel: only Python and NumPy bound it")
     blocked = {"blocked_ms_per_batch": round(blocked_ms, 3), "blocked_ms_spread": [round(ms, 3) for ms in spread_ms]}
     one("views", timed.rates(batch_size), none, 0, **blocked)
-    print(f"  the calling thread is blocked {blocked_ms:.2f} ms for {batch_size} samples in Feed.batch")
+    print(f"  the calling thread is blocked {blocked_ms:.2f} ms for {batch_size} samples in SliceDataset.batch")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import peers
-from benchmarks.feed import POSTER, feed_of, host_steps, refuse_half_a_size
+from benchmarks.feed import POSTER, dataset_of, host_steps, refuse_half_a_size
 from benchmarks.lib.harness import (
     A_RATIO,
     Ceiling,
@@ -36,7 +36,7 @@ from benchmarks.lib.harness import store_or_phantoms as open_store
 from benchmarks.peers.sheet import draw_sheet
 from kits_dist import cli
 from kits_dist.config import AugmentConfig, DataConfig
-from kits_dist.data.dataset import Feed
+from kits_dist.data.dataset import SliceDataset
 from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.store import Store
 from kits_dist.distributed.ranks import Ranks
@@ -96,11 +96,11 @@ def main(args: Args) -> None:
         paths = _paths(device, data.batch_size)
         if args.devices:
             paths = {name: path for name, path in paths.items() if path.device.type in args.devices}
-        feed = feed_of(store, DataConfig(**vars(data) | {"backend": "opencv"}))
-        read = host_steps(feed, data.batch_size)["read"].run
+        dataset = dataset_of(store, DataConfig(**vars(data) | {"backend": "opencv"}))
+        read = host_steps(dataset, data.batch_size)["read"].run
         cpu_batch = min(batch_size, CPU_BATCH)
         # peers before DALI starts threads: their workers are forked
-        others, missing = _built({name: partial(_peer, name, feed, cpu_batch) for name in names})
+        others, missing = _built({name: partial(_peer, name, dataset, cpu_batch) for name in names})
         ours, absent = _built({name: partial(_batches, store, data, path) for name, path in paths.items()})
         timed = interleave(
             {name: Variant(step, after=settle) for name, step in ({"read": read} | others | ours).items()},
@@ -110,7 +110,7 @@ def main(args: Args) -> None:
             warmup_steps=warmup_steps,
             lead_in=data.prefetch + 2,  # a pipeline that stood still has its queue full: that is not its pace
         )
-        common = plain(data) | {"data": store.meta["data"], "slices": len(feed.rows), "cache": "warm"}
+        common = plain(data) | {"data": store.meta["data"], "slices": len(dataset.rows), "cache": "warm"}
         common["slice_px"] = list(store.cases[0].shape[1:])
         if args.sheet:
             draw_sheet(args.sheet, store, DataConfig(**vars(data) | {"batch_size": cpu_batch}), names)
@@ -188,9 +188,11 @@ def _batches(store: Store, data: DataConfig, path: Way):
     return lambda: next(stream)
 
 
-def _peer(name: str, feed: Feed, batch_size: int):
+def _peer(name: str, dataset: SliceDataset, batch_size: int):
     """A step is a batch of each worker: they start together and deliver together."""
-    batches = checked(peers.stream(peers.build(name, feed, POSTER), feed, POSTER, batch_size, workers=cores()), name)
+    batches = checked(
+        peers.stream(peers.build(name, dataset, POSTER), dataset, POSTER, batch_size, workers=cores()), name
+    )
     return lambda: [next(batches) for _ in range(cores())]
 
 

@@ -138,10 +138,10 @@ class Turns:
 
 def by_hand(store: Store, config: Config, runtime: Runtime) -> Callable[[], None]:
     """A training step as a reader of the network's documentation would write it."""
-    loader, feed = build_train_loader(
+    loader, dataset = build_train_loader(
         store, config.data, AugmentConfig(), 0, runtime.ranks, device=runtime.device, dtype=runtime.image_dtype
     )
-    model = build_model(config.model, feed.frames, pretrained=False)
+    model = build_model(config.model, dataset.frames, pretrained=False)
     model, batch = train.placed(model, config.train, runtime.accelerator.device).train(), next(iter(loader))
     optimizer = build_optimizer(model, config.optim, batch.image.device)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(runtime.precision.mode)

@@ -34,7 +34,7 @@ from kits_dist import cli
 from kits_dist.config import Config, DataConfig, ModelConfig
 from kits_dist.imaging.nifti import Volume, read_image, write_nifti
 from kits_dist.inference.predictor import Predictor
-from kits_dist.inference.region_models import RunModel, Tta, Wanted
+from kits_dist.inference.region_models import PrecisionName, RunModel, Tta
 from kits_dist.models import build_model
 from kits_dist.training.run_folder import export_best
 
@@ -55,7 +55,7 @@ class Way(NamedTuple):
     """How a scan is predicted, as kits_dist.predict's arguments of these names say."""
 
     tta: Tta = "none"
-    precision: Wanted = "auto"
+    precision: PrecisionName = "auto"
     compiled: bool = False
     files: bool = False  # from file to file
 

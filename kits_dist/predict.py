@@ -22,7 +22,7 @@ from kits_dist.imaging.scans import Scan, find_scans
 from kits_dist.inference.measurements import NOTE, findings
 from kits_dist.inference.postprocessing import Rules, clean, load_rules
 from kits_dist.inference.predictor import Predictor
-from kits_dist.inference.region_models import Tta, Wanted
+from kits_dist.inference.region_models import PrecisionName, Tta
 from kits_dist.labels import REGIONS
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, JobFailed
@@ -36,7 +36,9 @@ class Args:
     input: str = MISSING  # one CT, a folder of CTs, a case, a folder of cases, or a folder of DICOM series
     output: str = MISSING  # folder for the label maps
     tta: Tta = "none"  # flip: the mean with the mirrored slice's prediction; takes twice as long
-    precision: Wanted = "auto"  # of the networks; on a GPU auto is bf16 or fp16 where the run trained so, else tf32
+    precision: PrecisionName = (
+        "auto"  # of the networks; on a GPU auto is bf16 or fp16 where the run trained so, else tf32
+    )
     compile: bool = False  # torch.compile the networks: a minute once, worth it for many scans on a GPU
     fusion: str = ""  # weights of several runs or planes, written by kits_dist.fuse; empty: the mean
     probabilities: bool = False  # also write NAME_REGION.nii.gz, probabilities in steps of 1/255

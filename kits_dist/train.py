@@ -15,25 +15,25 @@ from torch import nn
 
 from kits_dist import cli
 from kits_dist.config import Config, OptimConfig, TrainConfig
-from kits_dist.data.dataset import Feed
+from kits_dist.data.dataset import SliceDataset
 from kits_dist.data.loaders import build_train_loader, build_val_loader
-from kits_dist.data.slice_cache import Resident
+from kits_dist.data.slice_cache import GpuSlices
 from kits_dist.data.store import Store
 from kits_dist.distributed import rendezvous
 from kits_dist.distributed.precision import launched_precision
 from kits_dist.distributed.preemption import StopRequest
 from kits_dist.distributed.runtime import Runtime, seed_step, start, unrepeatable
 from kits_dist.models import build_model
-from kits_dist.training.epoch_end import Stops
+from kits_dist.training.epoch_end import EpochEnd
 from kits_dist.training.hardware import monitor_of
 from kits_dist.training.lr_schedule import lr_at
 from kits_dist.training.mfu import images_per_s_at_peak
-from kits_dist.training.nan_guard import LossWatch
+from kits_dist.training.nan_guard import NonFiniteGuard
 from kits_dist.training.profiling import BETWEEN, StepProfile
 from kits_dist.training.run_folder import Progress, mend, open_run, same_everywhere, where_to_go_on, write_about
-from kits_dist.training.step_timer import Pace, verdict
+from kits_dist.training.step_timer import StepTimer, bottleneck_hint
 from kits_dist.training.tracker import Tracker
-from kits_dist.training.train_step import Learner
+from kits_dist.training.train_step import TrainStep
 from kits_dist.utils import files
 from kits_dist.utils.environment import environment
 from kits_dist.utils.errors import InputError, JobFailed, Preempted
@@ -94,12 +94,14 @@ def train(config: Config, request: StopRequest) -> None:
     if accelerator.is_main_process:
         size_px, mode = config.data.size_px, runtime.precision.mode
         at_peak = images_per_s_at_peak(model, frames, size_px, accelerator.device, mode)
-    learner = Learner(placed(model, config.train, accelerator.device), config.model.regions, config.optim, accelerator)
+    train_step = TrainStep(
+        placed(model, config.train, accelerator.device), config.model.regions, config.optim, accelerator
+    )
 
     # data
-    step_bytes = partial(learner.step_bytes, config.data.batch_size, frames, config.data.size_px)
+    step_bytes = partial(train_step.step_bytes, config.data.batch_size, frames, config.data.size_px)
     place = {"device": runtime.device, "dtype": runtime.image_dtype}
-    batches, feed = build_train_loader(
+    batches, dataset = build_train_loader(
         store,
         config.data,
         config.augment,
@@ -109,24 +111,24 @@ def train(config: Config, request: StopRequest) -> None:
         start=progress.position,
         step_bytes=step_bytes,
     )
-    val_loader, val_feed = build_val_loader(store, config.data, val_cases, ranks, **place)
-    num_samples = len(feed.rows)
+    val_loader, val_dataset = build_val_loader(store, config.data, val_cases, ranks, **place)
+    num_samples = len(dataset.rows)
     total_steps = -(-config.optim.epochs * num_samples // global_batch)
 
     # resume
     if found:
-        learner.restore(found, config.optim.weight_decay)
-    learner.wrap(config.train)
+        train_step.restore(found, config.optim.weight_decay)
+    train_step.wrap(config.train)
     accelerator.wait_for_everyone()  # no rank may write before every rank has read
     if accelerator.is_main_process:
         about = environment()
-        facts = _facts(about, runtime, config, feed, val_cases, total_steps)
+        facts = _facts(about, runtime, config, dataset, val_cases, total_steps)
         name = write_about(config, store, about)
         if config.data.sampler != "natural":
-            files.write_json(Path(config.run) / "sampler.json", feed.order.shares())
+            files.write_json(Path(config.run) / "sampler.json", dataset.order.shares())
         if found:
-            mend(config, store, name, found, learner.plain_model)
-        for line in _introduction(facts, runtime, config, feed, train_cases, val_cases):
+            mend(config, store, name, found, train_step.plain_model)
+        for line in _introduction(facts, runtime, config, dataset, train_cases, val_cases):
             print(line)
         print(*notes, sep="\n", end="\n" if notes else "")
     if reason := finished(progress, num_samples, config.optim):
@@ -135,11 +137,11 @@ def train(config: Config, request: StopRequest) -> None:
         return
     tracker = Tracker(accelerator, Path(config.run), progress.step)
     tracker.introduce(facts, config)
-    stops = Stops(config, store, name, val_loader, val_feed, learner, tracker)
-    watch = LossWatch(Path(config.run), feed, ranks, config.data.batch_size, progress.position, progress.step)
+    epoch_end = EpochEnd(config, store, name, val_loader, val_dataset, train_step, tracker)
+    watch = NonFiniteGuard(Path(config.run), dataset, ranks, config.data.batch_size, progress.position, progress.step)
 
     # loop
-    pace, monitor = Pace(accelerator.device), monitor_of(accelerator.device, ranks.local_world)
+    timer, monitor = StepTimer(accelerator.device), monitor_of(accelerator.device, ranks.local_world)
     first = progress.position
     stream = iter(batches)
     bar = progress_bar(
@@ -150,16 +152,16 @@ def train(config: Config, request: StopRequest) -> None:
         profile = StepProfile(accelerator, Path(config.run) / "profile") if config.train.profile else None
         stack.enter_context(profile or contextlib.nullcontext())
         stack.enter_context(unrepeatable(lambda words: tracker.log(progress.step, {"train/unrepeatable": words})))
-        learner.model.train()
-        pace.resume()
+        train_step.model.train()
+        timer.resume()
         while not reason:
             number, epoch = progress.step, progress.position // num_samples
             logging = number % config.log.every_steps == 0
-            taken, seen = number - learner.skipped, progress.position // global_batch - learner.skipped
+            taken, seen = number - train_step.skipped, progress.position // global_batch - train_step.skipped
             rate = lr_at(taken, seen, total_steps, config.optim, ranks.world)
             seed_step(config.seed, number, ranks.rank)
-            outcome = learner.step(stream, rate, number, pace, want_norm=logging)
-            watch.saw(outcome.losses)
+            result = train_step.step(stream, rate, number, timer, want_norm=logging)
+            watch.saw(result.losses)
             if profile and (sentence := profile.step()) and accelerator.is_main_process:
                 bar.write(sentence)
             progress = progress._replace(position=progress.position + global_batch, step=number + 1)
@@ -170,31 +172,31 @@ def train(config: Config, request: StopRequest) -> None:
 
             if logging or epoch_done or saving:  # before anything is saved: a checkpoint never holds a spoilt network
                 mean_loss = watch.mean(accelerator)  # sync
-                learner.read_skipped()
+                train_step.read_skipped()
             if logging:
-                scalars = {"train/loss": mean_loss, "train/lr": rate, "train/grad_norm": float(outcome.grad_norm)}
+                scalars = {"train/loss": mean_loss, "train/lr": rate, "train/grad_norm": float(result.grad_norm)}
                 memory = {"gpu/mem_gb": torch.cuda.max_memory_reserved() / 1e9} if torch.cuda.is_available() else {}
-                scalars |= {"train/epoch": epoch} | pace.report(global_batch) | memory | monitor.read()
+                scalars |= {"train/epoch": epoch} | timer.report(global_batch) | memory | monitor.read()
                 if at_peak:
                     scalars["perf/mfu"] = scalars["perf/images_per_s"] / ranks.world / at_peak
                 tracker.log(progress.step, scalars)
                 bar.set_postfix(epoch=f"{epoch + 1}/{config.optim.epochs}", loss=f"{mean_loss:.4f}", refresh=False)
             with torch.profiler.record_function(BETWEEN):
                 if epoch_done:
-                    on_gpu, resident = accelerator.device.type == "cuda", isinstance(feed.pixels, Resident)
-                    slow_side = verdict(pace.epoch_wait(), config.data, on_gpu, resident)
-                    progress, sentence = stops.end_epoch(progress, epoch)
+                    on_gpu, resident = accelerator.device.type == "cuda", isinstance(dataset.pixels, GpuSlices)
+                    slow_side = bottleneck_hint(timer.epoch_wait(), config.data, on_gpu, resident)
+                    progress, sentence = epoch_end.end_epoch(progress, epoch)
                     tracker.log(progress.step, {"perf/verdict": slow_side})
                     if accelerator.is_main_process:
                         bar.write(f"{sentence}  {slow_side}")
                 elif saving:
-                    stops.save(progress, False)
+                    epoch_end.save(progress, False)
             reason = finished(progress, num_samples, config.optim)
             if stopping and not reason:
-                stops.ask_for_more()
+                epoch_end.ask_for_more()
                 break
             if epoch_done or saving:
-                pace.resume()
+                timer.resume()
     tracker.close(done=bool(reason))
     monitor.close()
     if sentence := monitor.energy((progress.position - first) // ranks.world):
@@ -224,23 +226,25 @@ def finished(progress: Progress, num_samples: int, config: OptimConfig) -> str:
     return ""
 
 
-def _facts(env: dict, runtime: Runtime, config: Config, feed: Feed, val_cases: list[str], steps: int) -> dict:
+def _facts(
+    env: dict, runtime: Runtime, config: Config, dataset: SliceDataset, val_cases: list[str], steps: int
+) -> dict:
     """Name -> value of what the configuration does not say: on what the run is, where, and by which code."""
     return {
-        "data": feed.store.meta["data"],
+        "data": dataset.store.meta["data"],
         "commit": f"{env['commit']}{' (dirty)' if env['dirty'] else ''}",
         "torch": env["torch"],
         "device": f"{env['gpus']} x {env['gpu']}" if env["gpu"] else f"CPU ({env['cpu_cores']} cores)",
         "processes": runtime.ranks.world,
         "global batch": runtime.ranks.world * config.data.batch_size * config.optim.accumulate,
         "precision": runtime.precision.mode,
-        "training slices": len(feed.rows),
+        "training slices": len(dataset.rows),
         "validation cases": len(val_cases),
         "steps": steps,
     }
 
 
-def _introduction(facts: dict, runtime: Runtime, config: Config, feed: Feed, train_cases, val_cases):
+def _introduction(facts: dict, runtime: Runtime, config: Config, dataset: SliceDataset, train_cases, val_cases):
     """The first lines of a run: what runs where, on how much."""
     yield f"commit {facts['commit']}, torch {facts['torch']}, {facts['device']}"
     yield (
@@ -248,13 +252,13 @@ def _introduction(facts: dict, runtime: Runtime, config: Config, feed: Feed, tra
         f"{facts['global batch']} a step"
     )
     yield f"precision {runtime.precision.mode}: {runtime.precision.reason}"
-    yield f"data backend {config.data.backend}, slices from {feed.pixels.about}"
+    yield f"data backend {config.data.backend}, slices from {dataset.pixels.about}"
     yield (
-        f"data: {facts['data']}; {len(feed.rows)} training slices of {len(train_cases)} cases, "
+        f"data: {facts['data']}; {len(dataset.rows)} training slices of {len(train_cases)} cases, "
         f"{len(val_cases)} validation cases; {config.optim.epochs} epochs = {facts['steps']} steps"
     )
     if config.data.sampler != "natural":
-        shares = feed.order.shares()
+        shares = dataset.order.shares()
         named = [f"{of['an_epoch']} {name} (of {of['members']})" for name, of in shares.items()]
         more = f", ... {len(shares)} in all, in sampler.json" if named[3:] else ""
         yield f"each epoch of sampler={config.data.sampler}: {', '.join(named[:3])}{more}"

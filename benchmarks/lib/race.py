@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import peers
-from benchmarks.feed import feed_of
+from benchmarks.feed import dataset_of
 from benchmarks.lib import roofline
 from benchmarks.lib.harness import drain
 from benchmarks.lib.training import Setup, Training, Watch, build_ours, with_backend
@@ -88,21 +88,21 @@ def main(args: Args) -> None:
 def _build(system: str, setup: Setup) -> Training:
     if system == "kits_dist":
         return build_ours(setup)
-    return peers.TRAININGS[system][2](setup, feed_of(setup.store, with_backend(setup, "opencv").data))
+    return peers.TRAININGS[system][2](setup, dataset_of(setup.store, with_backend(setup, "opencv").data))
 
 
 def _validation(setup: Setup):
     """(training) -> mean Dice of its network over the validation cases, on the network's grid."""
     store, accelerator = setup.store, setup.runtime.accelerator
     cases = store.splits.select(setup.data.fold)[1]
-    loader, feed = build_val_loader(
+    loader, dataset = build_val_loader(
         store, setup.data, cases, setup.runtime.ranks, device=setup.device, dtype=setup.runtime.image_dtype
     )
     loss_fn = RegionLoss(setup.optim.loss, setup.network.regions).to(setup.device)
     rows = [store.row[case] for case in cases]
 
     def validate(training: Training) -> float:
-        found = score(training.model, loss_fn, loader, rows, len(feed.rows), accelerator)
+        found = score(training.model, loss_fn, loader, rows, len(dataset.rows), accelerator)
         return sum(found.dice.values()) / len(found.dice)
 
     return validate

@@ -16,8 +16,8 @@ from kits_dist.distributed.runtime import Runtime
 from kits_dist.models import build_model
 from kits_dist.train import placed
 from kits_dist.training.losses import RegionLoss
-from kits_dist.training.step_timer import Pace
-from kits_dist.training.train_step import Learner, build_optimizer
+from kits_dist.training.step_timer import StepTimer
+from kits_dist.training.train_step import TrainStep, build_optimizer
 
 
 class Setup(NamedTuple):
@@ -58,7 +58,7 @@ class Training(NamedTuple):
 
 def build_ours(setup: Setup, step: "OurStep | None" = None) -> Training:
     """step: shares the network of another of our trainings."""
-    loader, feed = build_train_loader(
+    loader, dataset = build_train_loader(
         setup.store,
         setup.data,
         setup.changes,
@@ -67,7 +67,7 @@ def build_ours(setup: Setup, step: "OurStep | None" = None) -> Training:
         device=setup.device,
         dtype=setup.runtime.image_dtype,
     )
-    step = step or OurStep(setup, feed.frames)
+    step = step or OurStep(setup, dataset.frames)
     about = f"kits_dist, data.backend={setup.data.backend}, data.residency={setup.data.residency}"
     return Training(iter(loader), step, step.plain_model, about)
 
@@ -77,20 +77,20 @@ class OurStep:
 
     def __init__(self, setup: Setup, frames: int = 1):
         model = placed(build_model(setup.network, frames, pretrained=False), setup.train, setup.device)
-        self.learner = Learner(model, setup.network.regions, setup.optim, setup.runtime.accelerator)
-        self.learner.wrap(setup.train)
-        self.learner.model.train()
-        self.plain_model, self._rate, self._pace = model, setup.optim.lr, Pace(setup.device)
+        self.train_step = TrainStep(model, setup.network.regions, setup.optim, setup.runtime.accelerator)
+        self.train_step.wrap(setup.train)
+        self.train_step.model.train()
+        self.plain_model, self._rate, self._pace = model, setup.optim.lr, StepTimer(setup.device)
         self._number = 0
 
     def __call__(self, batch: Any, logging: bool) -> float | None:
         """Returns the loss at log steps, which is where the host waits."""
-        outcome = self.learner.step(iter((batch,)), self._rate, self._number, self._pace, want_norm=logging)
+        outcome = self.train_step.step(iter((batch,)), self._rate, self._number, self._pace, want_norm=logging)
         self._number += 1
         if not logging:
             return None
         self._pace.report(1)  # its marks are forgotten
-        return self.learner.accelerator.reduce(outcome.losses.mean(), "mean").item()  # sync
+        return self.train_step.accelerator.reduce(outcome.losses.mean(), "mean").item()  # sync
 
 
 class PlainStep:

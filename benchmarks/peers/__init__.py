@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from benchmarks.peers import albumentations_loader, batchgenerators_loader, monai_loader, monai_training, plain_training
 from benchmarks.peers.slices import Peer, Slices, stream
 from kits_dist.config import AugmentConfig
-from kits_dist.data.dataset import Feed
+from kits_dist.data.dataset import SliceDataset
 from kits_dist.utils.errors import InputError, MissingPackage
 
 PEERS: dict[str, type[Peer]] = {
@@ -45,7 +45,7 @@ def version_of(name: str) -> str:
         raise MissingPackage(f"{package} is not installed: pip install kits-dist[peers]") from error
 
 
-def build(name: str, feed: Feed, changes: AugmentConfig) -> Peer:
+def build(name: str, dataset: SliceDataset, changes: AugmentConfig) -> Peer:
     """Raises MissingPackage."""
     version_of(name)
-    return PEERS[name](feed, changes)
+    return PEERS[name](dataset, changes)

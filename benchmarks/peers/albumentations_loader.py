@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from kits_dist.config import AugmentConfig
-from kits_dist.data.dataset import Feed
+from kits_dist.data.dataset import SliceDataset
 
 
 class Albumentations:
     package = "albumentations"
     choices = "uint8 until the last step, one Affine in OneOf before RandomCrop, one table to clip and normalise"
 
-    def __init__(self, feed: Feed, changes: AugmentConfig):
+    def __init__(self, dataset: SliceDataset, changes: AugmentConfig):
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the package index for a version
         import albumentations as A
         import cv2
@@ -31,17 +31,17 @@ class Albumentations:
         p, q = changes.rotate_p, changes.scale_p
         moves = [({**turn}, p * (1 - q)), ({**zoom}, (1 - p) * q), ({**turn, **zoom}, p * q)]
         affine = [A.Affine(**move, p=share) for move, share in moves if share > 0]
-        noise_levels = changes.noise_hu / feed.store.window.step_hu
+        noise_levels = changes.noise_hu / dataset.store.window.step_hu
         self.transform = A.Compose(
             [
                 *([A.OneOf(affine, p=1 - (1 - p) * (1 - q))] if affine else []),
-                A.RandomCrop(*feed.data.size_px),
+                A.RandomCrop(*dataset.data.size_px),
                 A.HorizontalFlip(p=changes.flip),
                 A.GaussNoise(std_range=(0, noise_levels / 255), p=changes.noise_p),
             ]
         )
-        levels = np.minimum(np.arange(256), feed.store.window.levels)
-        self.table = ((levels - feed.norm.mean) / feed.norm.sd).astype(np.float32)
+        levels = np.minimum(np.arange(256), dataset.store.window.levels)
+        self.table = ((levels - dataset.norm.mean) / dataset.norm.sd).astype(np.float32)
 
     def seed(self, seed: int) -> None:
         self.transform.set_random_seed(seed)

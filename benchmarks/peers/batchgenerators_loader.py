@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from kits_dist.config import AugmentConfig
-from kits_dist.data.dataset import Feed
+from kits_dist.data.dataset import SliceDataset
 
 
 class BatchGenerators:
     package = "batchgeneratorsv2"
     choices = "one SpatialTransform, nearest labels, torch DataLoader"
 
-    def __init__(self, feed: Feed, changes: AugmentConfig):
+    def __init__(self, dataset: SliceDataset, changes: AugmentConfig):
         from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
         from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
         from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
@@ -27,11 +27,11 @@ class BatchGenerators:
 
         if changes.flip not in (0, 0.5):
             raise ValueError(f"augment.flip={changes.flip}: MirrorTransform mirrors half of the samples")
-        window, angle = feed.store.window, np.deg2rad(changes.rotate_deg)
-        self.levels, self.norm = window.levels, feed.norm
+        window, angle = dataset.store.window, np.deg2rad(changes.rotate_deg)
+        self.levels, self.norm = window.levels, dataset.norm
         spatial = SpatialTransform(
-            feed.data.size_px,
-            [n / 2 for n in feed.data.size_px],
+            dataset.data.size_px,
+            [n / 2 for n in dataset.data.size_px],
             random_crop=True,
             p_rotation=changes.rotate_p,
             rotation=(-angle, angle),

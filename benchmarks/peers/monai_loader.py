@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kits_dist.config import AugmentConfig
-from kits_dist.data.dataset import Feed
+from kits_dist.data.dataset import SliceDataset
 
 KEYS = ("image", "label")
 
@@ -23,13 +23,13 @@ class Monai:
     package = "monai"
     choices = "one RandAffined into the window in OneOf, float32, cached grid, no MetaTensor, ScaleIntensityRanged"
 
-    def __init__(self, feed: Feed, changes: AugmentConfig):
+    def __init__(self, dataset: SliceDataset, changes: AugmentConfig):
         import monai.transforms as M
         from monai.data import set_track_meta
 
         set_track_meta(False)
-        self.size_px, self.changes = feed.data.size_px, changes
-        window, norm = feed.store.window, feed.norm
+        self.size_px, self.changes = dataset.data.size_px, changes
+        window, norm = dataset.store.window, dataset.norm
         low, high = ((level - norm.mean) / norm.sd for level in (0, window.levels))
         self.tail = M.Compose(
             [

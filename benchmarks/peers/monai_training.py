@@ -11,21 +11,21 @@ import torch
 from benchmarks.lib.training import Pair, PlainStep, Setup, Training
 from benchmarks.peers.monai_loader import Monai
 from benchmarks.peers.slices import Slices
-from kits_dist.data.dataset import Feed
+from kits_dist.data.dataset import SliceDataset
 
 CHANNELS = (16, 32, 64, 128, 256)
 CHOICES = "CacheDataset on the device, ThreadDataLoader, MONAI's own UNet, autocast, Adam"
 
 
-def build(setup: Setup, feed: Feed) -> Training:
+def build(setup: Setup, dataset: SliceDataset) -> Training:
     """feed: of the same training slices."""
     from monai.data import CacheDataset, ThreadDataLoader
     from monai.networks.nets import UNet
     from monai.transforms import Compose, RandomizableTransform, Transform
 
-    peer = Monai(feed, setup.changes)
+    peer = Monai(dataset, setup.changes)
     peer.seed(setup.seed)
-    slices = Slices(feed, setup.changes, peer)
+    slices = Slices(dataset, setup.changes, peer)
 
     class Load(Transform):
         """Row of store.slices -> its slice on the device; cached, since nothing random comes before."""
@@ -37,7 +37,7 @@ def build(setup: Setup, feed: Feed) -> Training:
         def __call__(self, pair: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
             return peer.changed(pair)
 
-    rows = feed.rows.tolist()
+    rows = dataset.rows.tolist()
     cached = CacheDataset(rows, Compose([Load(), Change()]), cache_rate=1.0, num_workers=0, progress=False)
     loader = ThreadDataLoader(cached, num_workers=0, batch_size=setup.data.batch_size, shuffle=True, drop_last=True)
     network = UNet(2, 1, len(setup.network.regions), CHANNELS, (2, 2, 2, 2), num_res_units=2, norm="batch")

@@ -13,17 +13,17 @@ from torch import Tensor
 from benchmarks.lib.training import Pair, PlainStep, Setup, Training
 from benchmarks.peers.albumentations_loader import Albumentations
 from benchmarks.peers.slices import stream
-from kits_dist.data.dataset import Feed
+from kits_dist.data.dataset import SliceDataset
 from kits_dist.models import build_model
 from kits_dist.utils.parallel import cores
 
 CHOICES = "DataLoader of one worker a core, albumentations, the same network, autocast, Adam"
 
 
-def build(setup: Setup, feed: Feed) -> Training:
+def build(setup: Setup, dataset: SliceDataset) -> Training:
     """feed: of the same training slices."""
-    peer = _ToDevice(feed, setup) if setup.device.type == "cuda" else Albumentations(feed, setup.changes)
-    pairs = stream(peer, feed, setup.changes, setup.data.batch_size, workers=cores())
+    peer = _ToDevice(dataset, setup) if setup.device.type == "cuda" else Albumentations(dataset, setup.changes)
+    pairs = stream(peer, dataset, setup.changes, setup.data.batch_size, workers=cores())
     step = PlainStep(setup, build_model(setup.network, 1, pretrained=False))
     return Training(_batches(pairs, setup.device), step, step.model, CHOICES)
 
@@ -36,9 +36,9 @@ def _batches(pairs: Iterator[tuple[Tensor, Tensor]], device: torch.device) -> It
 class _ToDevice(Albumentations):
     """Its batches go to the device as they leave the workers."""
 
-    def __init__(self, feed: Feed, setup: Setup):
-        super().__init__(feed, setup.changes)
-        self.device, self.levels, self.norm = setup.device, feed.store.window.levels, feed.norm
+    def __init__(self, dataset: SliceDataset, setup: Setup):
+        super().__init__(dataset, setup.changes)
+        self.device, self.levels, self.norm = setup.device, dataset.store.window.levels, dataset.norm
 
     def __getstate__(self) -> dict:  # a worker needs the transform alone
         return vars(self) | {"device": None}

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from benchmarks import peers
 from benchmarks.agreement import reference
 from kits_dist.config import AugmentConfig, DataConfig
-from kits_dist.data.dataset import Feed
+from kits_dist.data.dataset import SliceDataset
 from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.store import Store
@@ -54,7 +54,7 @@ def draw_sheet(path: str, store: Store, data: DataConfig, names: list[str]) -> N
     save_png(path, np.asarray(picture))
 
 
-def _feed(store: Store, data: DataConfig, changes: AugmentConfig) -> Feed:
+def _feed(store: Store, data: DataConfig, changes: AugmentConfig) -> SliceDataset:
     return build_train_loader(store, DataConfig(**vars(data) | {"backend": "opencv"}), changes, 0, Ranks())[1]
 
 
@@ -69,6 +69,6 @@ def _ours(name: str, store: Store, data: DataConfig, changes: AugmentConfig) -> 
 
 
 def _peer(name: str, store: Store, data: DataConfig, changes: AugmentConfig) -> Pixels:
-    feed = _feed(store, data, changes)
-    image, label = next(peers.stream(peers.build(name, feed, changes), feed, changes, data.batch_size, workers=0))
+    dataset = _feed(store, data, changes)
+    image, label = next(peers.stream(peers.build(name, dataset, changes), dataset, changes, data.batch_size, workers=0))
     return image.numpy(), label.numpy()

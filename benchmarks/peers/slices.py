@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kits_dist.config import AugmentConfig
 from kits_dist.data import augment_params
-from kits_dist.data.dataset import Feed
+from kits_dist.data.dataset import SliceDataset
 from kits_dist.data.sampler import train_positions
 
 PREFETCH = 2  # batches a worker prepares ahead: torch's default, and what bounds its work once nobody asks
@@ -24,7 +24,7 @@ class Peer(Protocol):
     package: ClassVar[str]  # on the package index
     choices: ClassVar[str]  # which of the library's options are used, for the line
 
-    def __init__(self, feed: Feed, changes: AugmentConfig): ...
+    def __init__(self, dataset: SliceDataset, changes: AugmentConfig): ...
 
     def seed(self, seed: int) -> None:
         """Called once in each worker: a forked generator would draw the same as its sibling."""
@@ -39,23 +39,23 @@ class Peer(Protocol):
 class Slices(Dataset):
     """Row of store.slices -> a peer's sample of that slice."""
 
-    def __init__(self, feed: Feed, changes: AugmentConfig, peer: Peer):
+    def __init__(self, dataset: SliceDataset, changes: AugmentConfig, peer: Peer):
         """changes.crop: 1 leaves the window to the peer, 0 cuts it out around the body before the peer sees it."""
         if changes.crop not in (0, 1):
             raise ValueError(f"augment.crop={changes.crop}: a peer's window is drawn always (1) or never (0)")
-        self.feed, self.centred, self.peer = feed, changes.crop == 0, peer
+        self.dataset, self.centred, self.peer = dataset, changes.crop == 0, peer
 
     def __getitem__(self, row: int) -> tuple:
         return self.peer.sample(*self.pair(row))
 
     def pair(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """(H, W) uint8 levels and labels, at least as large as the window; views where nothing is padded."""
-        store, size_px = self.feed.store, self.feed.data.size_px
+        store, size_px = self.dataset.store, self.dataset.data.size_px
         case, index = int(store.slices.case[row]), int(store.slices.index[row])
         found = [np.asarray(stack[index]) for stack in (store.image(case), store.label(case))]
         found = [_padded(array, size_px) for array in found]
         if self.centred:
-            matrix = augment_params.centred(self.feed.framing, [store.cases[case].view("axial")]).matrix[0]
+            matrix = augment_params.centred(self.dataset.framing, [store.cases[case].view("axial")]).matrix[0]
             left, top = np.maximum(matrix[:, 2], 0).astype(int)
             found = [array[top : top + size_px[0], left : left + size_px[1]] for array in found]
         return found[0], found[1]
@@ -64,29 +64,29 @@ class Slices(Dataset):
 class Order:
     """Endless batches of rows of store.slices: those that our loaders take at the same step."""
 
-    def __init__(self, feed: Feed, batch_size: int):
-        self.feed, self.batch_size = feed, batch_size
+    def __init__(self, dataset: SliceDataset, batch_size: int):
+        self.dataset, self.batch_size = dataset, batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in itertools.count():
-            _, samples = self.feed.order.at(train_positions(step, self.batch_size, 0, 1))
-            yield self.feed.rows[samples].tolist()
+            _, samples = self.dataset.order.at(train_positions(step, self.batch_size, 0, 1))
+            yield self.dataset.rows[samples].tolist()
 
 
 def stream(
-    peer: Peer, feed: Feed, changes: AugmentConfig, batch_size: int, workers: int
+    peer: Peer, dataset: SliceDataset, changes: AugmentConfig, batch_size: int, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches. The workers start here and now, so start them before anything that has threads: they are forked.
 
     workers   0 makes the batches in the calling process
     """
     warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # a view of the map, copied next
-    dataset = Slices(feed, changes, peer)
+    dataset = Slices(dataset, changes, peer)
     if not workers:
         peer.seed(torch.initial_seed() % 2**32)
     loader = DataLoader(
         dataset,
-        batch_sampler=Order(feed, batch_size),
+        batch_sampler=Order(dataset, batch_size),
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         worker_init_fn=_begin_worker,

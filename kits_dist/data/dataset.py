@@ -9,7 +9,7 @@ from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment_params, augment_reference
 from kits_dist.data.sampler import TrainOrder
 from kits_dist.data.samples import Samples, groups_of
-from kits_dist.data.slice_cache import Mapped, Resident
+from kits_dist.data.slice_cache import GpuSlices, MappedSlices
 from kits_dist.data.store import PLANE_NAMES, Normalization, Store, View
 
 
@@ -23,7 +23,7 @@ class HostBatch(NamedTuple):
     identity: np.ndarray  # (B, 3) int32: case, slice index, plane
 
 
-class Feed:
+class SliceDataset:
     """The samples of one split: `batch(positions)` is a pure function of (store, config, seed, positions).
 
     Raises JobFailed when a file of the store was cut or removed meanwhile.
@@ -37,14 +37,14 @@ class Feed:
         changes: AugmentConfig | None,
         seed: int,
         norm: Normalization,
-        pixels: Mapped | Resident | None = None,
+        pixels: MappedSlices | GpuSlices | None = None,
     ):
         """changes: None takes samples in order, unaugmented (validation). pixels: where
         the slices lie; None: in the store's mapped files."""
         self.store, self.data, self.changes, self.seed, self.norm = store, data, changes, seed, norm
         self.rows, self.kidneys = samples
         self._keys = samples.keys(len(store.slices.case))
-        self.pixels = pixels or Mapped(store, data.context)
+        self.pixels = pixels or MappedSlices(store, data.context)
         self.order = TrainOrder(groups_of(store, samples, data), seed) if changes else None
         self.framing = augment_params.Framing(data.size_px, data.pixel_mm)
         self._views = self._all_views()

@@ -14,7 +14,7 @@ from kits_dist.utils.errors import InputError, JobFailed
 Stack = tuple[int, str]  # case, plane
 
 
-class Mapped:
+class MappedSlices:
     """Views of the store's mapped files: nothing is read before it is used."""
 
     device = torch.device("cpu")
@@ -39,7 +39,7 @@ class Mapped:
         return self.store.label(*stack)[index][..., None]
 
 
-class Resident:
+class GpuSlices:
     """uint8 images and labels of the chosen slices in device memory, one tensor a stack; samples are views of them.
 
     End slices are repeated `context` times when a stack is stored, so that every slab is a view: nothing is computed
@@ -85,29 +85,29 @@ def choose(
     data: DataConfig,
     device: torch.device,
     step_bytes: Callable[[], int] | None = None,
-) -> Mapped | Resident:
+) -> MappedSlices | GpuSlices:
     """By data.residency; auto: in the GPU's memory where the slices fit beside the training step and its batches.
 
-    step_bytes: measures the GPU memory that a step takes (`Learner.step_bytes`), called only where the answer counts;
+    step_bytes: measures the GPU memory that a step takes (`TrainStep.step_bytes`), called only where the answer counts;
     None: half of what is free.
     Raises InputError where data.residency asks for what this machine has not.
     """
     possible = device.type == "cuda" and source(data.backend) == "dali"
     if data.residency == "mmap" or data.residency == "auto" and not possible:
-        return Mapped(store, data.context)
+        return MappedSlices(store, data.context)
     if not possible:
         raise InputError("data.residency=gpu needs an NVIDIA GPU and data.backend=dali. Use data.residency=mmap")
     measured = step_bytes() if step_bytes and data.residency == "auto" else None
-    needed, free = Resident.bytes_needed(store, rows, data.context), torch.cuda.mem_get_info(device)[0]
+    needed, free = GpuSlices.bytes_needed(store, rows, data.context), torch.cuda.mem_get_info(device)[0]
     step = free // 2 if measured is None else measured + queue_bytes(data)
     sizes = (
         f"{needed / 1e9:.2f} GB for {len(rows)} slices, {step / 1e9:.2f} GB for a step and its batches, "
         f"{free / 1e9:.2f} GB of GPU memory free"
     )
     if data.residency == "gpu" and needed <= free or needed + step <= free:
-        return Resident(store, rows, data.context, device, f"GPU memory ({sizes})")
+        return GpuSlices(store, rows, data.context, device, f"GPU memory ({sizes})")
     if data.residency == "auto":
-        return Mapped(store, data.context, f"mapped files ({sizes})")
+        return MappedSlices(store, data.context, f"mapped files ({sizes})")
     raise InputError(f"data.residency=gpu: {sizes}. Use data.residency=mmap, or data.slices=kidney")
 
 

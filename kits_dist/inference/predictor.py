@@ -17,10 +17,10 @@ from kits_dist.inference.ensemble import load_weights
 from kits_dist.inference.region_models import (
     Chunk,
     Mean,
+    PrecisionName,
     RegionModel,
     RunModel,
     Tta,
-    Wanted,
     WeightedLogits,
     in_batches,
     volume_of,
@@ -47,7 +47,7 @@ class Predictor:
         tta: Tta = "none",
         fusion: str = "",
         annotated: bool = False,
-        precision: Wanted = "auto",
+        precision: PrecisionName = "auto",
         compiled: bool = False,
     ):
         """run: a folder, or several as `[A,B]`. Those that see the whole body are averaged, or fused with the weights

@@ -30,7 +30,7 @@ from kits_dist.utils.components import Box3
 from kits_dist.utils.errors import InputError
 
 Tta = Literal["none", "flip"]
-Wanted = Literal["auto", "fp32", "tf32", "fp16", "bf16"]  # precision
+PrecisionName = Literal["auto", "fp32", "tf32", "fp16", "bf16"]  # precision
 
 
 class Chunk(NamedTuple):
@@ -48,7 +48,7 @@ class RegionModel(Protocol):
 class RunModel:
     """The best weights of one run, with what they expect of their input: window, normalisation, framing, context."""
 
-    def __init__(self, run: Path, batch_size: int, tta: Tta, precision: Wanted = "auto", compiled: bool = False):
+    def __init__(self, run: Path, batch_size: int, tta: Tta, precision: PrecisionName = "auto", compiled: bool = False):
         """Raises MissingInput / InputError when `run` holds no model or a damaged one, or this machine has not that
         precision."""
         weights, about = model_weights.read_export(run / "model.safetensors")
@@ -184,7 +184,7 @@ def in_batches(first: int, last: int, size: int) -> Iterator[range]:
     return (range(start, min(start + size, last)) for start in range(first, last, size))
 
 
-def precision_of(asked: Wanted, trained: str, device: torch.device) -> Precision:
+def precision_of(asked: PrecisionName, trained: str, device: torch.device) -> Precision:
     """Of the forward pass, and why. Sets TF32 on or off for this process.
 
     asked     auto: fp32 on a CPU; on a GPU as `trained`, the run's train.precision, says: half where it trained so,

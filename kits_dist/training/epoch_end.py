@@ -9,7 +9,7 @@ import torch
 
 from kits_dist.config import Config, OptimConfig
 from kits_dist.data import augment_reference
-from kits_dist.data.dataset import Feed
+from kits_dist.data.dataset import SliceDataset
 from kits_dist.data.samples import Samples, worth_seeing
 from kits_dist.data.store import PLANE_NAMES, Normalization, Store
 from kits_dist.figures.contours import Tile, panel
@@ -18,7 +18,7 @@ from kits_dist.models.probabilities import region_probabilities
 from kits_dist.training import checkpoint
 from kits_dist.training.run_folder import REQUEUE, Progress, export_best
 from kits_dist.training.tracker import Tracker
-from kits_dist.training.train_step import Learner
+from kits_dist.training.train_step import TrainStep
 from kits_dist.training.validation import Validation, broadcast_buffers, score
 from kits_dist.utils import files
 from kits_dist.utils.errors import JobFailed
@@ -33,14 +33,23 @@ def judge(progress: Progress, validation: Validation, epoch: int, config: OptimC
     return progress._replace(stale=progress.stale + 1), False
 
 
-class Stops:
+class EpochEnd:
     """Made by every rank, and `end_epoch`, `save` and `ask_for_more` are called by all of them."""
 
-    def __init__(self, config: Config, store: Store, name: str, loader, feed: Feed, learner: Learner, tracker: Tracker):
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        name: str,
+        loader,
+        dataset: SliceDataset,
+        train_step: TrainStep,
+        tracker: Tracker,
+    ):
         """name: the run's, where it is written; loader, feed: of the validation slices."""
-        self.config, self.store, self.name, self.loader, self.feed = config, store, name, loader, feed
-        self.learner, self.tracker, self.accelerator = learner, tracker, learner.accelerator
-        self.rows = np.unique(store.slices.case[feed.rows]).tolist()  # of cases that have samples
+        self.config, self.store, self.name, self.loader, self.dataset = config, store, name, loader, dataset
+        self.train_step, self.tracker, self.accelerator = train_step, tracker, train_step.accelerator
+        self.rows = np.unique(store.slices.case[dataset.rows]).tolist()  # of cases that have samples
 
     def end_epoch(self, progress: Progress, epoch: int) -> tuple[Progress, str]:
         """Validate, judge, log and save. Returns what the run remembers, and a sentence for the user."""
@@ -64,33 +73,33 @@ class Stops:
         return progress, f"epoch {epoch + 1}: val loss {validation.loss:.4f}  dice_grid {words}{best}"
 
     def validate(self) -> Validation:
-        judged, loss_fn = self.learner.judged, self.learner.loss_fn
-        return score(judged, loss_fn, self.loader, self.rows, len(self.feed.rows), self.accelerator)
+        eval_model, loss_fn = self.train_step.eval_model, self.train_step.loss_fn
+        return score(eval_model, loss_fn, self.loader, self.rows, len(self.dataset.rows), self.accelerator)
 
     def save(self, progress: Progress, best: bool) -> None:
-        learner = self.learner
-        average = learner.average and learner.average.model
-        for model in filter(None, (learner.plain_model, average)):
+        train_step = self.train_step
+        average = train_step.average and train_step.average.model
+        for model in filter(None, (train_step.plain_model, average)):
             broadcast_buffers(model, self.accelerator)
         self.refuse_spoilt(progress.step)
         if self.accelerator.is_main_process:
             checkpoint.save(
                 Path(self.config.run) / "checkpoint",
                 progress.step,
-                learner.plain_model,
-                learner.plain_optimizer,
-                {"run": self.name, "progress": progress._asdict()} | learner.state(),
+                train_step.plain_model,
+                train_step.plain_optimizer,
+                {"run": self.name, "progress": progress._asdict()} | train_step.state(),
                 best=best,
                 keep=self.config.train.keep,
                 average=average,
             )
             if best:
-                export_best(self.config, self.store, progress.step, learner.judged)
+                export_best(self.config, self.store, progress.step, train_step.eval_model)
         self.accelerator.wait_for_everyone()
 
     def refuse_spoilt(self, step: int) -> None:
         """The last loss was finite, but it is older than the last update. Raises JobFailed, on all ranks alike."""
-        spoilt = torch.tensor(int(not self.learner.is_finite()), device=self.accelerator.device)
+        spoilt = torch.tensor(int(not self.train_step.is_finite()), device=self.accelerator.device)
         if int(self.accelerator.reduce(spoilt, "sum")):  # sync
             raise JobFailed(
                 f"the weights are not finite after step {step}, which is not saved. Lower optim.lr, set "
@@ -110,7 +119,7 @@ class Stops:
         for image, grey, label, caption in self.shown:
             with self.accelerator.autocast():
                 seen = image[None].to(self.accelerator.device)
-                inside = region_probabilities(self.learner.judged, seen)[0] >= 0.5
+                inside = region_probabilities(self.train_step.eval_model, seen)[0] >= 0.5
             predicted = regions_to_labels(inside.cpu().numpy(), self.config.model.regions)
             tiles.append(Tile(grey, label, predicted, caption))
         return tiles
@@ -118,14 +127,17 @@ class Stops:
     @cached_property
     def shown(self) -> list[tuple[torch.Tensor, np.ndarray, np.ndarray, str]]:
         """(C, H, W) image, (H, W) uint8 grey and label, and caption of the slices that the panels show."""
-        feed, levels = self.feed, self.store.window.levels
-        host, found = feed.batch(worth_seeing(self.store, Samples(feed.rows, feed.kidneys), self.config.log.images)), []
+        dataset, levels = self.dataset, self.store.window.levels
+        host, found = (
+            dataset.batch(worth_seeing(self.store, Samples(dataset.rows, dataset.kidneys), self.config.log.images)),
+            [],
+        )
         for i, (case, index, plane) in enumerate(host.identity):
             slab, truth = host.slabs[i][..., 0], host.labels[i][..., 0]
             image, label = augment_reference.apply(
-                slab, truth, host.params, i, self.config.data.size_px, levels, feed.norm
+                slab, truth, host.params, i, self.config.data.size_px, levels, dataset.norm
             )
-            grey = _denormalized(image[feed.data.context], feed.norm, levels)
+            grey = _denormalized(image[dataset.data.context], dataset.norm, levels)
             caption = f"{self.store.cases[case].case_id} {PLANE_NAMES[plane]} {index}"
             found.append((torch.from_numpy(image), grey, label, caption))
         return found

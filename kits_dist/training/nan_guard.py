@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from kits_dist.data.dataset import Feed
+from kits_dist.data.dataset import SliceDataset
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.store import PLANE_NAMES
 from kits_dist.distributed.ranks import Ranks
@@ -17,16 +17,16 @@ from kits_dist.utils.errors import JobFailed
 REPORT = "not_finite.json"  # in the run's folder
 
 
-class LossWatch:
+class NonFiniteGuard:
     """Losses of the steps since somebody looked, and what to say when one of them is not finite.
 
     They stay on the device until a log step, where one transfer fetches them for all ranks: so the first spoilt step is
     known exactly, and at no cost to the others.
     """
 
-    def __init__(self, run: Path, feed: Feed, ranks: Ranks, batch_size: int, position: int, step: int):
+    def __init__(self, run: Path, dataset: SliceDataset, ranks: Ranks, batch_size: int, position: int, step: int):
         """position, step: where the loader of `feed` began."""
-        self.run, self.feed, self.ranks, self.batch_size = run, feed, ranks, batch_size
+        self.run, self.dataset, self.ranks, self.batch_size = run, dataset, ranks, batch_size
         self._position, self._begun = position, step
         self._losses: list[torch.Tensor] = []
         self._step = step
@@ -51,16 +51,16 @@ class LossWatch:
         """batches: of each rank before this one, since the loader began."""
         # a batch is a pure function of its positions, whoever's it was
         positions = train_positions(batches, self.batch_size, rank, self.ranks.world, self._position)
-        samples = self.feed.order.at(positions)[1]
-        table, rows = self.feed.store.slices, self.feed.rows[samples]
+        samples = self.dataset.order.at(positions)[1]
+        table, rows = self.dataset.store.slices, self.dataset.rows[samples]
         named = [
-            {"case": self.feed.store.cases[case].case_id, "plane": PLANE_NAMES[plane], "slice": index}
+            {"case": self.dataset.store.cases[case].case_id, "plane": PLANE_NAMES[plane], "slice": index}
             for case, plane, index in zip(
                 *(column[rows].tolist() for column in (table.case, table.plane, table.index)), strict=True
             )
         ]
-        if self.feed.kidneys is not None:  # a slice with two kidneys is two samples
-            named = [one | {"kidney": k} for one, k in zip(named, self.feed.kidneys[samples].tolist(), strict=True)]
+        if self.dataset.kidneys is not None:  # a slice with two kidneys is two samples
+            named = [one | {"kidney": k} for one, k in zip(named, self.dataset.kidneys[samples].tolist(), strict=True)]
         report = self.run / REPORT
         if self.ranks.rank == 0:
             files.write_json(report, {"step": step + 1, "rank": rank, "loss": str(loss), "slices": named})

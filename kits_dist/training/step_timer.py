@@ -10,7 +10,7 @@ from kits_dist.config import DataConfig
 INPUT_BOUND = 0.05  # of a step spent waiting, from which on the data path is worth a word
 
 
-class Pace:
+class StepTimer:
     """Step times and the share of them spent waiting for data.
 
     On a GPU: events on the compute stream, read only in `report` (which the caller calls at log steps). The wait is
@@ -87,7 +87,7 @@ class Pace:
         return a.elapsed_time(b) / 1e3 if self._cuda else b - a
 
 
-def verdict(wait: float, data: DataConfig, on_gpu: bool, resident: bool) -> str:
+def bottleneck_hint(wait: float, data: DataConfig, on_gpu: bool, resident: bool) -> str:
     """A share of waiting in words: which side is slow, and the key to try. resident: slices lie in GPU memory."""
     if wait < INPUT_BOUND:
         return f"compute-bound: data wait {wait:.1%}".replace("%", " %")

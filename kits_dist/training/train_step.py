@@ -14,17 +14,17 @@ from kits_dist.data.batch import Batch
 from kits_dist.training.checkpoint import Checkpoint, restore
 from kits_dist.training.ema import AveragedModel
 from kits_dist.training.losses import RegionLoss, WithLoss
-from kits_dist.training.step_timer import Pace
+from kits_dist.training.step_timer import StepTimer
 
 
-class Outcome(NamedTuple):
+class StepResult(NamedTuple):
     """Of one optimiser step; still on the device, so that nobody waits for it."""
 
     losses: Tensor  # (accumulate,) float32, this rank's
     grad_norm: Tensor | None  # before clipping; None where nobody asked
 
 
-class Learner:
+class TrainStep:
     """Model, optimiser, loss and averaged weights of this rank. `plain_*` are what DDP and torch.compile wrap."""
 
     def __init__(self, model: nn.Module, regions: tuple[str, ...], optim: OptimConfig, accelerator: Accelerator):
@@ -56,20 +56,22 @@ class Learner:
             self.accelerator.scaler.load_state_dict(self._scaler_state)
 
     @property
-    def judged(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """What is validated, exported and predicts."""
         return self.average.model if self.average else self.plain_model
 
-    def step(self, stream: Iterator[Batch], rate: float, number: int, pace: Pace, want_norm: bool = False) -> Outcome:
+    def step(
+        self, stream: Iterator[Batch], rate: float, number: int, timer: StepTimer, want_norm: bool = False
+    ) -> StepResult:
         """One optimiser step on the next `accumulate` batches. number: of the step, from 0. Waits for no device."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         losses = []
         for micro in range(self.accumulate):
-            pace.batch_requested()
+            timer.batch_requested()
             with torch.profiler.record_function("kits_dist/data"):
                 batch = next(stream)
-            pace.batch_ready()
+            timer.batch_ready()
             last = micro == self.accumulate - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
@@ -86,8 +88,8 @@ class Learner:
             self._skipped += ~norm.isfinite()
         if self.average:
             self.average.update(self.plain_model, number)
-        pace.step_ended()
-        return Outcome(torch.stack(losses), norm)
+        timer.step_ended()
+        return StepResult(torch.stack(losses), norm)
 
     def read_skipped(self) -> int:
         """Steps left out so far. For log steps: it waits for the device."""

@@ -46,7 +46,7 @@ def test_feed_runs(store, tmp_path):
 
 def test_the_feed_copies_every_pixel(store):
     data = feed.DataConfig(store=str(store.path), size_px=(64, 64), batch_size=4, backend="opencv")
-    of_store = feed.feed_of(store, data)
+    of_store = feed.dataset_of(store, data)
     host = of_store.batch(np.arange(4))
     target, _ = feed._room(of_store, 4)
     count = feed._copy_into(target, host)

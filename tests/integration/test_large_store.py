@@ -10,9 +10,9 @@ import pytest
 
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import store as store_module
-from kits_dist.data.dataset import Feed
+from kits_dist.data.dataset import SliceDataset
 from kits_dist.data.samples import Samples, select_rows
-from kits_dist.data.slice_cache import Resident
+from kits_dist.data.slice_cache import GpuSlices
 from kits_dist.data.store import FORMAT, TABLES, Store, array_path, case_to_json, file_entry
 from kits_dist.utils.errors import InputError
 from tests.helpers.jobs import SMALL, run
@@ -50,11 +50,11 @@ def index_of(small: Store, cases: int, path: Path) -> None:
     (path / "store.json").write_text(json.dumps(meta))
 
 
-def feed_of(path: Path, **data) -> Feed:
+def dataset_of(path: Path, **data) -> SliceDataset:
     store = Store(path)
     config = DataConfig(store=str(path), batch_size=16, size_px=(64, 64), **data)
     rows = select_rows(store, store.splits.select(0)[0], config.slices, config.margin, config.planes)
-    return Feed(store, Samples(rows), config, AugmentConfig(), 0, store.normalization(0))
+    return SliceDataset(store, Samples(rows), config, AugmentConfig(), 0, store.normalization(0))
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +65,14 @@ def large(store, tmp_path_factory) -> Path:
 
 
 def test_rows_groups_and_ranges_of_many_cases_are_what_a_loop_finds(large):
-    feed = feed_of(large, slices="kidney", margin=7, sampler="case")
-    table = feed.store.slices
-    assert len(feed.rows) == 1990 * (39 + 2 * 7) and table.index[feed.rows].min() == 81 - 7
-    assert len(feed.order.groups) == 1990 and all(len(group.members) == 53 for group in feed.order.groups)
-    assert all(len(set(table.case[feed.rows][group.members])) == 1 for group in feed.order.groups[::97])
-    assert Resident.bytes_needed(feed.store, feed.rows, 0) == 1990 * 53 * 2 * SIDE * SIDE
+    dataset = dataset_of(large, slices="kidney", margin=7, sampler="case")
+    table = dataset.store.slices
+    assert len(dataset.rows) == 1990 * (39 + 2 * 7) and table.index[dataset.rows].min() == 81 - 7
+    assert len(dataset.order.groups) == 1990 and all(len(group.members) == 53 for group in dataset.order.groups)
+    assert all(len(set(table.case[dataset.rows][group.members])) == 1 for group in dataset.order.groups[::97])
+    assert GpuSlices.bytes_needed(dataset.store, dataset.rows, 0) == 1990 * 53 * 2 * SIDE * SIDE
     assert len(np.unique(table.stack)) == 2000
-    host = feed.batch(np.arange(32))
+    host = dataset.batch(np.arange(32))
     assert len(host.slabs) == 32 and host.slabs[0].shape == (1, SIDE, SIDE, 1)
 
 
@@ -83,7 +83,7 @@ def test_many_cases_need_many_open_files(large, monkeypatch):
     low = len(os.listdir("/proc/self/fd")) + 40
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (low, limits[1]))
-        feed_of(large).batch(np.arange(0, 100 * DEPTH, DEPTH))
+        dataset_of(large).batch(np.arange(0, 100 * DEPTH, DEPTH))
         monkeypatch.setattr(store_module, "_allow_open", lambda count: None)
         resource.setrlimit(resource.RLIMIT_NOFILE, (low, limits[1]))
         with pytest.raises(InputError, match=r"too many open files, \d+ of this store alone.*ulimit -n 5024"):

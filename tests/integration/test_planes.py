@@ -66,7 +66,7 @@ def test_preparing_again_keeps_and_another_plane_adds(raw, tmp_path, capsys):
 def test_a_loader_of_all_planes_shows_each_slice_once_with_its_name(planes, backend):
     data = DataConfig(store=str(planes.path), planes=ALL, size_px=(64, 64), batch_size=16, threads=1, backend=backend)
     cases = [case.case_id for case in planes.cases[:2]]
-    loader, feed = build_val_loader(planes, data, cases, Ranks())
+    loader, dataset = build_val_loader(planes, data, cases, Ranks())
     seen = []
     for batch in loader:
         names = zip(batch.case.tolist(), batch.index.tolist(), batch.plane.tolist(), strict=True)
@@ -84,8 +84,8 @@ def test_a_loader_of_all_planes_shows_each_slice_once_with_its_name(planes, back
 
 def test_pixels_are_square_and_sagittal_slices_never_mirrored(planes):
     data = DataConfig(store=str(planes.path), planes=ALL, size_px=(64, 64), batch_size=64, threads=1)
-    _, feed = build_train_loader(planes, data, AugmentConfig(flip=1, rotate_p=0, scale_p=0), 0, Ranks())
-    host = feed.batch(np.arange(len(feed.rows)))
+    _, dataset = build_train_loader(planes, data, AugmentConfig(flip=1, rotate_p=0, scale_p=0), 0, Ranks())
+    host = dataset.batch(np.arange(len(dataset.rows)))
     for (_, _, plane), matrix in zip(host.identity, host.params.matrix, strict=True):
         rows, columns = (1, 1) if plane == 0 else (0.8 / 3.0, 1)  # source pixels per pixel of 0.8 mm
         assert matrix[1, 1] == pytest.approx(rows) and matrix[0, 0] == (columns if plane == 2 else -columns)

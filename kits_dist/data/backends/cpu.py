@@ -14,14 +14,16 @@ import numpy as np
 import torch
 
 from kits_dist.data.batch import Batch
-from kits_dist.data.dataset import Feed, HostBatch, Plan
+from kits_dist.data.dataset import HostBatch, Plan, SliceDataset
 from kits_dist.utils.errors import MissingPackage
 
 
 class OpenCVLoader:
     """Iterates `Batch` on `device`. Endless for a training plan; for a validation plan each `iter` is one pass."""
 
-    def __init__(self, feed: Feed, plan: Plan, device: torch.device, threads: int, prefetch: int, dtype: torch.dtype):
+    def __init__(
+        self, dataset: SliceDataset, plan: Plan, device: torch.device, threads: int, prefetch: int, dtype: torch.dtype
+    ):
         """Raises MissingPackage where OpenCV or Numba is not installed."""
         try:
             import cv2
@@ -33,7 +35,7 @@ class OpenCVLoader:
                 "pip install opencv-python-headless numba"
             ) from error
         cv2.setNumThreads(0)  # threads over images instead of inside one
-        self.feed, self.plan, self.device = feed, plan, device
+        self.dataset, self.plan, self.device = dataset, plan, device
         self.threads, self.prefetch, self.dtype = threads, prefetch, dtype
 
     def __iter__(self) -> Iterator[Batch]:
@@ -43,7 +45,7 @@ class OpenCVLoader:
         try:
             while True:
                 while len(waiting) <= self.prefetch and (step := next(steps, None)) is not None:
-                    waiting.append(self._begin(pool, self.feed.batch(self.plan.positions(step))))
+                    waiting.append(self._begin(pool, self.dataset.batch(self.plan.positions(step))))
                 if not waiting:
                     return
                 batch, parts = waiting.popleft()
@@ -55,9 +57,9 @@ class OpenCVLoader:
 
     def _begin(self, pool: ThreadPoolExecutor, host: HostBatch) -> tuple[Batch, list[Future]]:
         """A batch whose pixels are being made, one share of its samples per thread."""
-        size, (height, width) = len(host.labels), self.feed.data.size_px
+        size, (height, width) = len(host.labels), self.dataset.data.size_px
         pinned = self.device.type == "cuda"
-        image = _blank((size, self.feed.frames, height, width), self.dtype, pinned)
+        image = _blank((size, self.dataset.frames, height, width), self.dtype, pinned)
         label = _blank((size, height, width), torch.uint8, pinned)
         pixels, labels = image.numpy(), label.numpy()
         shares = [range(first, size, self.threads) for first in range(min(self.threads, size))]
@@ -70,7 +72,7 @@ class OpenCVLoader:
 
         from kits_dist.data.backends import cpu_kernels
 
-        params, norm, levels = host.params, self.feed.norm, self.feed.store.window.levels
+        params, norm, levels = host.params, self.dataset.norm, self.dataset.store.window.levels
         stretched, direct = params.linear, pixels.dtype == np.float32
         for i in samples:
             matrix, slab, label = params.matrix[i], host.slabs[i][..., 0], host.labels[i][..., 0]

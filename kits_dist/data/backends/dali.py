@@ -1,6 +1,7 @@
 """The data path on DALI: one graph for GPU and CPU (`device_id=None` needs no GPU, so CI runs what the GPU runs).
 
-`Feed` decides (views and matrices, keyed by step), DALI does. The graph is endless and keyed by step, so the pipeline
+`SliceDataset` decides (views and matrices, keyed by step), DALI does. The graph is endless and keyed by step, so the
+pipeline
 never drains at an epoch's end.
 """
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from kits_dist.data.batch import Batch
-from kits_dist.data.dataset import Feed, HostBatch, Plan
+from kits_dist.data.dataset import HostBatch, Plan, SliceDataset
 from kits_dist.utils.errors import MissingPackage
 
 
@@ -21,7 +22,7 @@ class DaliLoader:
 
     def __init__(
         self,
-        feed: Feed,
+        dataset: SliceDataset,
         plan: Plan,
         batch_size: int,
         device: torch.device,
@@ -30,11 +31,11 @@ class DaliLoader:
         dtype: torch.dtype,
     ):
         """Raises MissingPackage where DALI is not installed."""
-        self.feed, self.plan = feed, plan
+        self.dataset, self.plan = dataset, plan
         # no_copy: DALI reads our arrays until a batch is done, so the small ones must outlive the queue.
         self._alive: deque[HostBatch] = deque(maxlen=2 * prefetch + 4)
         self._step, self._taken = -1, 0  # the batch that was made last; how many came out
-        self._pipeline = _build(feed, (self._pixels, self._drawn), batch_size, device, threads, prefetch, dtype)
+        self._pipeline = _build(dataset, (self._pixels, self._drawn), batch_size, device, threads, prefetch, dtype)
         self._on_gpu = device.type == "cuda"
 
     def __iter__(self) -> Iterator[Batch]:
@@ -66,7 +67,7 @@ class DaliLoader:
         step = info.iteration if self.plan.num_batches is None else info.iteration % self.plan.num_batches
         if self._step != info.iteration:
             self._step = info.iteration
-            self._alive.append(self.feed.batch(self.plan.positions(step)))
+            self._alive.append(self.dataset.batch(self.plan.positions(step)))
         return self._alive[-1]
 
     def _pixels(self, info) -> tuple:
@@ -80,7 +81,15 @@ class DaliLoader:
         return p.matrix, *steps, host.normals, host.identity
 
 
-def _build(feed: Feed, sources, batch_size: int, device: torch.device, threads: int, prefetch: int, dtype: torch.dtype):
+def _build(
+    dataset: SliceDataset,
+    sources,
+    batch_size: int,
+    device: torch.device,
+    threads: int,
+    prefetch: int,
+    dtype: torch.dtype,
+):
     try:
         from nvidia.dali import fn, math, pipeline_def, types
     except ImportError as error:
@@ -91,8 +100,8 @@ def _build(feed: Feed, sources, batch_size: int, device: torch.device, threads: 
         ) from error
 
     on = "gpu" if device.type == "cuda" else "cpu"
-    height, width = feed.data.size_px
-    levels = float(feed.store.window.levels)
+    height, width = dataset.data.size_px
+    levels = float(dataset.store.window.levels)
     out_type = {torch.float32: types.FLOAT, torch.float16: types.FLOAT16}[dtype]
 
     @pipeline_def(
@@ -108,7 +117,7 @@ def _build(feed: Feed, sources, batch_size: int, device: torch.device, threads: 
         slab, label = fn.external_source(
             source=sources[0],
             num_outputs=2,
-            device="cpu" if feed.pixels.device.type == "cpu" else "gpu",
+            device="cpu" if dataset.pixels.device.type == "cpu" else "gpu",
             dtype=types.UINT8,
             ndim=[4, 3],
             layout=["FHWC", "HWC"],
@@ -138,7 +147,7 @@ def _build(feed: Feed, sources, batch_size: int, device: torch.device, threads: 
             image = levels * (image / levels) ** gamma
         if noise_sd > 0:
             image = math.clamp(image + normals * noise_sd, 0.0, levels)
-        image = fn.cast((image - float(feed.norm.mean)) * np.float32(1 / feed.norm.sd).item(), dtype=out_type)
+        image = fn.cast((image - float(dataset.norm.mean)) * np.float32(1 / dataset.norm.sd).item(), dtype=out_type)
         return image, fn.squeeze(label, axes=[2]), identity
 
     pipeline = graph()

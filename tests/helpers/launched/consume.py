@@ -20,8 +20,8 @@ from kits_dist.models import build_model
 from kits_dist.train import placed
 from kits_dist.training.losses import RegionLoss
 from kits_dist.training.lr_schedule import lr_at
-from kits_dist.training.step_timer import Pace
-from kits_dist.training.train_step import Learner
+from kits_dist.training.step_timer import StepTimer
+from kits_dist.training.train_step import TrainStep
 from kits_dist.training.validation import score
 
 REGIONS = ("kidney_and_mass", "tumor")
@@ -31,10 +31,10 @@ def main(store_path: str, output: str) -> None:
     store = Store(store_path)
     runtime = start(TrainConfig(precision="fp32"), 1, Path(output), seed=0)
     data = DataConfig(store=store_path, batch_size=3, size_px=(64, 64), threads=1, fold="all")
-    loader, feed = build_train_loader(
+    loader, dataset = build_train_loader(
         store, data, AugmentConfig(), 0, runtime.ranks, device=runtime.device, dtype=runtime.image_dtype
     )
-    steps = -(-len(feed.rows) // (3 * runtime.ranks.world))
+    steps = -(-len(dataset.rows) // (3 * runtime.ranks.world))
     seen = [
         pair
         for batch in itertools.islice(iter(loader), steps)
@@ -46,17 +46,17 @@ def main(store_path: str, output: str) -> None:
     if runtime.ranks.rank:  # other batch norm statistics than rank 0's must not matter
         for buffer in model.buffers():
             buffer.add_(1)
-    val_loader, val_feed = build_val_loader(
+    val_loader, val_dataset = build_val_loader(
         store, data, cases, runtime.ranks, device=runtime.device, dtype=runtime.image_dtype
     )
     loss = RegionLoss("bce", REGIONS).to(runtime.device)
     rows = [store.row[case] for case in cases]
-    result = score(model, loss, val_loader, rows, len(val_feed.rows), runtime.accelerator)
+    result = score(model, loss, val_loader, rows, len(val_dataset.rows), runtime.accelerator)
     content = {
         "world": runtime.ranks.world,
         "seen": seen,
-        "samples": len(feed.rows),
-        "scored": len(val_feed.rows),
+        "samples": len(dataset.rows),
+        "scored": len(val_dataset.rows),
         "loss": result.loss,
         "counts": result.counts.tolist(),
     }
@@ -80,17 +80,19 @@ def learnt(store: Store, runtime, loss: str) -> dict[str, torch.Tensor]:
     config = TrainConfig(sync_bn=on_gpu and world > 1)
     network = ModelConfig("simple_unet", width=2, regions=REGIONS, prior=0.5)
     model = placed(build_model(network, 1), config, runtime.device)
-    learner = Learner(model, REGIONS, optim, runtime.accelerator)
-    learner.wrap(config)
-    learner.model.train(on_gpu)
+    train_step = TrainStep(model, REGIONS, optim, runtime.accelerator)
+    train_step.wrap(config)
+    train_step.model.train(on_gpu)
     stream = iter(
         build_train_loader(
             store, data, AugmentConfig(), 0, runtime.ranks, device=runtime.device, dtype=runtime.image_dtype
         )[0]
     )
     for step in range(3):
-        learner.step(stream, lr_at(step, step, 3, optim), step, Pace(runtime.accelerator.device))
-    weights = learner.plain_model.state_dict() | {f"average.{k}": v for k, v in learner.judged.state_dict().items()}
+        train_step.step(stream, lr_at(step, step, 3, optim), step, StepTimer(runtime.accelerator.device))
+    weights = train_step.plain_model.state_dict() | {
+        f"average.{k}": v for k, v in train_step.eval_model.state_dict().items()
+    }
     return {name: value.cpu().contiguous() for name, value in weights.items()}
 
 

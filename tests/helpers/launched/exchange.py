@@ -23,8 +23,8 @@ from kits_dist.data.batch import Batch
 from kits_dist.distributed.runtime import Runtime, exchange, start
 from kits_dist.models import build_model
 from kits_dist.training import checkpoint
-from kits_dist.training.step_timer import Pace
-from kits_dist.training.train_step import Learner
+from kits_dist.training.step_timer import StepTimer
+from kits_dist.training.train_step import TrainStep
 from kits_dist.utils import files
 
 WAYS = {
@@ -45,19 +45,19 @@ def main(output: Path) -> None:
     assert runtime.accelerator.ddp_handler == exchange(ways["all"])
     rank, found, said = runtime.ranks.rank, {}, {}
     for name, train in ways.items():
-        learner = learner_of(runtime, train)
-        said[name] = learner.model._get_ddp_logging_data()
-        found[f"{name}.gradient"] = gradient(learner, rank)
-        found[f"{name}.weights"] = weights(learner_of(runtime, train), rank)
+        train_step = train_step_of(runtime, train)
+        said[name] = train_step.model._get_ddp_logging_data()
+        found[f"{name}.gradient"] = gradient(train_step, rank)
+        found[f"{name}.weights"] = weights(train_step_of(runtime, train), rank)
     for name in ("default", "bf16"):
-        found[f"{name}.accumulated"] = weights(learner_of(runtime, ways[name], CLIPPED), rank)
+        found[f"{name}.accumulated"] = weights(train_step_of(runtime, ways[name], CLIPPED), rank)
     for name in ("default", "all"):
         found[f"{name}.resumed"] = resumed(runtime, ways[name], output / name)
     for name, optim, size in (("parts", replace(SGD, accumulate=2), 2), ("whole", SGD, 4)):
-        still = learner_of(runtime, ways["default"], optim)
+        still = train_step_of(runtime, ways["default"], optim)
         still.model.eval()
         found[name] = weights(still, rank, size=size)
-    quiet = learner_of(runtime, ways["default"])
+    quiet = train_step_of(runtime, ways["default"])
     with quiet.accelerator.no_sync(quiet.model):
         found["alone.gradient"] = gradient(quiet, rank)
     save_file(found, output / f"rank_{rank}.safetensors")
@@ -66,18 +66,18 @@ def main(output: Path) -> None:
     runtime.accelerator.end_training()
 
 
-def learner_of(
+def train_step_of(
     runtime: Runtime, train: TrainConfig, optim: OptimConfig = SGD, found: checkpoint.Checkpoint | None = None
-) -> Learner:
+) -> TrainStep:
     runtime.accelerator.ddp_handler = exchange(train)
     torch.manual_seed(0)
     model = build_model(NETWORK, 1).to(runtime.device)
-    learner = Learner(model, NETWORK.regions, optim, runtime.accelerator)
+    train_step = TrainStep(model, NETWORK.regions, optim, runtime.accelerator)
     if found:
-        learner.restore(found, 0.0)
-    learner.wrap(train)
-    learner.model.train()
-    return learner
+        train_step.restore(found, 0.0)
+    train_step.wrap(train)
+    train_step.model.train()
+    return train_step
 
 
 def batches(rank: int, device: torch.device, size: int = 2) -> Iterator[Batch]:
@@ -88,30 +88,30 @@ def batches(rank: int, device: torch.device, size: int = 2) -> Iterator[Batch]:
         yield Batch(image.to(device), (image[:, 0] > 0).byte().to(device), zeros, zeros, zeros)
 
 
-def gradient(learner: Learner, rank: int) -> Tensor:
+def gradient(train_step: TrainStep, rank: int) -> Tensor:
     """(n,) float32 of this rank's first batch, exchanged if the learner does."""
-    batch = next(batches(rank, learner.accelerator.device))
-    learner.accelerator.backward(learner.loss_fn.global_value(learner.model(batch.image, batch.label)))
-    return torch.cat([p.grad.flatten() for p in learner.plain_model.parameters()]).cpu()
+    batch = next(batches(rank, train_step.accelerator.device))
+    train_step.accelerator.backward(train_step.loss_fn.global_value(train_step.model(batch.image, batch.label)))
+    return torch.cat([p.grad.flatten() for p in train_step.plain_model.parameters()]).cpu()
 
 
-def weights(learner: Learner, rank: int, first: int = 0, last: int = 3, size: int = 2) -> Tensor:
+def weights(train_step: TrainStep, rank: int, first: int = 0, last: int = 3, size: int = 2) -> Tensor:
     """(n,) float32 after steps first .. last - 1 on batches of `size`."""
-    device = learner.accelerator.device
+    device = train_step.accelerator.device
     stream = itertools.islice(batches(rank, device, size), first, None)
     for step in range(first, last):
-        learner.step(stream, 0.1, step, Pace(device))
-    return torch.cat([p.detach().flatten() for p in learner.plain_model.parameters()]).cpu()
+        train_step.step(stream, 0.1, step, StepTimer(device))
+    return torch.cat([p.detach().flatten() for p in train_step.plain_model.parameters()]).cpu()
 
 
 def resumed(runtime: Runtime, train: TrainConfig, folder: Path) -> Tensor:
-    rank, begun = runtime.ranks.rank, learner_of(runtime, train)
+    rank, begun = runtime.ranks.rank, train_step_of(runtime, train)
     weights(begun, rank, last=2)
     if rank == 0:
         checkpoint.save(folder, 2, begun.plain_model, begun.plain_optimizer, begun.state(), best=True, keep=1)
     runtime.accelerator.wait_for_everyone()
     found, _ = checkpoint.find(folder)
-    return weights(learner_of(runtime, train, found=found), rank, first=2)
+    return weights(train_step_of(runtime, train, found=found), rank, first=2)
 
 
 if __name__ == "__main__":

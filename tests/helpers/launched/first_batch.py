@@ -23,7 +23,7 @@ STAGES = {
     "start": "processes met",
     "build_train_loader": "training samples dealt",
     "build_val_loader": "validation samples dealt",
-    "LossWatch": "model, run folder, trackers",
+    "NonFiniteGuard": "model, run folder, trackers",
 }
 
 
@@ -54,7 +54,7 @@ def main(words: list[str]) -> None:
 
     for name, stage in STAGES.items():
         setattr(train, name, timed(getattr(train, name), stage))
-    train.Learner.step = step
+    train.TrainStep.step = step
     try:
         train.main(config)
     except FirstBatch:

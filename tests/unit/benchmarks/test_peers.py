@@ -30,31 +30,31 @@ def name(request):
     return request.param
 
 
-def feed_of(store, changes, size_px):
+def dataset_of(store, changes, size_px):
     data = DataConfig(store=str(store.path), size_px=size_px, batch_size=4, backend="opencv")
     return build_train_loader(store, data, changes, 0, Ranks())[1]
 
 
-def batches(name, feed, changes):
+def batches(name, dataset, changes):
     torch.manual_seed(0)  # what the peer is seeded from
-    return peers.stream(peers.build(name, feed, changes), feed, changes, 4, workers=0)
+    return peers.stream(peers.build(name, dataset, changes), dataset, changes, 4, workers=0)
 
 
 def test_without_augmentation_it_gives_our_pixels(store, name):
-    feed = feed_of(store, STILL, (32, 64))
-    for step, (image, label) in zip(range(4), batches(name, feed, STILL), strict=False):
-        expected = reference(feed, train_positions(step, 4, 0, 1))
+    dataset = dataset_of(store, STILL, (32, 64))
+    for step, (image, label) in zip(range(4), batches(name, dataset, STILL), strict=False):
+        expected = reference(dataset, train_positions(step, 4, 0, 1))
         assert image.dtype == torch.float32 and image.is_contiguous() and label.dtype == torch.uint8
         assert np.array_equal(label.numpy(), expected[1])
         assert np.abs(image.numpy() - expected[0]).max() < 1e-5  # float32 keeps 7 digits
 
 
 def test_augmented_batches_have_our_shape_and_range(store, name):
-    feed = feed_of(store, POSTER, (64, 96))  # most slices are smaller and get padded
-    seen = [pair for _, pair in zip(range(8), batches(name, feed, POSTER), strict=False)]
+    dataset = dataset_of(store, POSTER, (64, 96))  # most slices are smaller and get padded
+    seen = [pair for _, pair in zip(range(8), batches(name, dataset, POSTER), strict=False)]
     for image, label in seen:
         assert image.shape == (4, 1, 64, 96) and label.shape == (4, 64, 96) and label.max() <= 3
-        levels = image * feed.norm.sd + feed.norm.mean
+        levels = image * dataset.norm.sd + dataset.norm.mean
         assert -0.01 < levels.min() and levels.max() < 200.01
     assert len({image.numpy().tobytes() for image, _ in seen}) == 8
 
@@ -71,18 +71,18 @@ def test_each_change_is_ours(store, name, kind):
         "scaled": AugmentConfig(**still | {"scale_p": 1, "scale": (1.07, 1.07)}),
         "mirrored": AugmentConfig(**still | {"flip": 0.5}),
     }[kind]
-    feed = feed_of(store, changes, (64, 64))
+    dataset = dataset_of(store, changes, (64, 64))
     found = []
-    for step, (image, label) in zip(range(6), batches(name, feed, changes), strict=False):
-        host = feed.batch(train_positions(step, 4, 0, 1))
+    for step, (image, label) in zip(range(6), batches(name, dataset, changes), strict=False):
+        host = dataset.batch(train_positions(step, 4, 0, 1))
         for i, (case, _, _) in enumerate(host.identity):
             if store.cases[case].shape[1:] != (64, 64):
                 continue  # the window has room to move
-            view, levels = store.cases[case].view("axial"), image[i, 0].numpy() * feed.norm.sd + feed.norm.mean
+            view, levels = store.cases[case].view("axial"), image[i, 0].numpy() * dataset.norm.sd + dataset.norm.mean
 
             def matrix(degrees=0.0, mirror=1.0, zoom=1.0, view=view):
                 return augment_params.matrices(
-                    feed.framing, [view], np.zeros((1, 2)), *np.array([[degrees], [mirror], [zoom]])
+                    dataset.framing, [view], np.zeros((1, 2)), *np.array([[degrees], [mirror], [zoom]])
                 )
 
             def difference(*change, levels=levels, slab=host.slabs[i][..., 0], matrix=matrix):
@@ -169,18 +169,18 @@ def setup_of(store, changes):
 def test_other_trainings_see_our_pixels_and_learn(store, other):
     """Without changes each of their images is one of ours, with its label; on one batch their loss falls."""
     setup = setup_of(store, STILL)
-    feed = feed_of(store, STILL, (32, 64))
+    dataset = dataset_of(store, STILL, (32, 64))
     ours = {}
-    for step in range(len(feed.rows) // 4):
-        for image, label in zip(*reference(feed, train_positions(step, 4, 0, 1)), strict=True):
-            ours[np.rint(image * feed.norm.sd + feed.norm.mean).astype(np.uint8).tobytes()] = label
-    made = peers.TRAININGS[other][2](setup, feed)
+    for step in range(len(dataset.rows) // 4):
+        for image, label in zip(*reference(dataset, train_positions(step, 4, 0, 1)), strict=True):
+            ours[np.rint(image * dataset.norm.sd + dataset.norm.mean).astype(np.uint8).tobytes()] = label
+    made = peers.TRAININGS[other][2](setup, dataset)
     watch = Watch(made.model)
     found = 0
     for _, batch in zip(range(4), made.batches, strict=False):
         assert batch.image.shape == (4, 1, 32, 64) and batch.image.dtype == torch.float32
         for image, label in zip(batch.image.numpy(), batch.label.numpy(), strict=True):
-            key = np.rint(image * feed.norm.sd + feed.norm.mean).astype(np.uint8).tobytes()
+            key = np.rint(image * dataset.norm.sd + dataset.norm.mean).astype(np.uint8).tobytes()
             found += key in ours and np.array_equal(ours[key], label)
     assert found >= 14  # 16, but for the slices that four whole batches leave over
     losses = [made.step(batch, True) for _ in range(12)]
@@ -189,6 +189,6 @@ def test_other_trainings_see_our_pixels_and_learn(store, other):
 
 
 def test_other_trainings_change_each_image_each_time(store, other):
-    made = peers.TRAININGS[other][2](setup_of(store, POSTER), feed_of(store, POSTER, (32, 64)))
+    made = peers.TRAININGS[other][2](setup_of(store, POSTER), dataset_of(store, POSTER, (32, 64)))
     seen = {image.numpy().tobytes() for _, batch in zip(range(12), made.batches, strict=False) for image in batch.image}
     assert len(seen) == 48

@@ -7,7 +7,7 @@ import pytest
 
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment_params
-from kits_dist.data.dataset import Feed
+from kits_dist.data.dataset import SliceDataset
 from kits_dist.data.intensity import Box
 from kits_dist.data.kidneys import Kidney, find_kidneys
 from kits_dist.data.samples import Samples, groups_of, select, worth_seeing
@@ -140,8 +140,8 @@ def test_samples_of_two_kidneys_of_one_slice_are_changed_differently(store):
     doubled = store_with(store, store.cases[0]._replace(kidneys=twins))
     row = int(np.flatnonzero(store.slices.case == 0)[2])
     samples = Samples(np.array([row, row]), np.array([0, 1]))
-    feed = Feed(doubled, samples, DATA, AugmentConfig(rotate_p=1), 0, store.normalization(0))
-    params = feed.batch(np.array([0, 1])).params
+    dataset = SliceDataset(doubled, samples, DATA, AugmentConfig(rotate_p=1), 0, store.normalization(0))
+    params = dataset.batch(np.array([0, 1])).params
     assert not np.allclose(params.matrix[0], params.matrix[1])
 
 

@@ -14,11 +14,11 @@ from benchmarks import agreement
 from kits_dist import prepare
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment_reference
-from kits_dist.data.dataset import Feed
+from kits_dist.data.dataset import SliceDataset
 from kits_dist.data.loaders import build_train_loader, build_val_loader
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.samples import select_rows
-from kits_dist.data.slice_cache import Mapped, choose, slab_of
+from kits_dist.data.slice_cache import MappedSlices, choose, slab_of
 from kits_dist.data.store import Store
 from kits_dist.distributed.ranks import Ranks
 from kits_dist.imaging.nifti import kits_geometry, write_nifti
@@ -58,27 +58,29 @@ def take(loader, n):
 
 def agrees(store, config, changes, tolerance_hu, batches=6) -> None:
     """A backend's first batches against `augment_reference.apply`: each pixel, and each label that is no tie."""
-    loader, feed = build_train_loader(store, config, changes, 7, Ranks())
+    loader, dataset = build_train_loader(store, config, changes, 7, Ranks())
     _, unchanged = build_train_loader(store, config, STILL, 7, Ranks())
     changed = []
     for step, batch in enumerate(take(loader, batches)):
         positions = train_positions(step, config.batch_size, 0, 1)
-        host, still = feed.batch(positions), unchanged.batch(positions)
+        host, still = dataset.batch(positions), unchanged.batch(positions)
         assert torch.equal(torch.stack([batch.case, batch.index, batch.plane], 1), torch.from_numpy(host.identity))
         for i in range(config.batch_size):
-            image, label = meaning(feed, host, i)
-            assert np.abs(batch.image[i].numpy() - image).max() * feed.norm.sd < tolerance_hu
+            image, label = meaning(dataset, host, i)
+            assert np.abs(batch.image[i].numpy() - image).max() * dataset.norm.sd < tolerance_hu
             points = np.stack(augment_reference.source_points(host.params.matrix[i], config.size_px))
             to_edge = np.abs(points - np.rint(points)).min(axis=0)  # source pixels
             assert (to_edge[batch.label[i].numpy() != label] < 1e-3).all()
-            changed.append(np.abs(image - meaning(unchanged, still, i)[0]).max() * feed.norm.sd > 1)
+            changed.append(np.abs(image - meaning(unchanged, still, i)[0]).max() * dataset.norm.sd > 1)
     assert np.mean(changed) > 0.7  # otherwise little was compared
 
 
-def meaning(feed, host, i):
+def meaning(dataset, host, i):
     """(image, label) of sample i as `augment` defines them."""
     slab, label = host.slabs[i][..., 0], host.labels[i][..., 0]
-    return augment_reference.apply(slab, label, host.params, i, feed.data.size_px, feed.store.window.levels, feed.norm)
+    return augment_reference.apply(
+        slab, label, host.params, i, dataset.data.size_px, dataset.store.window.levels, dataset.norm
+    )
 
 
 @pytest.mark.parametrize("change", list(ALONE_HU))
@@ -109,12 +111,12 @@ def test_every_backend_does_it_at_full_size(tmp_path, backend, tolerance_hu):
 def test_moves_by_whole_pixels_are_exact(store, backend):
     """Neither rotation nor scale: mirrored or not, a window inside its slice and one that reaches beyond it."""
     config = data(store, backend, size_px=(64, 64))
-    loader, feed = build_train_loader(store, config, replace(STILL, flip=0.5, crop=1, noise_p=0.3), 5, Ranks())
+    loader, dataset = build_train_loader(store, config, replace(STILL, flip=0.5, crop=1, noise_p=0.3), 5, Ranks())
     seen = set()
     for step, batch in enumerate(take(loader, 6)):
-        host = feed.batch(train_positions(step, 4, 0, 1))
+        host = dataset.batch(train_positions(step, 4, 0, 1))
         for i in range(4):
-            image, label = meaning(feed, host, i)
+            image, label = meaning(dataset, host, i)
             assert np.array_equal(batch.label[i].numpy(), label)
             assert np.abs(batch.image[i].numpy() - image).max() < 1e-5
             seen.add((host.params.matrix[i, 0, 0] < 0, min(host.labels[i].shape[:2]) >= 64))
@@ -122,24 +124,24 @@ def test_moves_by_whole_pixels_are_exact(store, backend):
 
 
 def test_without_augmentation_every_backend_is_exact(store, backend):
-    loader, feed = build_val_loader(store, data(store, backend), [c.case_id for c in store.cases], Ranks())
+    loader, dataset = build_val_loader(store, data(store, backend), [c.case_id for c in store.cases], Ranks())
     for batch in loader:
         for i in range(len(batch.image)):
             row = np.flatnonzero(
                 (store.slices.case == batch.case[i].item()) & (store.slices.index == batch.index[i].item())
             )
-            image, label = meaning(feed, feed.batch(np.searchsorted(feed.rows, row)), 0)
+            image, label = meaning(dataset, dataset.batch(np.searchsorted(dataset.rows, row)), 0)
             assert np.array_equal(batch.label[i].numpy(), label)
             assert np.abs(batch.image[i].numpy() - image).max() < 1e-5
 
 
 def test_shapes_types_and_ranges(store, backend):
-    loader, feed = build_train_loader(store, data(store, backend, context=2), ALL_DRAWN, 0, Ranks())
+    loader, dataset = build_train_loader(store, data(store, backend, context=2), ALL_DRAWN, 0, Ranks())
     batch = take(loader, 1)[0]
     assert batch.image.shape == (4, 5, 64, 96) and batch.image.dtype == torch.float32 and batch.image.is_contiguous()
     assert batch.label.shape == (4, 64, 96) and batch.label.dtype == torch.uint8 and batch.label.max() <= 3
     assert batch.case.dtype == batch.index.dtype == torch.int32
-    levels = batch.image * feed.norm.sd + feed.norm.mean
+    levels = batch.image * dataset.norm.sd + dataset.norm.mean
     assert -0.01 < levels.min() and levels.max() < 200.01
 
 
@@ -185,8 +187,8 @@ def test_a_sample_is_the_same_on_other_ranks_batches_and_after_resuming(store, b
 
 
 def test_a_sample_looks_otherwise_in_the_next_epoch(store, backend):
-    loader, feed = build_train_loader(store, data(store, backend, batch_size=1), ALL_DRAWN, 0, Ranks())
-    n, seen = len(feed.rows), {}
+    loader, dataset = build_train_loader(store, data(store, backend, batch_size=1), ALL_DRAWN, 0, Ranks())
+    n, seen = len(dataset.rows), {}
     for batch in take(loader, 2 * n):
         for one in zip(batch.case.tolist(), batch.index.tolist(), batch.image, strict=True):
             seen.setdefault(one[:2], set()).add(one[2].numpy().tobytes())
@@ -194,12 +196,14 @@ def test_a_sample_looks_otherwise_in_the_next_epoch(store, backend):
 
 
 def test_every_epoch_covers_every_slice_with_its_true_name(store, backend):
-    loader, feed = build_train_loader(store, data(store, backend, batch_size=3), AugmentConfig(), 0, Ranks())
-    n = len(feed.rows)
+    loader, dataset = build_train_loader(store, data(store, backend, batch_size=3), AugmentConfig(), 0, Ranks())
+    n = len(dataset.rows)
     seen = [pair for b in take(loader, -(-2 * n // 3)) for pair in zip(b.case.tolist(), b.index.tolist(), strict=True)][
         : 2 * n
     ]
-    expected = sorted(zip(store.slices.case[feed.rows].tolist(), store.slices.index[feed.rows].tolist(), strict=True))
+    expected = sorted(
+        zip(store.slices.case[dataset.rows].tolist(), store.slices.index[dataset.rows].tolist(), strict=True)
+    )
     assert sorted(seen[:n]) == sorted(seen[n:]) == expected
 
 
@@ -238,7 +242,7 @@ def test_fixed_and_its_validation_do_without_dali(store, monkeypatch):
     loaders = [build_train_loader(store, config, ALL_DRAWN, 0, Ranks())[0] for config in (fixed, opencv)]
     assert all(torch.equal(a, b) for a, b in zip(*(take(loader, 1)[0] for loader in loaders), strict=True))
     assert len(list(build_val_loader(store, fixed, [store.cases[0].case_id], Ranks())[0])) == 2
-    assert isinstance(choose(store, np.arange(4), replace(fixed, residency="auto"), torch.device("cuda")), Mapped)
+    assert isinstance(choose(store, np.arange(4), replace(fixed, residency="auto"), torch.device("cuda")), MappedSlices)
     with pytest.raises(MissingPackage, match="data.backend=dali needs NVIDIA DALI"):
         build_train_loader(store, data(store, "dali"), ALL_DRAWN, 0, Ranks())
 
@@ -250,15 +254,15 @@ def test_what_is_raised_while_a_batch_is_made_comes_out_and_leaves_no_thread(sto
         gc.collect()
         return set(os.listdir("/proc/self/task"))
 
-    def failing(feed, positions):
+    def failing(dataset, positions):
         if positions[0] >= failing_from:
             raise error("in a batch")
-        return real(feed, positions)
+        return real(dataset, positions)
 
-    real, failing_from = Feed.batch, 0 if backend == "fixed" else 12  # fixed makes one batch only; step 3
+    real, failing_from = SliceDataset.batch, 0 if backend == "fixed" else 12  # fixed makes one batch only; step 3
     take(build_train_loader(store, data(store, backend), ALL_DRAWN, 0, Ranks())[0], 1)  # libraries start some for good
     before = threads()
-    monkeypatch.setattr(Feed, "batch", failing)
+    monkeypatch.setattr(SliceDataset, "batch", failing)
     with pytest.raises(error, match="in a batch"):
         for batch in build_train_loader(store, data(store, backend), ALL_DRAWN, 0, Ranks())[0]:
             assert batch.image.isfinite().all()
@@ -310,8 +314,8 @@ def test_a_sampler_without_anything_to_choose_from_is_refused(store):
 
 
 def _first_epoch(store, config):
-    loader, feed = build_train_loader(store, config, AugmentConfig(), 0, Ranks())
-    n = len(feed.rows)
+    loader, dataset = build_train_loader(store, config, AugmentConfig(), 0, Ranks())
+    n = len(dataset.rows)
     return [pair for b in take(loader, -(-n // 4)) for pair in zip(b.case.tolist(), b.index.tolist(), strict=True)][:n]
 
 
@@ -353,13 +357,13 @@ def test_image_and_label_stay_together(dots, backend, pixel_mm):
     """
     config = data(dots, backend, size_px=(352, 352), pixel_mm=pixel_mm, batch_size=6)
     changes = AugmentConfig(rotate_p=1, rotate_deg=30, scale_p=1, scale=(0.9, 1.2), flip=0.5, noise_p=0, crop=0.5)
-    loader, feed = build_train_loader(dots, config, changes, 1, Ranks())
+    loader, dataset = build_train_loader(dots, config, changes, 1, Ranks())
     grid, apart, turned = np.mgrid[:352, :352], [], []
     for step, batch in enumerate(take(loader, 8)):
-        linear = feed.batch(train_positions(step, 6, 0, 1)).params.matrix
+        linear = dataset.batch(train_positions(step, 6, 0, 1)).params.matrix
         turned += (np.abs(linear[:, 1, 0] / linear[:, 1, 1]) > np.tan(np.deg2rad(5))).tolist()
         for image, label in zip(batch.image[:, 0].numpy(), batch.label.numpy(), strict=True):
-            levels = np.round(image * feed.norm.sd + feed.norm.mean, 2)
+            levels = np.round(image * dataset.norm.sd + dataset.norm.mean, 2)
             weights = np.where(levels > 3, levels, 0)  # cases lie 0, 1 or 2 HU above air
             bright, labelled = ((grid * w).sum(axis=(1, 2)) / w.sum() for w in (weights, label.astype(float)))
             apart.append(bright - labelled)

@@ -27,9 +27,9 @@ def handed(monkeypatch, change):
     """change(HostBatch) -> what every backend gets in its place; the check itself sees the true one."""
     real = data_path._build
 
-    def build(feed, *rest):
-        other = copy.copy(feed)
-        other.batch = lambda positions: change(feed.batch(positions))
+    def build(dataset, *rest):
+        other = copy.copy(dataset)
+        other.batch = lambda positions: change(dataset.batch(positions))
         return real(other, *rest)
 
     monkeypatch.setattr(data_path, "_build", build)

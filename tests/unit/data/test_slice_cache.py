@@ -7,11 +7,11 @@ import torch
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import slice_cache
 from kits_dist.data.backends.dali import DaliLoader
-from kits_dist.data.dataset import Feed, Plan
+from kits_dist.data.dataset import Plan, SliceDataset
 from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.samples import Samples, select_rows
-from kits_dist.data.slice_cache import Mapped, Resident, choose, queue_bytes
+from kits_dist.data.slice_cache import GpuSlices, MappedSlices, choose, queue_bytes
 from kits_dist.distributed.ranks import Ranks
 from kits_dist.utils.errors import InputError
 
@@ -22,18 +22,18 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("slices", ["all", "kidney"])
 def test_every_slab_and_label_is_that_of_the_store_and_a_view(store, context, slices):
     rows = select_rows(store, [case.case_id for case in store.cases], slices, 0, ["axial"])
-    mapped, resident = Mapped(store, context), Resident(store, rows, context, CPU)
+    mapped, resident = MappedSlices(store, context), GpuSlices(store, rows, context, CPU)
     for row in rows:
         stack, index = (int(store.slices.case[row]), "axial"), int(store.slices.index[row])
         slab, label = resident.slab(stack, index), resident.label(stack, index)
         assert np.array_equal(slab.numpy(), mapped.slab(stack, index)) and slab.is_contiguous()
         assert np.array_equal(label.numpy(), mapped.label(stack, index))
     held = [tensor for image, label, _ in resident._stacks.values() for tensor in (image, label)]
-    assert sum(tensor.numel() for tensor in held) == Resident.bytes_needed(store, rows, context)
+    assert sum(tensor.numel() for tensor in held) == GpuSlices.bytes_needed(store, rows, context)
     assert resident.slab(stack, index).data_ptr() == resident.slab(stack, index).data_ptr()
 
 
-class OnTheHost(Resident):
+class OnTheHost(GpuSlices):
     """As arrays: DALI takes tensors only from a GPU."""
 
     def slab(self, *which):
@@ -45,9 +45,9 @@ class OnTheHost(Resident):
 
 def test_the_same_batches_come_out_of_dali(store):
     data = DataConfig(store=str(store.path), batch_size=4, size_px=(64, 64), threads=1, context=1)
-    real, feed = build_train_loader(store, data, AugmentConfig(), 0, Ranks())
-    held = OnTheHost(store, feed.rows, data.context, CPU)
-    other = Feed(store, Samples(feed.rows), data, AugmentConfig(), 0, feed.norm, held)
+    real, dataset = build_train_loader(store, data, AugmentConfig(), 0, Ranks())
+    held = OnTheHost(store, dataset.rows, data.context, CPU)
+    other = SliceDataset(store, Samples(dataset.rows), data, AugmentConfig(), 0, dataset.norm, held)
     plan = Plan(lambda step: train_positions(step, 4, 0, 1), None)
     resident = DaliLoader(other, plan, 4, CPU, 1, 2, torch.float32)
     for _, a, b in zip(range(8), real, resident, strict=False):
@@ -58,8 +58,8 @@ def test_what_this_machine_has_not_is_refused_and_auto_falls_back(store):
     data = {"store": str(store.path), "batch_size": 4, "size_px": (64, 64)}
     with pytest.raises(InputError, match="data.residency=gpu needs an NVIDIA GPU.*Use data.residency=mmap"):
         build_train_loader(store, DataConfig(**data, residency="gpu"), AugmentConfig(), 0, Ranks())
-    _, feed = build_train_loader(store, DataConfig(**data, residency="auto"), AugmentConfig(), 0, Ranks())
-    assert isinstance(feed.pixels, Mapped)
+    _, dataset = build_train_loader(store, DataConfig(**data, residency="auto"), AugmentConfig(), 0, Ranks())
+    assert isinstance(dataset.pixels, MappedSlices)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_what_this_machine_has_not_is_refused_and_auto_falls_back(store):
 def test_no_step_is_measured_where_the_answer_does_not_count(store, monkeypatch, residency, backend, device):
     """It would cost a forward and a backward pass."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**8, 10**8))
-    monkeypatch.setattr(slice_cache, "Resident", OnTheCPU)
+    monkeypatch.setattr(slice_cache, "GpuSlices", OnTheCPU)
     data = DataConfig(store="s", batch_size=2, size_px=(64, 64), residency=residency, backend=backend)
     choose(store, np.arange(4), data, torch.device(device), lambda: pytest.fail("measured"))
 
@@ -77,23 +77,23 @@ def test_no_step_is_measured_where_the_answer_does_not_count(store, monkeypatch,
 @pytest.mark.parametrize(
     ("residency", "step_bytes", "free", "expected"),
     [
-        ("auto", 10**6, 10**8, Resident),  # the slices fit beside the step
-        ("auto", 10**8, 10**8, Mapped),  # the step takes what is there
-        ("auto", 0, 8 * 10**5, Mapped),  # 0.36 MB of batches for training and as much for validation
-        ("auto", 0, 11 * 10**5, Resident),
-        ("auto", None, 10**8, Resident),  # not measured: half of what is free is the step's
-        ("auto", None, 10**5, Mapped),
-        ("gpu", 10**8, 10**8, Resident),  # asked for by name: the user may know better
+        ("auto", 10**6, 10**8, GpuSlices),  # the slices fit beside the step
+        ("auto", 10**8, 10**8, MappedSlices),  # the step takes what is there
+        ("auto", 0, 8 * 10**5, MappedSlices),  # 0.36 MB of batches for training and as much for validation
+        ("auto", 0, 11 * 10**5, GpuSlices),
+        ("auto", None, 10**8, GpuSlices),  # not measured: half of what is free is the step's
+        ("auto", None, 10**5, MappedSlices),
+        ("gpu", 10**8, 10**8, GpuSlices),  # asked for by name: the user may know better
         ("gpu", 0, 10**4, InputError),
     ],
 )
 def test_auto_weighs_the_slices_against_the_measured_step(store, monkeypatch, residency, step_bytes, free, expected):
     """~0.3 MB of slices; a device that says how much is free stands in for a GPU."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
-    monkeypatch.setattr(slice_cache, "Resident", OnTheCPU)
+    monkeypatch.setattr(slice_cache, "GpuSlices", OnTheCPU)
     data = DataConfig(store=str(store.path), batch_size=2, size_px=(64, 64), residency=residency)
     rows = select_rows(store, [case.case_id for case in store.cases], "all", 0, ["axial"])
-    assert 2e5 < Resident.bytes_needed(store, rows, 0) < 4e5 and queue_bytes(data) == 2 * 4 * 2 * 64 * 64 * 11
+    assert 2e5 < GpuSlices.bytes_needed(store, rows, 0) < 4e5 and queue_bytes(data) == 2 * 4 * 2 * 64 * 64 * 11
     measured = None if step_bytes is None else lambda: step_bytes
     if expected is InputError:
         with pytest.raises(InputError, match="data.residency=gpu: .* of GPU memory free. Use data.residency=mmap"):
@@ -103,6 +103,6 @@ def test_auto_weighs_the_slices_against_the_measured_step(store, monkeypatch, re
     assert isinstance(chosen, expected) and "GB" in chosen.about
 
 
-class OnTheCPU(Resident):
+class OnTheCPU(GpuSlices):
     def __init__(self, store, rows, context, device, about):
         super().__init__(store, rows, context, CPU, about)

@@ -12,7 +12,7 @@ from kits_dist import cli
 from kits_dist.config import Config
 from kits_dist.data.loaders import build_train_loader
 from kits_dist.distributed.ranks import Ranks
-from kits_dist.training.nan_guard import LossWatch
+from kits_dist.training.nan_guard import NonFiniteGuard
 from kits_dist.utils.errors import JobFailed
 
 
@@ -21,8 +21,8 @@ def test_the_slices_named_are_those_that_the_rank_was_given(store, tmp_path):
     config = cli.load(Config, [f"data.store={store.path}", f"run={tmp_path}", *arguments])
     position, begun = 7, 20  # a run that went on
     ranks = [Ranks(rank=rank, world=2) for rank in (0, 1)]
-    loader, feed = build_train_loader(store, config.data, config.augment, 0, ranks[1], start=position)
-    watch = LossWatch(tmp_path, feed, ranks[0], config.data.batch_size, position, begun)
+    loader, dataset = build_train_loader(store, config.data, config.augment, 0, ranks[1], start=position)
+    watch = NonFiniteGuard(tmp_path, dataset, ranks[0], config.data.batch_size, position, begun)
     losses = np.ones((2, 5, 3), np.float32)  # (ranks, steps, micro-batches)
     for step in range(5):
         watch.saw(torch.from_numpy(losses[0, step]))

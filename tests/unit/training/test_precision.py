@@ -13,8 +13,8 @@ from kits_dist.distributed.precision import launched_precision
 from kits_dist.distributed.runtime import start
 from kits_dist.models import build_model
 from kits_dist.train import placed
-from kits_dist.training.step_timer import Pace
-from kits_dist.training.train_step import Learner
+from kits_dist.training.step_timer import StepTimer
+from kits_dist.training.train_step import TrainStep
 from kits_dist.utils.errors import InputError
 
 REGIONS = ("kidney_and_mass", "tumor")
@@ -34,21 +34,21 @@ def learning(store, tmp_path, monkeypatch):
         runtime = start(config, 1, tmp_path, seed=0)
         device = runtime.accelerator.device
         model = placed(build_model(ModelConfig("simple_unet", width=8, regions=REGIONS), 1), config, device)
-        learner = Learner(model, REGIONS, OptimConfig(loss="bce_dice", **optim), runtime.accelerator)
-        learner.wrap(config)
-        learner.model.train()
+        train_step = TrainStep(model, REGIONS, OptimConfig(loss="bce_dice", **optim), runtime.accelerator)
+        train_step.wrap(config)
+        train_step.model.train()
         data = DataConfig(store=str(store.path), batch_size=4, size_px=(64, 64), threads=1)
         loader, _ = build_train_loader(
             store, data, AugmentConfig(), 0, runtime.ranks, device=runtime.device, dtype=runtime.image_dtype
         )
-        return learner, iter(loader), Pace(device)
+        return train_step, iter(loader), StepTimer(device)
 
     yield begin
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def losses(learner, stream, pace, steps: int) -> np.ndarray:
-    return np.array([learner.step(stream, 1e-2, step, pace).losses.mean().item() for step in range(steps)])
+def losses(train_step, stream, timer, steps: int) -> np.ndarray:
+    return np.array([train_step.step(stream, 1e-2, step, timer).losses.mean().item() for step in range(steps)])
 
 
 @pytest.mark.parametrize(
@@ -84,13 +84,13 @@ def test_the_loss_falls_as_in_fp32(learning, precision):
 @pytest.mark.parametrize("precision", [pytest.param(p, marks=needs_gpu) for p in ("bf16", "fp16", "fp32")])
 def test_a_step_never_waits_for_the_gpu(learning, precision):
     """Clipped and averaged; log steps look, the others must not. fp16: the scaler's own update is asynchronous too."""
-    learner, stream, pace = learning(precision, clip_norm=1.0, ema=0.99)
-    losses(learner, stream, pace, steps=3)  # these allocate and choose kernels
+    train_step, stream, timer = learning(precision, clip_norm=1.0, ema=0.99)
+    losses(train_step, stream, timer, steps=3)  # these allocate and choose kernels
     torch.cuda.synchronize()
     try:
         torch.cuda.set_sync_debug_mode("error")
         for step in range(3, 6):
-            learner.step(stream, 1e-2, step, pace)
+            train_step.step(stream, 1e-2, step, timer)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert np.isfinite(losses(learner, stream, pace, steps=1)).all()
+    assert np.isfinite(losses(train_step, stream, timer, steps=1)).all()

@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams.metadata import (
 
 from kits_dist.config import Config, DataConfig, OptimConfig
 from kits_dist.training import step_timer
-from kits_dist.training.step_timer import Pace, verdict
+from kits_dist.training.step_timer import StepTimer, bottleneck_hint
 from kits_dist.training.tracker import Tracker, flat, in_markdown, log_lines
 
 CONFIG = Config(run="r", data=DataConfig(store="s", size_px=(64, 96)), optim=OptimConfig(lr=0.5))
@@ -106,37 +106,37 @@ def test_the_share_of_waiting_with_several_batches_a_step(monkeypatch):
     """Clock by hand: each step is 2 x (1 s waiting, 4 s computing), then 2 s of saving that count for nothing."""
     clock = [0.0]
     monkeypatch.setattr(step_timer.time, "perf_counter", lambda: clock[0])
-    pace = Pace(torch.device("cpu"))
+    timer = StepTimer(torch.device("cpu"))
     for _ in range(3):
         for _ in range(2):
-            pace.batch_requested()
+            timer.batch_requested()
             clock[0] += 1
-            pace.batch_ready()
+            timer.batch_ready()
             clock[0] += 4
-        pace.step_ended()
+        timer.step_ended()
         clock[0] += 2
-        pace.resume()
-    report = pace.report(images_per_step=20)
+        timer.resume()
+    report = timer.report(images_per_step=20)
     assert report["perf/data_wait"] == 0.2 and report["perf/images_per_s"] == 2.0
     assert report["perf/step_ms_p50"] == report["perf/step_ms_p99"] == 10_000
-    assert pace.report(20) == {}
-    assert pace.epoch_wait() == 0.2 and pace.epoch_wait() == 0
+    assert timer.report(20) == {}
+    assert timer.epoch_wait() == 0.2 and timer.epoch_wait() == 0
 
 
 def test_an_epoch_counts_steps_that_were_not_reported(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(step_timer.time, "perf_counter", lambda: clock[0])
-    pace = Pace(torch.device("cpu"))
+    timer = StepTimer(torch.device("cpu"))
     for step in range(3):
-        pace.batch_requested()
+        timer.batch_requested()
         clock[0] += 1
-        pace.batch_ready()
+        timer.batch_ready()
         clock[0] += 3 if step < 2 else 1
-        pace.step_ended()
+        timer.step_ended()
         if step == 0:
-            assert pace.report(8)["perf/images_per_s"] == 2.0
-    assert pace.epoch_wait() == 3 / 10
-    assert pace.report(8)["perf/images_per_s"] == 16 / 6  # the verdict took nothing from the report
+            assert timer.report(8)["perf/images_per_s"] == 2.0
+    assert timer.epoch_wait() == 3 / 10
+    assert timer.report(8)["perf/images_per_s"] == 16 / 6  # the verdict took nothing from the report
 
 
 @pytest.mark.parametrize(
@@ -153,5 +153,5 @@ def test_an_epoch_counts_steps_that_were_not_reported(monkeypatch):
     ],
 )
 def test_the_verdict_names_the_slow_side_and_a_key(wait, backend, residency, on_gpu, resident, words):
-    said = verdict(wait, DataConfig(store="s", backend=backend, residency=residency), on_gpu, resident)
+    said = bottleneck_hint(wait, DataConfig(store="s", backend=backend, residency=residency), on_gpu, resident)
     assert said.startswith(words)

@@ -15,8 +15,8 @@ from kits_dist.models.unet import SimpleUNet
 from kits_dist.train import placed
 from kits_dist.training.ema import AveragedModel
 from kits_dist.training.losses import RegionLoss, WithLoss
-from kits_dist.training.step_timer import Pace
-from kits_dist.training.train_step import Learner
+from kits_dist.training.step_timer import StepTimer
+from kits_dist.training.train_step import TrainStep
 from kits_dist.utils.errors import InputError
 
 CPU = torch.device("cpu")
@@ -60,9 +60,9 @@ class OneProcess:
         return nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
-def learner(scaler=None, compiled=False, **optim):
+def train_step(scaler=None, compiled=False, **optim):
     torch.manual_seed(0)
-    made = Learner(SimpleUNet(1, 1, 2), ("kidney_and_mass",), OptimConfig(**optim), OneProcess(scaler))
+    made = TrainStep(SimpleUNet(1, 1, 2), ("kidney_and_mass",), OptimConfig(**optim), OneProcess(scaler))
     made.wrap(TrainConfig(compile=compiled))
     made.model.train()
     return made
@@ -95,58 +95,58 @@ def test_averaged_weights_follow_by_hand():
 
 
 def test_averaged_weights_are_what_is_judged_and_they_reach_the_decay():
-    made = learner(ema=0.5, lr=0.1)
+    made = train_step(ema=0.5, lr=0.1)
     stream, before = batches(), copy.deepcopy(made.plain_model.state_dict())
     for step in range(3):
-        made.step(stream, 0.1, step, Pace(CPU))
-    assert made.judged is made.average.model
-    averaged, last = ((m.head.weight - before["head.weight"]).abs().mean() for m in (made.judged, made.plain_model))
+        made.step(stream, 0.1, step, StepTimer(CPU))
+    assert made.eval_model is made.average.model
+    averaged, last = ((m.head.weight - before["head.weight"]).abs().mean() for m in (made.eval_model, made.plain_model))
     assert 0 < averaged < last
     late, other = AveragedModel(nn.Linear(1, 1), 0.5), nn.Linear(1, 1)
     was = late.model.weight.item()
     late.update(other, 1000)
     assert late.model.weight.item() == pytest.approx((was + other.weight.item()) / 2)
-    plain = learner()
-    assert plain.judged is plain.plain_model
+    plain = train_step()
+    assert plain.eval_model is plain.plain_model
 
 
 def test_accumulated_steps_are_one_large_step():
     """Batch norm is set aside (`eval`), as everywhere where batches are compared."""
-    small, large = learner(accumulate=3, lr=0.1, name="sgd"), learner(lr=0.1, name="sgd")
+    small, large = train_step(accumulate=3, lr=0.1, name="sgd"), train_step(lr=0.1, name="sgd")
     for one in (small, large):
         one.model.eval()
     parts = [next(stream) for stream in [batches()] for _ in range(3)]
     whole = Batch(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-    losses = small.step(iter(parts), 0.1, 0, Pace(CPU)).losses
-    loss = large.step(iter([whole]), 0.1, 0, Pace(CPU)).losses
+    losses = small.step(iter(parts), 0.1, 0, StepTimer(CPU)).losses
+    loss = large.step(iter([whole]), 0.1, 0, StepTimer(CPU)).losses
     assert losses.shape == (3,) and losses.mean().item() == pytest.approx(loss.item(), rel=1e-6)
     for a, b in zip(small.plain_model.parameters(), large.plain_model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)  # order of float32 sums
 
 
 def test_the_norm_is_taken_when_asked_and_clipped_to_what_is_set():
-    made = learner()
-    assert made.step(batches(), 0.1, 0, Pace(CPU)).grad_norm is None
-    assert made.step(batches(), 0.1, 0, Pace(CPU), want_norm=True).grad_norm > 0
-    clipped = learner(clip_norm=1e-3, name="sgd", lr=1.0)
+    made = train_step()
+    assert made.step(batches(), 0.1, 0, StepTimer(CPU)).grad_norm is None
+    assert made.step(batches(), 0.1, 0, StepTimer(CPU), want_norm=True).grad_norm > 0
+    clipped = train_step(clip_norm=1e-3, name="sgd", lr=1.0)
     before = [p.detach().clone() for p in clipped.plain_model.parameters()]
-    clipped.step(batches(), 1.0, 0, Pace(CPU))
+    clipped.step(batches(), 1.0, 0, StepTimer(CPU))
     moved = torch.cat([(p - q).flatten() for p, q in zip(clipped.plain_model.parameters(), before, strict=True)])
     assert moved.norm().item() == pytest.approx(1.9e-3, rel=1e-2)  # Nesterov: 1 + momentum times the gradient
 
 
 def test_steps_that_the_scaler_leaves_out_are_counted_and_saved():
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    made = learner(scaler, lr=0.1)
+    made = train_step(scaler, lr=0.1)
     weights = [p.detach().clone() for p in made.plain_model.parameters()]
-    made.step(batches(factor=1e38), 0.1, 0, Pace(CPU))  # squares overflow: gradients are not finite
+    made.step(batches(factor=1e38), 0.1, 0, StepTimer(CPU))  # squares overflow: gradients are not finite
     assert all(torch.equal(p, q) for p, q in zip(made.plain_model.parameters(), weights, strict=True))
     assert made.skipped == 0 and made.read_skipped() == 1 and made.state()["skipped"] == 1
-    made.plain_model.load_state_dict(learner().plain_model.state_dict())  # batch norm statistics were spoilt
-    made.step(batches(), 0.1, 1, Pace(CPU))
+    made.plain_model.load_state_dict(train_step().plain_model.state_dict())  # batch norm statistics were spoilt
+    made.step(batches(), 0.1, 1, StepTimer(CPU))
     assert made.read_skipped() == 1
     assert not all(torch.equal(p, q) for p, q in zip(made.plain_model.parameters(), weights, strict=True))
-    assert learner().state() == {"scaler": None, "skipped": 0}
+    assert train_step().state() == {"scaler": None, "skipped": 0}
 
 
 @pytest.mark.gpu
@@ -154,7 +154,7 @@ def test_steps_that_the_scaler_leaves_out_are_counted_and_saved():
 def test_the_measured_step_leaves_no_trace():
     accelerator = OneProcess()
     accelerator.device = torch.device("cuda")
-    made = Learner(SimpleUNet(1, 1, 2).cuda().train(), ("kidney_and_mass",), OptimConfig(), accelerator)
+    made = TrainStep(SimpleUNet(1, 1, 2).cuda().train(), ("kidney_and_mass",), OptimConfig(), accelerator)
     before = copy.deepcopy(made.plain_model.state_dict())
     assert made.step_bytes(2, 1, (32, 32)) > 0
     after = made.plain_model.state_dict()
@@ -163,7 +163,7 @@ def test_the_measured_step_leaves_no_trace():
 
 
 def test_without_a_gpu_no_step_is_measured():
-    made = learner()
+    made = train_step()
     made.model = made.loss_fn = None
     assert made.step_bytes(2, 1, (32, 32)) == 0
 
@@ -190,9 +190,9 @@ def test_a_compiled_step_is_the_eager_step():
     """Within the order of float32 sums: the compiler joins loops."""
     found = []
     for compiled in (False, True):
-        made = learner(compiled=compiled, loss="bce_dice", lr=0.01, name="sgd")
+        made = train_step(compiled=compiled, loss="bce_dice", lr=0.01, name="sgd")
         stream = batches()
-        losses = [made.step(stream, 0.01, step, Pace(CPU)).losses.item() for step in range(3)]
+        losses = [made.step(stream, 0.01, step, StepTimer(CPU)).losses.item() for step in range(3)]
         found.append((losses, made.plain_model.state_dict()))
     assert isinstance(made.model, torch._dynamo.OptimizedModule)
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5) and found[0][0][-1] < found[0][0][0]

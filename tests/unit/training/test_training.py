@@ -19,7 +19,7 @@ from kits_dist.training import checkpoint
 from kits_dist.training.epoch_end import judge
 from kits_dist.training.run_folder import Progress
 from kits_dist.training.tracker import log_lines
-from kits_dist.training.train_step import Learner
+from kits_dist.training.train_step import TrainStep
 from kits_dist.training.validation import Validation
 from kits_dist.utils.errors import InputError, JobFailed
 from tests.helpers.jobs import SMALL
@@ -106,7 +106,7 @@ def test_the_rate_counts_steps_taken_and_samples_seen_but_none_that_fp16_skipped
     def skip_one(self):
         self.skipped = 1
 
-    monkeypatch.setattr(Learner, "read_skipped", skip_one)  # looked at after step 8
+    monkeypatch.setattr(TrainStep, "read_skipped", skip_one)  # looked at after step 8
     train.main(config(store, tmp_path / "run", "optim.epochs=2", "data.batch_size=6", "resume=auto"))
     assert asked == [(7, 3, 7), (8, 4, 7), (8, 4, 7), (9, 5, 7)]
 
@@ -149,7 +149,7 @@ def test_the_log_names_each_kernel_that_is_not_deterministic_once(store, tmp_pat
 @pytest.mark.parametrize("what", ["plain_model", "average"])
 def test_weights_that_the_last_update_spoilt_are_never_saved(store, tmp_path, monkeypatch, what):
     """The loss of that step, taken before, is finite: only a look at the weights tells."""
-    step = Learner.step
+    step = TrainStep.step
 
     def spoiling(self, *args, **more):
         outcome = step(self, *args, **more)
@@ -158,7 +158,7 @@ def test_weights_that_the_last_update_spoilt_are_never_saved(store, tmp_path, mo
             next(model.parameters()).view(-1)[0] = float("inf")
         return outcome
 
-    monkeypatch.setattr(Learner, "step", spoiling)
+    monkeypatch.setattr(TrainStep, "step", spoiling)
     with pytest.raises(JobFailed, match="the weights are not finite after step 1, which is not saved"):
         train.main(config(store, tmp_path / "run", "optim.ema=0.9", "train.save_every_steps=1"))
     assert not list((tmp_path / "run").glob("checkpoint/step_*"))
