@@ -51,16 +51,26 @@ INGREDIENTS = tuple(ingredients(1))
 
 @dataclass(frozen=True)
 class Args:
-    store: str = ""  # a store of kits_dist.prepare; empty: phantoms, 160 of 24x96x96, on a GPU 100 of 64x256x256
-    config: str = ""  # yaml of the reference; empty: configs/demo_gpu.yaml on a GPU, configs/demo.yaml cut down without
-    keys: tuple[str, ...] = ()  # further keys of every training, the budget above all: [optim.epochs=4,model.width=12]
-    seeds: int = 3  # trainings of each variant
-    only: tuple[str, ...] = ()  # ingredients, as [loss,context]; empty: all
-    split: Literal["test", "val"] = "test"  # cases that are scored
-    jobs: int = 0  # trainings at a time; 0: one a GPU, or one a core without
-    runs: str = "runs/studies"  # folder of the trainings; what is finished there is not done again
-    out: str = ""  # folder for the lines; empty: benchmarks/results, with quick=true runs/benchmarks
-    quick: bool = False  # one ingredient, one seed, one tiny epoch: proves that it runs
+    store: str = ""
+    """A store of kits_dist.prepare; empty: phantoms, 160 of 24x96x96, on a GPU 100 of 64x256x256."""
+    config: str = ""
+    """Yaml of the reference; empty: configs/demo_gpu.yaml on a GPU, configs/demo.yaml cut down without."""
+    keys: tuple[str, ...] = ()
+    """Further keys of every training, the budget above all: [optim.epochs=4,model.width=12]."""
+    seeds: int = 3
+    """Trainings of each variant."""
+    only: tuple[str, ...] = ()
+    """Ingredients, as [loss,context]; empty: all."""
+    split: Literal["test", "val"] = "test"
+    """Cases that are scored."""
+    jobs: int = 0
+    """Trainings at a time; 0: one a GPU, or one a core without."""
+    runs: str = "runs/studies"
+    """Folder of the trainings; what is finished there is not done again."""
+    out: str = ""
+    """Folder for the lines; empty: benchmarks/results, with quick=true runs/benchmarks."""
+    quick: bool = False
+    """One ingredient, one seed, one tiny epoch: proves that it runs."""
 
     def __post_init__(self) -> None:
         if wrong := [name for name in self.only if name not in INGREDIENTS]:

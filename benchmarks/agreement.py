@@ -41,13 +41,20 @@ NOT_A_SPEED = Ceiling("none", None, "a difference, not a speed: less is better a
 
 @dataclass(frozen=True)
 class Args:
-    store: str = ""  # folder written by kits_dist.prepare; empty: phantoms, 6 of 16x256x256
-    size_px: tuple[int, int] = (256, 256)  # (height, width) of the images
-    batch_size: int = 32  # images a batch
-    batches: int = 8  # batches compared pixel by pixel
-    busy_batches: int = 200  # batches of the two passes
-    out: str = ""  # folder for the line; empty: benchmarks/results
-    quick: bool = False  # few batches of tiny images: proves that it runs
+    store: str = ""
+    """Folder written by kits_dist.prepare; empty: phantoms, 6 of 16x256x256."""
+    size_px: tuple[int, int] = (256, 256)
+    """(height, width) of the images."""
+    batch_size: int = 32
+    """Images a batch."""
+    batches: int = 8
+    """Batches compared pixel by pixel."""
+    busy_batches: int = 200
+    """Batches of the two passes."""
+    out: str = ""
+    """Folder for the line; empty: benchmarks/results."""
+    quick: bool = False
+    """Few batches of tiny images: proves that it runs."""
 
     def __post_init__(self):
         if self.batches < 1 or self.busy_batches < 1:

@@ -42,11 +42,16 @@ LIMIT_S = 1800.0
 
 @dataclass(frozen=True)
 class Args:
-    only: tuple[str, ...] = ()  # some of them; empty: all
-    store: str = ""  # folder written by kits_dist.prepare, for those that read one; empty: phantoms
-    peers: bool = True  # other libraries beside ours; those that are not installed get a line that says so
-    out: str = ""  # folder for lines and plot; empty: benchmarks/results, or runs/benchmarks with quick=true
-    quick: bool = False  # tiny images, single steps: proves that they run
+    only: tuple[str, ...] = ()
+    """Some of them; empty: all."""
+    store: str = ""
+    """Folder written by kits_dist.prepare, for those that read one; empty: phantoms."""
+    peers: bool = True
+    """Other libraries beside ours; those that are not installed get a line that says so."""
+    out: str = ""
+    """Folder for lines and plot; empty: benchmarks/results, or runs/benchmarks with quick=true."""
+    quick: bool = False
+    """Tiny images, single steps: proves that they run."""
 
     def __post_init__(self) -> None:
         if wrong := [name for name in self.only if name not in ORDER]:

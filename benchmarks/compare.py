@@ -19,8 +19,10 @@ LESS_IS_BETTER = ("HU", "batches that differ", "s", "ms", "%", "MB")  # units, o
 
 @dataclass(frozen=True)
 class Args:
-    old: str = MISSING  # file or folder of recorded lines
-    new: str = MISSING  # file or folder of recorded lines
+    old: str = MISSING
+    """File or folder of recorded lines."""
+    new: str = MISSING
+    """File or folder of recorded lines."""
 
 
 class Change(NamedTuple):

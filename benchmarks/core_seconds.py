@@ -28,13 +28,20 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Args:
-    store: str = ""  # a store of kits_dist.prepare; empty: phantoms, 24 of 32x128x128 as the demo's
-    config: str = ""  # yaml of a training; empty: configs/demo.yaml
-    keys: tuple[str, ...] = ()  # further keys, as [data.backend=opencv]
-    windows: int = 7  # timed windows a variant, at least 5
-    window_s: float = 2.5  # seconds a window, roughly
-    out: str = ""  # folder for the lines; empty: benchmarks/results
-    quick: bool = False  # a few steps on tiny images: proves that it runs
+    store: str = ""
+    """A store of kits_dist.prepare; empty: phantoms, 24 of 32x128x128 as the demo's."""
+    config: str = ""
+    """Yaml of a training; empty: configs/demo.yaml."""
+    keys: tuple[str, ...] = ()
+    """Further keys, as [data.backend=opencv]."""
+    windows: int = 7
+    """Timed windows a variant, at least 5."""
+    window_s: float = 2.5
+    """Seconds a window, roughly."""
+    out: str = ""
+    """Folder for the lines; empty: benchmarks/results."""
+    quick: bool = False
+    """A few steps on tiny images: proves that it runs."""
 
 
 def main(args: Args) -> None:

@@ -50,18 +50,30 @@ OURS = {"dali": ("dali", "mmap"), "dali_resident": ("dali", "gpu"), "opencv": ("
 
 @dataclass(frozen=True)
 class Args:
-    store: str = ""  # a store of kits_dist.prepare; empty: phantoms, 24 of 32x512x512 on a GPU, else 10 of 24x128x128
-    size_px: tuple[int, int] = (0, 0)  # (height, width) of the images; 0x0: 512x512 on a GPU, 128x128 without
-    batch_size: int = 0  # images a step; 0: 128 on a GPU, 8 without
-    arch: str = ""  # as model.arch; empty: unet with a ResNet34 encoder on a GPU, simple_unet of width 12 without
-    precision: str = "auto"  # as train.precision
-    compile: bool = False  # as train.compile
-    ways: tuple[str, ...] = ()  # of dali, dali_resident, opencv; empty: dali, and dali_resident on a GPU, else opencv
-    peers: tuple[str, ...] = ()  # other trainings, of plain_pytorch, monai; true: both
-    windows: int = 7  # timed windows a variant, at least 5
-    window_s: float = 2.5  # seconds a window, roughly
-    out: str = ""  # folder for the line; empty: benchmarks/results
-    quick: bool = False  # a few steps on tiny images: proves that it runs
+    store: str = ""
+    """A store of kits_dist.prepare; empty: phantoms, 24 of 32x512x512 on a GPU, else 10 of 24x128x128."""
+    size_px: tuple[int, int] = (0, 0)
+    """(height, width) of the images; 0x0: 512x512 on a GPU, 128x128 without."""
+    batch_size: int = 0
+    """Images a step; 0: 128 on a GPU, 8 without."""
+    arch: str = ""
+    """As model.arch; empty: unet with a ResNet34 encoder on a GPU, simple_unet of width 12 without."""
+    precision: str = "auto"
+    """As train.precision."""
+    compile: bool = False
+    """As train.compile."""
+    ways: tuple[str, ...] = ()
+    """Of dali, dali_resident, opencv; empty: dali, and dali_resident on a GPU, else opencv."""
+    peers: tuple[str, ...] = ()
+    """Other trainings, of plain_pytorch, monai; true: both."""
+    windows: int = 7
+    """Timed windows a variant, at least 5."""
+    window_s: float = 2.5
+    """Seconds a window, roughly."""
+    out: str = ""
+    """Folder for the line; empty: benchmarks/results."""
+    quick: bool = False
+    """A few steps on tiny images: proves that it runs."""
 
 
 def main(args: Args) -> None:

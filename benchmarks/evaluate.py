@@ -40,13 +40,20 @@ THE_OTHER = Ceiling("none", None, "it is what ours is compared with")
 
 @dataclass(frozen=True)
 class Args:
-    truth: str = ""  # folder of annotated cases; empty: phantoms of 32, 128 and 256 slices of 512x512
-    cases: int = 3  # how many, evenly from the one with the fewest slices to the one with the most
-    windows: int = 5  # timed windows a variant, at least 5
-    window_s: float = 1.5  # seconds a window, roughly; at least a case
-    beside: str = ""  # what else the machine did meanwhile, for the line
-    out: str = ""  # folder for the line; empty: benchmarks/results
-    quick: bool = False  # one tiny phantom: proves that it runs
+    truth: str = ""
+    """Folder of annotated cases; empty: phantoms of 32, 128 and 256 slices of 512x512."""
+    cases: int = 3
+    """How many, evenly from the one with the fewest slices to the one with the most."""
+    windows: int = 5
+    """Timed windows a variant, at least 5."""
+    window_s: float = 1.5
+    """Seconds a window, roughly; at least a case."""
+    beside: str = ""
+    """What else the machine did meanwhile, for the line."""
+    out: str = ""
+    """Folder for the line; empty: benchmarks/results."""
+    quick: bool = False
+    """One tiny phantom: proves that it runs."""
 
     def __post_init__(self) -> None:
         if self.cases < 1:

@@ -49,13 +49,20 @@ COLD_BYTES = 2**31  # of the store, at most, read from the disk in a window
 
 @dataclass(frozen=True)
 class Args:
-    store: str = ""  # folder written by kits_dist.prepare; empty: phantoms of 24x512x512, 24 on a GPU, else 10
-    size_px: tuple[int, int] = (0, 0)  # (height, width) of the window; whole slices are read. 0x0: as the slices
-    batch_size: int = 128  # images a batch
-    windows: int = 5  # timed windows a variant, at least 5
-    window_s: float = 1.0  # seconds a window, roughly
-    out: str = ""  # folder for the line; empty: benchmarks/results
-    quick: bool = False  # a few batches of tiny images: proves that it runs
+    store: str = ""
+    """Folder written by kits_dist.prepare; empty: phantoms of 24x512x512, 24 on a GPU, else 10."""
+    size_px: tuple[int, int] = (0, 0)
+    """(height, width) of the window; whole slices are read. 0x0: as the slices."""
+    batch_size: int = 128
+    """Images a batch."""
+    windows: int = 5
+    """Timed windows a variant, at least 5."""
+    window_s: float = 1.0
+    """Seconds a window, roughly."""
+    out: str = ""
+    """Folder for the line; empty: benchmarks/results."""
+    quick: bool = False
+    """A few batches of tiny images: proves that it runs."""
 
     def __post_init__(self):
         refuse_half_a_size(self.size_px)

@@ -28,9 +28,12 @@ from kits_dist.utils.errors import InputError
 
 @dataclass(frozen=True)
 class Args:
-    out: str = MISSING  # folder for results.jsonl, log.txt, table.txt, train_log.jsonl and panel.png
-    limit_s: float = 470.0  # seconds for everything; steps that no longer fit are noted as left out
-    quick: bool = False  # the same steps, tiny; also without a GPU
+    out: str = MISSING
+    """Folder for results.jsonl, log.txt, table.txt, train_log.jsonl and panel.png."""
+    limit_s: float = 470.0
+    """Seconds for everything; steps that no longer fit are noted as left out."""
+    quick: bool = False
+    """The same steps, tiny; also without a GPU."""
 
 
 def main(args: Args) -> None:

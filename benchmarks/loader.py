@@ -49,16 +49,26 @@ CPU_BATCH = 16  # for all ways on the CPU: a batch of 128 at 512x512 takes DALI'
 
 @dataclass(frozen=True)
 class Args:
-    store: str = ""  # a store of kits_dist.prepare; empty: phantoms of 256x256, or 512x512 where size_px is larger
-    size_px: tuple[int, int] = (0, 0)  # (height, width) of the images; 0x0: 512x512 on a GPU, 256x256 without
-    batch_size: int = 0  # images a batch; 0: 128 on a GPU. CPU ways take 16 at most, their pace is the same
-    devices: tuple[str, ...] = ()  # cpu, cuda or both; empty: all that this machine has
-    peers: tuple[str, ...] = ()  # other libraries, of albumentations, monai, batchgenerators; true: all
-    sheet: str = ""  # PNG to write: the same slices through every way
-    windows: int = 5  # timed windows a variant, at least 5
-    window_s: float = 1.5  # seconds a window, roughly
-    out: str = ""  # folder for the line; empty: benchmarks/results
-    quick: bool = False  # a few batches of tiny images: proves that it runs
+    store: str = ""
+    """A store of kits_dist.prepare; empty: phantoms of 256x256, or 512x512 where size_px is larger."""
+    size_px: tuple[int, int] = (0, 0)
+    """(height, width) of the images; 0x0: 512x512 on a GPU, 256x256 without."""
+    batch_size: int = 0
+    """Images a batch; 0: 128 on a GPU. CPU ways take 16 at most, their pace is the same."""
+    devices: tuple[str, ...] = ()
+    """Cpu, cuda or both; empty: all that this machine has."""
+    peers: tuple[str, ...] = ()
+    """Other libraries, of albumentations, monai, batchgenerators; true: all."""
+    sheet: str = ""
+    """PNG to write: the same slices through every way."""
+    windows: int = 5
+    """Timed windows a variant, at least 5."""
+    window_s: float = 1.5
+    """Seconds a window, roughly."""
+    out: str = ""
+    """Folder for the line; empty: benchmarks/results."""
+    quick: bool = False
+    """A few batches of tiny images: proves that it runs."""
 
     def __post_init__(self):
         refuse_half_a_size(self.size_px)

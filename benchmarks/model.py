@@ -29,14 +29,22 @@ from kits_dist.utils.errors import InputError
 
 @dataclass(frozen=True)
 class Args:
-    size_px: tuple[int, int] = (0, 0)  # (height, width); 0x0: 512x512 on a GPU, 128x128 without
-    batch_size: int = 0  # images a step; 0: 128 on a GPU, 8 without
-    arch: str = ""  # as model.arch; empty: unet with a ResNet34 encoder on a GPU, simple_unet of width 12 without
-    variants: tuple[str, ...] = ()  # some of them only; empty: all that this device has
-    windows: int = 5  # timed windows a variant, at least 5
-    window_s: float = 2.0  # seconds a window, roughly
-    out: str = ""  # folder for the line; empty: benchmarks/results
-    quick: bool = False  # a few steps on tiny images: proves that it runs
+    size_px: tuple[int, int] = (0, 0)
+    """(height, width); 0x0: 512x512 on a GPU, 128x128 without."""
+    batch_size: int = 0
+    """Images a step; 0: 128 on a GPU, 8 without."""
+    arch: str = ""
+    """As model.arch; empty: unet with a ResNet34 encoder on a GPU, simple_unet of width 12 without."""
+    variants: tuple[str, ...] = ()
+    """Some of them only; empty: all that this device has."""
+    windows: int = 5
+    """Timed windows a variant, at least 5."""
+    window_s: float = 2.0
+    """Seconds a window, roughly."""
+    out: str = ""
+    """Folder for the line; empty: benchmarks/results."""
+    quick: bool = False
+    """A few steps on tiny images: proves that it runs."""
 
 
 class Mode(NamedTuple):

@@ -36,11 +36,16 @@ from kits_dist.distributed.runtime import start
 
 @dataclass(frozen=True)
 class Args:
-    source: str = ""  # folder of cases; empty: phantoms, 16 of 32x512x512 on a GPU, else 8 of 16x96x96
-    windows: int = 5  # timed windows a variant, at least 5
-    window_s: float = 2.0  # seconds a window, roughly
-    out: str = ""  # folder for the line; empty: benchmarks/results
-    quick: bool = False  # single steps: proves that it runs
+    source: str = ""
+    """Folder of cases; empty: phantoms, 16 of 32x512x512 on a GPU, else 8 of 16x96x96."""
+    windows: int = 5
+    """Timed windows a variant, at least 5."""
+    window_s: float = 2.0
+    """Seconds a window, roughly."""
+    out: str = ""
+    """Folder for the line; empty: benchmarks/results."""
+    quick: bool = False
+    """Single steps: proves that it runs."""
 
 
 def main(args: Args) -> None:

@@ -38,14 +38,22 @@ SKIPPED = 2  # log lines at the start: memory, kernels, caches
 
 @dataclass(frozen=True)
 class Args:
-    store: str = ""  # folder written by kits_dist.prepare; empty: phantoms, 24 of 32x512x512 on a GPU, else 24x128x128
-    size_px: tuple[int, int] = (0, 0)  # (height, width) of the images; 0x0: 512x512 on a GPU, 128x128 without
-    batch_size: int = 0  # images a step; 0: 16 on a GPU, 8 without. Small ones make overhead show
-    arch: str = ""  # as model.arch; empty: unet with a ResNet34 encoder on a GPU, simple_unet of width 12 without
-    precision: str = "auto"  # as train.precision
-    windows: int = 21  # pairs, at least 5
-    out: str = ""  # folder for the line; empty: benchmarks/results
-    quick: bool = False  # tiny images: proves that it runs
+    store: str = ""
+    """Folder written by kits_dist.prepare; empty: phantoms, 24 of 32x512x512 on a GPU, else 24x128x128."""
+    size_px: tuple[int, int] = (0, 0)
+    """(height, width) of the images; 0x0: 512x512 on a GPU, 128x128 without."""
+    batch_size: int = 0
+    """Images a step; 0: 16 on a GPU, 8 without. Small ones make overhead show."""
+    arch: str = ""
+    """As model.arch; empty: unet with a ResNet34 encoder on a GPU, simple_unet of width 12 without."""
+    precision: str = "auto"
+    """As train.precision."""
+    windows: int = 21
+    """Pairs, at least 5."""
+    out: str = ""
+    """Folder for the line; empty: benchmarks/results."""
+    quick: bool = False
+    """Tiny images: proves that it runs."""
 
 
 def main(args: Args) -> None:

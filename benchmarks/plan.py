@@ -25,16 +25,26 @@ LINK_SHARE = 0.7  # of the data sheet's link that an all-reduce uses; not measur
 
 @dataclass(frozen=True)
 class Args:
-    gpu: str = cli.MISSING  # A6000, A40, L40S, A100, H100 or H200
-    gpus: int = 1  # of one machine
-    size_px: tuple[int, int] = (512, 512)  # (height, width) of the images
-    batch_size: int = 128  # images a GPU and step
-    arch: str = "unet"  # as model.arch
-    encoder: str = "resnet34"  # as model.encoder
-    precision: str = "bf16"  # bf16, tf32 or fp32
-    gradients: Literal["fp32", "bf16"] = "fp32"  # as train.gradients
-    slices: int = KITS21_SLICES  # of an epoch; KiTS21 has 65,164 in all, a fold trains on about two thirds of them
-    results: str = ""  # folder or file of recorded lines; empty: benchmarks/results
+    gpu: str = cli.MISSING
+    """A6000, A40, L40S, A100, H100 or H200."""
+    gpus: int = 1
+    """Of one machine."""
+    size_px: tuple[int, int] = (512, 512)
+    """(height, width) of the images."""
+    batch_size: int = 128
+    """Images a GPU and step."""
+    arch: str = "unet"
+    """As model.arch."""
+    encoder: str = "resnet34"
+    """As model.encoder."""
+    precision: str = "bf16"
+    """Bf16, tf32 or fp32."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """As train.gradients."""
+    slices: int = KITS21_SLICES
+    """Of an epoch; KiTS21 has 65,164 in all, a fold trains on about two thirds of them."""
+    results: str = ""
+    """Folder or file of recorded lines; empty: benchmarks/results."""
 
     def __post_init__(self) -> None:
         if self.gpus < 1 or self.batch_size < 1 or self.slices < 1:

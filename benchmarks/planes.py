@@ -19,15 +19,24 @@ from kits_dist.data.store import PLANES
 
 @dataclass(frozen=True)
 class Args:
-    store: str = ""  # a store prepared with planes=[axial,coronal,sagittal]; empty: phantoms, as benchmarks.ablation
-    config: str = ""  # yaml of the networks; empty: configs/demo_gpu.yaml on a GPU, configs/demo.yaml cut down without
-    keys: tuple[str, ...] = ()  # further keys of every training, as [optim.epochs=4]
-    seeds: int = 3  # trainings of each network
-    split: Literal["test", "val"] = "test"  # cases that are scored
-    jobs: int = 0  # trainings at a time; 0: one a GPU, or one a core without
-    runs: str = "runs/studies"  # folder of the trainings; what is finished there is not done again
-    out: str = ""  # folder for the lines; empty: benchmarks/results, with quick=true runs/benchmarks
-    quick: bool = False  # tiny networks and phantoms, one epoch: proves that it runs
+    store: str = ""
+    """A store prepared with planes=[axial,coronal,sagittal]; empty: phantoms, as benchmarks.ablation."""
+    config: str = ""
+    """Yaml of the networks; empty: configs/demo_gpu.yaml on a GPU, configs/demo.yaml cut down without."""
+    keys: tuple[str, ...] = ()
+    """Further keys of every training, as [optim.epochs=4]."""
+    seeds: int = 3
+    """Trainings of each network."""
+    split: Literal["test", "val"] = "test"
+    """Cases that are scored."""
+    jobs: int = 0
+    """Trainings at a time; 0: one a GPU, or one a core without."""
+    runs: str = "runs/studies"
+    """Folder of the trainings; what is finished there is not done again."""
+    out: str = ""
+    """Folder for the lines; empty: benchmarks/results, with quick=true runs/benchmarks."""
+    quick: bool = False
+    """Tiny networks and phantoms, one epoch: proves that it runs."""
 
     def __post_init__(self) -> None:
         check_counts(self.seeds, self.jobs)

@@ -41,14 +41,22 @@ from kits_dist.training.run_folder import export_best
 
 @dataclass(frozen=True)
 class Args:
-    size_px: tuple[int, int] = (0, 0)  # (height, width) of the network's window; 0x0: 512x512 on a GPU, else 128x128
-    batch_size: int = 16  # slices at once, as kits_dist.predict has it
-    slices: int = 0  # of a volume; 0: 64 on a GPU, 24 without
-    arch: str = ""  # as model.arch; empty: unet with a ResNet34 encoder on a GPU, simple_unet of width 12 without
-    windows: int = 5  # timed windows a variant, at least 5
-    window_s: float = 2.0  # seconds a window, roughly
-    out: str = ""  # folder for the line; empty: benchmarks/results
-    quick: bool = False  # tiny volumes: proves that it runs
+    size_px: tuple[int, int] = (0, 0)
+    """(height, width) of the network's window; 0x0: 512x512 on a GPU, else 128x128."""
+    batch_size: int = 16
+    """Slices at once, as kits_dist.predict has it."""
+    slices: int = 0
+    """Of a volume; 0: 64 on a GPU, 24 without."""
+    arch: str = ""
+    """As model.arch; empty: unet with a ResNet34 encoder on a GPU, simple_unet of width 12 without."""
+    windows: int = 5
+    """Timed windows a variant, at least 5."""
+    window_s: float = 2.0
+    """Seconds a window, roughly."""
+    out: str = ""
+    """Folder for the line; empty: benchmarks/results."""
+    quick: bool = False
+    """Tiny volumes: proves that it runs."""
 
 
 class Way(NamedTuple):

@@ -43,11 +43,16 @@ PEERS = {
 
 @dataclass(frozen=True)
 class Args:
-    source: str = ""  # folder of cases; empty: phantoms, 12 of 32x256x256
-    peers: tuple[str, ...] = ()  # other systems, of monai, nnunet; true: both
-    windows: int = 5  # times each is run, at least 5
-    out: str = ""  # folder for the line; empty: benchmarks/results
-    quick: bool = False  # few tiny cases: proves that it runs
+    source: str = ""
+    """Folder of cases; empty: phantoms, 12 of 32x256x256."""
+    peers: tuple[str, ...] = ()
+    """Other systems, of monai, nnunet; true: both."""
+    windows: int = 5
+    """Times each is run, at least 5."""
+    out: str = ""
+    """Folder for the line; empty: benchmarks/results."""
+    quick: bool = False
+    """Few tiny cases: proves that it runs."""
 
 
 def main(args: Args) -> None:

@@ -56,9 +56,12 @@ HEAD = ["question", "variant", "setting", "value", "spread", "of its ceiling", "
 
 @dataclass(frozen=True)
 class Args:
-    results: str = ""  # folder or file of recorded lines; empty: benchmarks/results
-    question: str = ""  # only this one; empty: all
-    update: str = ""  # a markdown file with the two markers: its section is written anew, with README.md and plot.png
+    results: str = ""
+    """Folder or file of recorded lines; empty: benchmarks/results."""
+    question: str = ""
+    """Only this one; empty: all."""
+    update: str = ""
+    """A markdown file with the two markers: its section is written anew, with README.md and plot.png."""
 
 
 def main(args: Args) -> None:

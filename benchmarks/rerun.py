@@ -23,9 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Args:
-    results: str = MISSING  # file or folder of recorded lines
-    variant: str = ""  # only lines of this variant; empty: all
-    store: str = ""  # what store=DIR in a recorded command stands for
+    results: str = MISSING
+    """File or folder of recorded lines."""
+    variant: str = ""
+    """Only lines of this variant; empty: all."""
+    store: str = ""
+    """What store=DIR in a recorded command stands for."""
 
 
 def main(args: Args) -> None:

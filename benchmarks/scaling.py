@@ -30,13 +30,20 @@ LIMIT_S = 1200
 
 @dataclass(frozen=True)
 class Args:
-    processes: int = 0  # at most; 0: one a GPU, else one a core, up to 8
-    size_px: tuple[int, int] = (0, 0)  # (height, width) of the images; 0x0: 512x512 on a GPU, 128x128 without
-    batch_size: int = 0  # images of one process; 0: 128 on a GPU, 8 without
-    windows: int = 5  # timed windows a variant, at least 5
-    window_s: float = 2.0  # seconds a window, roughly
-    out: str = ""  # folder for the line; empty: benchmarks/results
-    quick: bool = False  # a few steps on tiny images: proves that it runs
+    processes: int = 0
+    """At most; 0: one a GPU, else one a core, up to 8."""
+    size_px: tuple[int, int] = (0, 0)
+    """(height, width) of the images; 0x0: 512x512 on a GPU, 128x128 without."""
+    batch_size: int = 0
+    """Images of one process; 0: 128 on a GPU, 8 without."""
+    windows: int = 5
+    """Timed windows a variant, at least 5."""
+    window_s: float = 2.0
+    """Seconds a window, roughly."""
+    out: str = ""
+    """Folder for the line; empty: benchmarks/results."""
+    quick: bool = False
+    """A few steps on tiny images: proves that it runs."""
 
     def __post_init__(self) -> None:
         if self.processes < 0 or self.processes == 1:

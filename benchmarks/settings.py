@@ -24,16 +24,26 @@ GROUPS = ("data", "train")
 
 @dataclass(frozen=True)
 class Args:
-    store: str = ""  # a store of kits_dist.prepare; empty: phantoms, 24 of 32x512x512 on a GPU, else 10 of 24x128x128
-    size_px: tuple[int, int] = (0, 0)  # (height, width) of the images; 0x0: 512x512 on a GPU, 128x128 without
-    batch_size: int = 0  # images a step; 0: 128 on a GPU, 8 without
-    backend: str = ""  # as data.backend; empty: dali on a GPU, else opencv
-    arch: str = ""  # as model.arch; empty: unet with a ResNet34 encoder on a GPU, simple_unet of width 12 without
-    values: tuple[str, ...] = ()  # settings to try, as [data.prefetch=4,train.channels_last=false]; empty: the usual
-    windows: int = 7  # timed windows a setting, at least 5
-    window_s: float = 2.5  # seconds a window, roughly
-    out: str = ""  # folder for the lines; empty: benchmarks/results
-    quick: bool = False  # a few steps on tiny images: proves that it runs
+    store: str = ""
+    """A store of kits_dist.prepare; empty: phantoms, 24 of 32x512x512 on a GPU, else 10 of 24x128x128."""
+    size_px: tuple[int, int] = (0, 0)
+    """(height, width) of the images; 0x0: 512x512 on a GPU, 128x128 without."""
+    batch_size: int = 0
+    """Images a step; 0: 128 on a GPU, 8 without."""
+    backend: str = ""
+    """As data.backend; empty: dali on a GPU, else opencv."""
+    arch: str = ""
+    """As model.arch; empty: unet with a ResNet34 encoder on a GPU, simple_unet of width 12 without."""
+    values: tuple[str, ...] = ()
+    """Settings to try, as [data.prefetch=4,train.channels_last=false]; empty: the usual."""
+    windows: int = 7
+    """Timed windows a setting, at least 5."""
+    window_s: float = 2.5
+    """Seconds a window, roughly."""
+    out: str = ""
+    """Folder for the lines; empty: benchmarks/results."""
+    quick: bool = False
+    """A few steps on tiny images: proves that it runs."""
 
 
 def main(args: Args) -> None:

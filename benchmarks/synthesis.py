@@ -24,17 +24,28 @@ from kits_dist.utils.errors import InputError
 
 @dataclass(frozen=True)
 class Args:
-    labels: str = ""  # folder of annotated cases; empty: phantoms, whose annotations are made up
-    cases: int = 60  # how many annotated cases, at most
-    augment: int = 4  # variants of each
-    config: str = ""  # yaml of the network; empty: configs/demo_gpu.yaml on a GPU, configs/demo.yaml cut down without
-    keys: tuple[str, ...] = ()  # further keys of both trainings; optim.epochs counts passes over the cases alone
-    seeds: int = 3  # trainings of each
-    split: Literal["test", "val"] = "test"  # cases that are scored
-    jobs: int = 0  # trainings at a time; 0: one a GPU, or one a core without
-    runs: str = "runs/studies"  # folder of the trainings; what is finished there is not done again
-    out: str = ""  # folder for the lines; empty: benchmarks/results, with quick=true runs/benchmarks
-    quick: bool = False  # tiny network and phantoms, one epoch: proves that it runs
+    labels: str = ""
+    """Folder of annotated cases; empty: phantoms, whose annotations are made up."""
+    cases: int = 60
+    """How many annotated cases, at most."""
+    augment: int = 4
+    """Variants of each."""
+    config: str = ""
+    """Yaml of the network; empty: configs/demo_gpu.yaml on a GPU, configs/demo.yaml cut down without."""
+    keys: tuple[str, ...] = ()
+    """Further keys of both trainings; optim.epochs counts passes over the cases alone."""
+    seeds: int = 3
+    """Trainings of each."""
+    split: Literal["test", "val"] = "test"
+    """Cases that are scored."""
+    jobs: int = 0
+    """Trainings at a time; 0: one a GPU, or one a core without."""
+    runs: str = "runs/studies"
+    """Folder of the trainings; what is finished there is not done again."""
+    out: str = ""
+    """Folder for the lines; empty: benchmarks/results, with quick=true runs/benchmarks."""
+    quick: bool = False
+    """Tiny network and phantoms, one epoch: proves that it runs."""
 
     def __post_init__(self) -> None:
         check_counts(self.seeds, self.jobs)

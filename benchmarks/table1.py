@@ -38,15 +38,24 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Args:
-    store: str = ""  # a store of kits_dist.prepare; empty: phantoms, 96 of 32x128x128, on a GPU 60 of 64x256x256
-    size: Literal["", "small", "full"] = ""  # of networks and slices; empty: full on a GPU, else small
-    keys: tuple[str, ...] = ()  # further keys of every training, as [optim.epochs=4,model.encoder_weights=none]
-    seeds: int = 1  # trainings of each row
-    split: Literal["test", "val"] = "test"  # cases that are scored
-    jobs: int = 0  # trainings at a time; 0: one a GPU, or one a core without
-    runs: str = "runs/studies"  # folder of the trainings; what is finished there is not done again
-    out: str = ""  # folder for the lines; empty: benchmarks/results, with quick=true runs/benchmarks
-    quick: bool = False  # tiny networks and phantoms, one epoch: proves that it runs
+    store: str = ""
+    """A store of kits_dist.prepare; empty: phantoms, 96 of 32x128x128, on a GPU 60 of 64x256x256."""
+    size: Literal["", "small", "full"] = ""
+    """Of networks and slices; empty: full on a GPU, else small."""
+    keys: tuple[str, ...] = ()
+    """Further keys of every training, as [optim.epochs=4,model.encoder_weights=none]."""
+    seeds: int = 1
+    """Trainings of each row."""
+    split: Literal["test", "val"] = "test"
+    """Cases that are scored."""
+    jobs: int = 0
+    """Trainings at a time; 0: one a GPU, or one a core without."""
+    runs: str = "runs/studies"
+    """Folder of the trainings; what is finished there is not done again."""
+    out: str = ""
+    """Folder for the lines; empty: benchmarks/results, with quick=true runs/benchmarks."""
+    quick: bool = False
+    """Tiny networks and phantoms, one epoch: proves that it runs."""
 
     def __post_init__(self) -> None:
         check_counts(self.seeds, self.jobs)

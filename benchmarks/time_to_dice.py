@@ -26,17 +26,28 @@ LESS = Ceiling("none", None, "seconds to a score: less is better")
 
 @dataclass(frozen=True)
 class Args:
-    store: str = ""  # a store of kits_dist.prepare; empty: phantoms, 40 of 32x256x256 on a GPU, else 24 of 16x96x96
-    size_px: tuple[int, int] = (0, 0)  # (height, width) of the images; 0x0: 256x256 on a GPU, 96x96 without
-    batch_size: int = 0  # images a step; 0: 32 on a GPU, 8 without
-    arch: str = ""  # as model.arch; empty: unet with a ResNet34 encoder on a GPU, simple_unet of width 8 without
-    peers: tuple[str, ...] = ("true",)  # of plain_pytorch, monai; true: both
-    seeds: int = 3  # trainings of each
-    target: float = 0.85  # validation Dice to reach, mean over cases on the network's grid
-    check_s: float = 0.0  # seconds of training between validations; 0: 2 on a GPU, 4 without
-    limit_s: float = 90.0  # seconds of training after which one is given up
-    out: str = ""  # folder for the line; empty: benchmarks/results
-    quick: bool = False  # one seed, a target anyone reaches: proves that it runs
+    store: str = ""
+    """A store of kits_dist.prepare; empty: phantoms, 40 of 32x256x256 on a GPU, else 24 of 16x96x96."""
+    size_px: tuple[int, int] = (0, 0)
+    """(height, width) of the images; 0x0: 256x256 on a GPU, 96x96 without."""
+    batch_size: int = 0
+    """Images a step; 0: 32 on a GPU, 8 without."""
+    arch: str = ""
+    """As model.arch; empty: unet with a ResNet34 encoder on a GPU, simple_unet of width 8 without."""
+    peers: tuple[str, ...] = ("true",)
+    """Of plain_pytorch, monai; true: both."""
+    seeds: int = 3
+    """Trainings of each."""
+    target: float = 0.85
+    """Validation Dice to reach, mean over cases on the network's grid."""
+    check_s: float = 0.0
+    """Seconds of training between validations; 0: 2 on a GPU, 4 without."""
+    limit_s: float = 90.0
+    """Seconds of training after which one is given up."""
+    out: str = ""
+    """Folder for the line; empty: benchmarks/results."""
+    quick: bool = False
+    """One seed, a target anyone reaches: proves that it runs."""
 
 
 def main(args: Args) -> None:

@@ -28,10 +28,14 @@ GREY = Window(-150, 250)  # HU: soft tissue with fat still seen
 
 @dataclass(frozen=True)
 class Args:
-    source: str = MISSING  # folder of cases: KiTS19, KiTS21, KiTS23 or nnU-Net raw layout; several: [A,B]
-    labels: LabelChoice = "majority"  # which of KiTS21's aggregated labels: majority, and, or
-    output: str = ""  # where audit.json and audit.png go; default: the (first) source folder
-    workers: int = 0  # processes; 0 takes one per core
+    source: str = MISSING
+    """Folder of cases: KiTS19, KiTS21, KiTS23 or nnU-Net raw layout; several: [A,B]."""
+    labels: LabelChoice = "majority"
+    """Which of KiTS21's aggregated labels: majority, and, or."""
+    output: str = ""
+    """Where audit.json and audit.png go; default: the (first) source folder."""
+    workers: int = 0
+    """Processes; 0 takes one per core."""
 
 
 class Result(NamedTuple):

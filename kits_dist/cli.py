@@ -4,7 +4,8 @@ Every program is a dataclass of its arguments and a function:
 
     @dataclass(frozen=True)
     class Args:
-        source: str = MISSING                  # what the key means; `help` prints this comment
+        source: str = MISSING
+        "Folder of the cases; `help` prints this line."
 
     def main(args: Args) -> None: ...
 
@@ -14,13 +15,16 @@ Every program is a dataclass of its arguments and a function:
 Exit codes: 0 done; 1 the job ran and failed; 2 a wrong argument, key, folder or file; 75 stopped and saved, to go on.
 """
 
+import ast
 import dataclasses
 import errno
 import functools
 import inspect
+import itertools
 import os
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from itertools import zip_longest
@@ -88,13 +92,13 @@ def load(schema: type[T], argv: list[str]) -> T:
             config = _merge(config, _nested(key, _value(schema, key, value)), f"{key}={value}", meaning)
     for key, (_, default, meaning) in _flat(schema).items():
         if default == MISSING and OmegaConf.select(config, key, throw_on_missing=False) == "":
-            raise InputError(f"{key}= is empty: {meaning}.")
+            raise InputError(f"{key}= is empty: {meaning}")
     try:
         return OmegaConf.to_object(config)
     except MissingMandatoryValue as error:
         key = getattr(error, "full_key", None) or "?"
-        meaning = _flat(schema).get(key, ("", "", "a value"))[2]
-        raise InputError(f"{key}= is missing: {meaning}. Example: {key}=VALUE; all keys: help") from error
+        meaning = _flat(schema).get(key, ("", "", "A value."))[2]
+        raise InputError(f"{key}= is missing: {meaning} Example: {key}=VALUE; all keys: help") from error
     except OmegaConfBaseException as error:
         raise InputError(_one_line(error)) from error
 
@@ -108,7 +112,7 @@ def from_plain(schema: type[T], values: dict) -> T:
 
 
 def help_table(schema: type) -> str:
-    """One line a key: name, default, meaning (the comment beside the field in the source)."""
+    """One line a key: name, default, meaning (the docstring under the field)."""
     rows = [(key, _shown(default), meaning) for key, (_, default, meaning) in _flat(schema).items()]
     wide = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
     return "\n".join(f"  {key:<{wide[0]}}  {default:<{wide[1]}}  {meaning}".rstrip() for key, default, meaning in rows)
@@ -202,10 +206,10 @@ def _nested(key: str, value: Any) -> dict:
     return value
 
 
-@functools.cache  # reading the comments parses the source: 30 ms a dataclass
+@functools.cache  # parsing the source costs 30 ms a dataclass
 def _flat(schema: type, prefix: str = "") -> dict[str, tuple[Any, Any, str]]:
-    """{full key: (type, default, meaning)}; the meaning is the comment on the field's own line."""
-    comments = dict(re.findall(r"^    (\w+):[^#\n]*#\s*(.*)$", inspect.getsource(schema), flags=re.M))
+    """Return {full key: (type, default, meaning)}; the meaning is the docstring under the field."""
+    meanings = _field_docstrings(schema)
     keys: dict[str, tuple[Any, Any, str]] = {}
     for field in dataclasses.fields(schema):
         factory = field.default_factory
@@ -213,8 +217,19 @@ def _flat(schema: type, prefix: str = "") -> dict[str, tuple[Any, Any, str]]:
             keys |= _flat(factory, f"{prefix}{field.name}.")
         else:
             default = field.default if factory is dataclasses.MISSING else factory()
-            keys[prefix + field.name] = (field.type, default, comments.get(field.name, ""))
+            keys[prefix + field.name] = (field.type, default, meanings.get(field.name, ""))
     return keys
+
+
+def _field_docstrings(schema: type) -> dict[str, str]:
+    """Return {field: the string literal that follows it in the class body}, on one line."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
+    found = {}
+    for field, below in itertools.pairwise(body.body):
+        is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        if isinstance(field, ast.AnnAssign) and is_text and isinstance(below.value.value, str):
+            found[field.target.id] = " ".join(below.value.value.split())
+    return found
 
 
 def _shown(default: Any) -> str:

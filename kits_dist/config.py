@@ -1,6 +1,6 @@
 """What a training run is: frozen dataclasses with the poster's method as defaults; yaml holds only differences.
 
-Values that cannot work are refused here, before a GPU is touched. The comment beside a field is its help text.
+Values that cannot work are refused here, before a GPU is touched. The docstring under a field is its help text.
 """
 
 import math
@@ -26,23 +26,40 @@ _PLANES = {"axial", "coronal", "sagittal"}
 
 @dataclass(frozen=True)
 class DataConfig:
-    store: str = MISSING  # folder written by kits_dist.prepare
-    fold: int | str = 0  # validation fold 0..4; `all` trains and validates on every case outside the test set
-    batch_size: int = 128  # slices per process and step; the global batch is this times the processes
-    size_px: tuple[int, int] = (512, 512)  # (height, width) the network sees, multiples of 32; also written 256x256
-    pixel_mm: float | None = None  # resample every case to this pixel size; none keeps each case's own pixels
-    slices: Literal["all", "kidney"] = "all"  # train on all slices, or on those within `margin` of a kidney
-    margin: int = 10  # slices kept above and below the kidneys when slices=kidney
-    planes: tuple[str, ...] = ("axial",)  # cut along these: axial, coronal, sagittal, as the store was prepared
-    box: Literal["body", "kidney"] = "body"  # kidney: a sample is one slice of one kidney's box (phase 2 of a cascade)
-    box_margin_mm: float = 20.0  # kept around each kidney on all sides when box=kidney
-    context: int = 0  # neighbouring slices on each side, as further input channels
-    backend: Literal["dali", "opencv", "fixed"] = "dali"  # opencv: CPU threads; fixed: one batch repeated, a ceiling
-    residency: Literal["mmap", "gpu", "auto"] = "mmap"  # gpu: training slices stay in GPU memory; auto: where they fit
-    sampler: Literal["natural", "foreground", "tumor", "cyst", "case"] = "natural"  # what each epoch is made of
-    share: float = 0.33  # of the epoch for slices with any label, tumor or cyst (sampler=foreground, tumor, cyst)
-    threads: int = 0  # CPU threads of the backend per process; 0 divides the cores among this machine's processes
-    prefetch: int = 2  # batches prepared ahead
+    store: str = MISSING
+    """Folder written by kits_dist.prepare."""
+    fold: int | str = 0
+    """Validation fold 0..4; `all` trains and validates on every case outside the test set."""
+    batch_size: int = 128
+    """Slices per process and step; the global batch is this times the processes."""
+    size_px: tuple[int, int] = (512, 512)
+    """(height, width) the network sees, multiples of 32; also written 256x256."""
+    pixel_mm: float | None = None
+    """Resample every case to this pixel size; none keeps each case's own pixels."""
+    slices: Literal["all", "kidney"] = "all"
+    """Train on all slices, or on those within `margin` of a kidney."""
+    margin: int = 10
+    """Slices kept above and below the kidneys when slices=kidney."""
+    planes: tuple[str, ...] = ("axial",)
+    """Cut along these: axial, coronal, sagittal, as the store was prepared."""
+    box: Literal["body", "kidney"] = "body"
+    """kidney: a sample is one slice of one kidney's box (phase 2 of a cascade)."""
+    box_margin_mm: float = 20.0
+    """Kept around each kidney on all sides when box=kidney."""
+    context: int = 0
+    """Neighbouring slices on each side, as further input channels."""
+    backend: Literal["dali", "opencv", "fixed"] = "dali"
+    """opencv: CPU threads; fixed: one batch repeated, a ceiling."""
+    residency: Literal["mmap", "gpu", "auto"] = "mmap"
+    """gpu: training slices stay in GPU memory; auto: where they fit."""
+    sampler: Literal["natural", "foreground", "tumor", "cyst", "case"] = "natural"
+    """What each epoch is made of."""
+    share: float = 0.33
+    """Of the epoch for slices with any label, tumor or cyst (sampler=foreground, tumor, cyst)."""
+    threads: int = 0
+    """CPU threads of the backend per process; 0 divides the cores among this machine's processes."""
+    prefetch: int = 2
+    """Batches prepared ahead."""
 
     def __post_init__(self) -> None:
         _require(
@@ -78,25 +95,44 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    rotate_deg: float = 15.0  # rotation drawn from +- this, in degrees
-    rotate_p: float = 0.5  # probability of a rotation
-    flip: float = 0.5  # probability of a left-right flip
-    scale: tuple[float, float] = (0.85, 1.15)  # magnification range
-    scale_p: float = 0.3  # probability of a magnification
-    crop: float = 1.0  # probability of a random window of size_px; otherwise it is centred on the body
-    box_mm: float = 10.0  # each side of a kidney's box is moved by up to +- this, in mm (data.box=kidney)
-    shift_mm: float = 10.0  # the window is moved by up to this along each axis, in mm
-    shift_p: float = 0.0  # probability of such a move
-    blur_px: tuple[float, float] = (0.5, 1.5)  # sd of Gaussian blur, in pixels of the network
-    blur_p: float = 0.0  # probability of blur
-    brightness_hu: float = 20.0  # HU added, drawn from +- this
-    brightness_p: float = 0.0  # probability of a change of brightness
-    contrast: tuple[float, float] = (0.75, 1.25)  # factor on the distance from the middle of the HU window
-    contrast_p: float = 0.0  # probability of a change of contrast
-    gamma: tuple[float, float] = (0.7, 1.5)  # exponent on the HU window scaled to 0..1
-    gamma_p: float = 0.0  # probability of a gamma curve
-    noise_hu: float = 15.0  # sd of Gaussian noise drawn from 0 to this, in HU
-    noise_p: float = 0.15  # probability of noise
+    rotate_deg: float = 15.0
+    """Rotation drawn from +- this, in degrees."""
+    rotate_p: float = 0.5
+    """Probability of a rotation."""
+    flip: float = 0.5
+    """Probability of a left-right flip."""
+    scale: tuple[float, float] = (0.85, 1.15)
+    """Magnification range."""
+    scale_p: float = 0.3
+    """Probability of a magnification."""
+    crop: float = 1.0
+    """Probability of a random window of size_px; otherwise it is centred on the body."""
+    box_mm: float = 10.0
+    """Each side of a kidney's box is moved by up to +- this, in mm (data.box=kidney)."""
+    shift_mm: float = 10.0
+    """The window is moved by up to this along each axis, in mm."""
+    shift_p: float = 0.0
+    """Probability of such a move."""
+    blur_px: tuple[float, float] = (0.5, 1.5)
+    """Sd of Gaussian blur, in pixels of the network."""
+    blur_p: float = 0.0
+    """Probability of blur."""
+    brightness_hu: float = 20.0
+    """HU added, drawn from +- this."""
+    brightness_p: float = 0.0
+    """Probability of a change of brightness."""
+    contrast: tuple[float, float] = (0.75, 1.25)
+    """Factor on the distance from the middle of the HU window."""
+    contrast_p: float = 0.0
+    """Probability of a change of contrast."""
+    gamma: tuple[float, float] = (0.7, 1.5)
+    """Exponent on the HU window scaled to 0..1."""
+    gamma_p: float = 0.0
+    """Probability of a gamma curve."""
+    noise_hu: float = 15.0
+    """Sd of Gaussian noise drawn from 0 to this, in HU."""
+    noise_p: float = 0.15
+    """Probability of noise."""
 
     def __post_init__(self) -> None:
         for name in ("flip", "crop", *(name for name in vars(self) if name.endswith("_p"))):
@@ -120,12 +156,18 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    arch: str = "unet"  # simple_unet (5 levels, no pretraining) or any architecture of segmentation_models_pytorch
-    encoder: str = "resnet34"  # any encoder of segmentation_models_pytorch; not used by simple_unet
-    encoder_weights: str = "imagenet"  # imagenet, none, or the path of a .safetensors or .pth state dict
-    width: int = 64  # channels of the first level, doubled at each of the next; a resnet unet takes less untrained
-    regions: tuple[str, ...] = ("kidney_and_mass",)  # nested sigmoids to predict: kidney_and_mass, mass, tumor
-    prior: float = 0.01  # probability of every region in every pixel at the start; 0.5 leaves the head as it is drawn
+    arch: str = "unet"
+    """Simple_unet (5 levels, no pretraining) or any architecture of segmentation_models_pytorch."""
+    encoder: str = "resnet34"
+    """Any encoder of segmentation_models_pytorch; not used by simple_unet."""
+    encoder_weights: str = "imagenet"
+    """Imagenet, none, or the path of a .safetensors or .pth state dict."""
+    width: int = 64
+    """Channels of the first level, doubled at each of the next; a resnet unet takes less untrained."""
+    regions: tuple[str, ...] = ("kidney_and_mass",)
+    """Nested sigmoids to predict: kidney_and_mass, mass, tumor."""
+    prior: float = 0.01
+    """Probability of every region in every pixel at the start; 0.5 leaves the head as it is drawn."""
 
     def __post_init__(self) -> None:
         ordered = tuple(name for name in REGIONS if name in self.regions)
@@ -139,21 +181,36 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    name: Literal["adam", "adamw", "sgd"] = "adam"  # optimiser; sgd has Nesterov momentum 0.9
-    lr: float = 1e-3  # learning rate at its highest
-    scale_lr: Literal["none", "linear", "sqrt"] = "none"  # grow the rate with the number of processes
-    weight_decay: float = 0.0  # L2 (adam, sgd) or decoupled (adamw)
-    epochs: int = 100  # passes over the training slices, at most
-    patience: int = 10  # validations without improvement before early stopping; 0 never stops early
-    best_by: Literal["loss", "dice"] = "loss"  # what makes a checkpoint the best: validation loss, or mean val Dice
-    accumulate: int = 1  # steps of batch_size per optimiser step
-    schedule: Literal["constant", "cosine", "poly"] = "constant"  # learning rate over the run
-    warmup_steps: int = 0  # optimiser steps of linear warm-up
-    clip_norm: float | None = None  # clip the gradient's norm to this; none does not clip
-    ema: float = 0.0  # decay of averaged weights, which are then judged and kept, as 0.999; 0 keeps the last ones
-    loss: Literal["bce", "dice", "bce_dice", "focal", "tversky"] = "bce"  # on region logits
-    pos_weight: tuple[float, ...] | None = None  # weight of inside pixels in BCE and focal, one per region
-    region_weight: tuple[float, ...] | None = None  # weight of each region in the loss; none: all the same
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    """Optimiser; sgd has Nesterov momentum 0.9."""
+    lr: float = 1e-3
+    """Learning rate at its highest."""
+    scale_lr: Literal["none", "linear", "sqrt"] = "none"
+    """Grow the rate with the number of processes."""
+    weight_decay: float = 0.0
+    """L2 (adam, sgd) or decoupled (adamw)."""
+    epochs: int = 100
+    """Passes over the training slices, at most."""
+    patience: int = 10
+    """Validations without improvement before early stopping; 0 never stops early."""
+    best_by: Literal["loss", "dice"] = "loss"
+    """What makes a checkpoint the best: validation loss, or mean val Dice."""
+    accumulate: int = 1
+    """Steps of batch_size per optimiser step."""
+    schedule: Literal["constant", "cosine", "poly"] = "constant"
+    """Learning rate over the run."""
+    warmup_steps: int = 0
+    """Optimiser steps of linear warm-up."""
+    clip_norm: float | None = None
+    """Clip the gradient's norm to this; none does not clip."""
+    ema: float = 0.0
+    """Decay of averaged weights, which are then judged and kept, as 0.999; 0 keeps the last ones."""
+    loss: Literal["bce", "dice", "bce_dice", "focal", "tversky"] = "bce"
+    """On region logits."""
+    pos_weight: tuple[float, ...] | None = None
+    """Weight of inside pixels in BCE and focal, one per region."""
+    region_weight: tuple[float, ...] | None = None
+    """Weight of each region in the loss; none: all the same."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.lr < math.inf, f"optim.lr={self.lr} must be 0 or more, and finite.")
@@ -176,18 +233,30 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"  # auto: the launcher's, else bf16, fp16 or fp32
-    compile: bool = False  # torch.compile network and loss as one graph; half a minute or more at the start
-    channels_last: bool = True  # memory order that tensor cores want
-    sync_bn: bool = False  # batch norm over the batches of all GPUs; slower, for small batches
-    deterministic: bool = False  # bit-equal repeats; slower on a GPU, and log.jsonl names what has no such kernel
-    bucket_mb: int = 25  # gradients travel between processes in pieces of so many MB, while others are computed
-    gradients: Literal["fp32", "bf16"] = "fp32"  # as which they travel; bf16: half the bytes, rounded to 8 bits
-    static_graph: bool = False  # promises DDP that all steps use the same weights in the same order
-    profile: bool = False  # a trace of a few steps into RUN/profile, and where their time went, in words
-    save_every_steps: int = 0  # checkpoints between validations; 0 saves at the end of each epoch only
-    keep: int = 2  # checkpoints kept beside the best one
-    timeout_s: int = 600  # how long a rank waits for the others, at the start and in each step, before it gives up
+    precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"
+    """auto: the launcher's, else bf16, fp16 or fp32."""
+    compile: bool = False
+    """Torch.compile network and loss as one graph; half a minute or more at the start."""
+    channels_last: bool = True
+    """Memory order that tensor cores want."""
+    sync_bn: bool = False
+    """Batch norm over the batches of all GPUs; slower, for small batches."""
+    deterministic: bool = False
+    """Bit-equal repeats; slower on a GPU, and log.jsonl names what has no such kernel."""
+    bucket_mb: int = 25
+    """Gradients travel between processes in pieces of so many MB, while others are computed."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """As which they travel; bf16: half the bytes, rounded to 8 bits."""
+    static_graph: bool = False
+    """Promises DDP that all steps use the same weights in the same order."""
+    profile: bool = False
+    """A trace of a few steps into RUN/profile, and where their time went, in words."""
+    save_every_steps: int = 0
+    """Checkpoints between validations; 0 saves at the end of each epoch only."""
+    keep: int = 2
+    """Checkpoints kept beside the best one."""
+    timeout_s: int = 600
+    """How long a rank waits for the others, at the start and in each step, before it gives up."""
 
     def __post_init__(self) -> None:
         _require(self.save_every_steps >= 0, f"train.save_every_steps={self.save_every_steps} must be 0 or more.")
@@ -203,8 +272,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    every_steps: int = 10  # a line of loss, rate and speed every so many optimiser steps
-    images: int = 4  # slices in the TensorBoard panel of each validation; 0 draws none
+    every_steps: int = 10
+    """A line of loss, rate and speed every so many optimiser steps."""
+    images: int = 4
+    """Slices in the TensorBoard panel of each validation; 0 draws none."""
 
     def __post_init__(self) -> None:
         _require(self.every_steps > 0, f"log.every_steps={self.every_steps} must be at least 1.")
@@ -213,9 +284,12 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class Config:
-    run: str = MISSING  # folder of this run; everything it makes lies there
-    resume: Literal["none", "auto"] = "none"  # auto continues from the last good checkpoint in `run`, if any
-    seed: int = 0  # of weights, order and augmentation
+    run: str = MISSING
+    """Folder of this run; everything it makes lies there."""
+    resume: Literal["none", "auto"] = "none"
+    """Auto continues from the last good checkpoint in `run`, if any."""
+    seed: int = 0
+    """Of weights, order and augmentation."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

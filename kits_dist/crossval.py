@@ -24,8 +24,10 @@ from kits_dist.utils.errors import InputError
 
 @dataclass(frozen=True)
 class Args:
-    run: str = MISSING  # folder that holds fold_0, fold_1, ...
-    store: str = ""  # the folds' store, where it has moved
+    run: str = MISSING
+    """Folder that holds fold_0, fold_1, ..."""
+    store: str = ""
+    """The folds' store, where it has moved."""
 
 
 def main(args: Args) -> None:

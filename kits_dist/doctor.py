@@ -25,8 +25,10 @@ WIDTH = 100
 
 @dataclass(frozen=True)
 class Args:
-    store: str = ""  # slice store to look at: does it fit the memory, how fast does its disk read
-    run: str = ""  # folder of a run to come, there already or not: is there room, how fast is its disk
+    store: str = ""
+    """Slice store to look at: does it fit the memory, how fast does its disk read."""
+    run: str = ""
+    """Folder of a run to come, there already or not: is there room, how fast is its disk."""
 
 
 def main(args: Args) -> None:

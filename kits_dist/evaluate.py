@@ -49,26 +49,46 @@ WORTH_S = 5  # other processes are started where they save more than they cost
 
 @dataclass(frozen=True)
 class Args:
-    run: str = ""  # folder of a trained run: predict a split, score it; several as [A,B]; a cascade as [PHASE1,PHASE2]
-    split: Literal["test", "val"] = "test"  # which cases; val chose the checkpoint, so report test
-    store: str = ""  # the run's store, where it has moved; with truth= or raters=: score its test cases alone
-    predictions: str = ""  # folder of label maps to score (CASE.nii.gz, MONAI's CASE/CASE_seg.nii.gz), any system's
-    truth: str = ""  # folder of cases, or of CASE.nii.gz files
-    output: str = ""  # where the tables of predictions=, compare=, raters= and of several runs go
-    compare: tuple[str, ...] = ()  # two of: run folder, folder with cases.csv, with truth= folder of label maps
-    raters: str = ""  # KiTS21 folder with segmentations/: score each annotator against the majority of the others
-    reference: Reference = "file"  # file: the case's label map; samples, majority: made of truth=/CASE/segmentations/
-    tta: Literal["none", "flip"] = "none"  # flip: the mean with the mirrored slice's prediction; takes twice as long
-    precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"  # of the networks, as kits_dist.predict has it
-    compile: bool = False  # torch.compile the networks: a minute once, worth it for many cases on a GPU
-    fusion: str = ""  # weights of several runs or planes, written by kits_dist.fuse; empty: the mean
-    postprocess: bool = True  # apply the rules that kits_dist.postprocess chose for this run
-    rules: str = ""  # of several runs: the postprocess.json that was chosen for exactly these
-    regions: tuple[str, ...] = ()  # what predictions= can hold, as [kidney_and_mass]; default: everything
-    missing: Literal["error", "zero"] = "error"  # a true case without prediction: refuse, or 0 in every mean
-    panel: int = 6  # test slices drawn with contours
-    batch_size: int = 16  # slices at once
-    workers: int = 0  # processes that score, each holding one case in memory; 0 takes one per core where it pays off
+    run: str = ""
+    """Folder of a trained run: predict a split, score it; several as [A,B]; a cascade as [PHASE1,PHASE2]."""
+    split: Literal["test", "val"] = "test"
+    """Which cases; val chose the checkpoint, so report test."""
+    store: str = ""
+    """The run's store, where it has moved; with truth= or raters=: score its test cases alone."""
+    predictions: str = ""
+    """Folder of label maps to score (CASE.nii.gz, MONAI's CASE/CASE_seg.nii.gz), any system's."""
+    truth: str = ""
+    """Folder of cases, or of CASE.nii.gz files."""
+    output: str = ""
+    """Where the tables of predictions=, compare=, raters= and of several runs go."""
+    compare: tuple[str, ...] = ()
+    """Two of: run folder, folder with cases.csv, with truth= folder of label maps."""
+    raters: str = ""
+    """KiTS21 folder with segmentations/: score each annotator against the majority of the others."""
+    reference: Reference = "file"
+    """file: the case's label map; samples, majority: made of truth=/CASE/segmentations/."""
+    tta: Literal["none", "flip"] = "none"
+    """flip: the mean with the mirrored slice's prediction; takes twice as long."""
+    precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"
+    """Of the networks, as kits_dist.predict has it."""
+    compile: bool = False
+    """Torch.compile the networks: a minute once, worth it for many cases on a GPU."""
+    fusion: str = ""
+    """Weights of several runs or planes, written by kits_dist.fuse; empty: the mean."""
+    postprocess: bool = True
+    """Apply the rules that kits_dist.postprocess chose for this run."""
+    rules: str = ""
+    """Of several runs: the postprocess.json that was chosen for exactly these."""
+    regions: tuple[str, ...] = ()
+    """What predictions= can hold, as [kidney_and_mass]; default: everything."""
+    missing: Literal["error", "zero"] = "error"
+    """A true case without prediction: refuse, or 0 in every mean."""
+    panel: int = 6
+    """Test slices drawn with contours."""
+    batch_size: int = 16
+    """Slices at once."""
+    workers: int = 0
+    """Processes that score, each holding one case in memory; 0 takes one per core where it pays off."""
 
     def __post_init__(self) -> None:
         asked = [key for key in ("run", "predictions", "compare", "raters") if getattr(self, key)]

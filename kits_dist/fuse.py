@@ -30,11 +30,16 @@ from kits_dist.utils.parallel import progress_bar
 
 @dataclass(frozen=True)
 class Args:
-    run: str = MISSING  # runs as [A,B,...], or one run of several planes
-    output: str = MISSING  # JSON file of the weights
-    store: str = ""  # the runs' store, where it has moved
-    step: float = 0.1  # between the weights that are tried
-    batch_size: int = 16  # slices at once
+    run: str = MISSING
+    """Runs as [A,B,...], or one run of several planes."""
+    output: str = MISSING
+    """JSON file of the weights."""
+    store: str = ""
+    """The runs' store, where it has moved."""
+    step: float = 0.1
+    """Between the weights that are tried."""
+    batch_size: int = 16
+    """Slices at once."""
 
     def __post_init__(self) -> None:
         if not 0.02 <= self.step <= 0.5 or abs(1 / self.step - round(1 / self.step)) > 1e-9:

@@ -26,16 +26,22 @@ from kits_dist.utils.parallel import run_all
 
 @dataclass(frozen=True)
 class Args:
-    output: str = MISSING  # folder to write
-    cases: int = 30  # how many; with labels= at most this many
-    size: tuple[int, int, int] = (32, 128, 128)  # (slices, rows, columns); not used with labels=
-    spacing_mm: tuple[float, float, float] | None = (
-        None  # (slice, row, column) distances; none varies them with the case
-    )
-    seed: int = 0  # same seed, same voxels
-    labels: str = ""  # folder of annotated cases to paint CTs onto
-    augment: int = 0  # with labels=: synthetic variants of each case, which train where their patients do
-    workers: int = 0  # processes; 0 takes one per core
+    output: str = MISSING
+    """Folder to write."""
+    cases: int = 30
+    """How many; with labels= at most this many."""
+    size: tuple[int, int, int] = (32, 128, 128)
+    """(slices, rows, columns); not used with labels=."""
+    spacing_mm: tuple[float, float, float] | None = None
+    """(slice, row, column) distances; none varies them with the case."""
+    seed: int = 0
+    """Same seed, same voxels."""
+    labels: str = ""
+    """Folder of annotated cases to paint CTs onto."""
+    augment: int = 0
+    """With labels=: synthetic variants of each case, which train where their patients do."""
+    workers: int = 0
+    """Processes; 0 takes one per core."""
 
     def __post_init__(self) -> None:
         if self.cases < 1:

@@ -36,11 +36,16 @@ from kits_dist.utils.parallel import progress_bar
 
 @dataclass(frozen=True)
 class Args:
-    run: str = MISSING  # folder of a trained run; several as [A,B], each painting its own val cases
-    output: str = ""  # of several runs: folder for their common postprocess.json
-    store: str = ""  # the run's store, where it has moved
-    min_gain: float = 0.001  # mean Dice over cases and regions that a rule must add to be kept
-    batch_size: int = 16  # slices at once
+    run: str = MISSING
+    """Folder of a trained run; several as [A,B], each painting its own val cases."""
+    output: str = ""
+    """Of several runs: folder for their common postprocess.json."""
+    store: str = ""
+    """The run's store, where it has moved."""
+    min_gain: float = 0.001
+    """Mean Dice over cases and regions that a rule must add to be kept."""
+    batch_size: int = 16
+    """Slices at once."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_gain < 1:

@@ -32,19 +32,28 @@ from kits_dist.utils.pipeline import in_stages
 
 @dataclass(frozen=True)
 class Args:
-    run: str = MISSING  # folder of a trained run; several as [A,B] are averaged; a cascade as [PHASE1,PHASE2]
-    input: str = MISSING  # one CT, a folder of CTs, a case, a folder of cases, or a folder of DICOM series
-    output: str = MISSING  # folder for the label maps
-    tta: Tta = "none"  # flip: the mean with the mirrored slice's prediction; takes twice as long
-    precision: PrecisionName = (
-        "auto"  # of the networks; on a GPU auto is bf16 or fp16 where the run trained so, else tf32
-    )
-    compile: bool = False  # torch.compile the networks: a minute once, worth it for many scans on a GPU
-    fusion: str = ""  # weights of several runs or planes, written by kits_dist.fuse; empty: the mean
-    probabilities: bool = False  # also write NAME_REGION.nii.gz, probabilities in steps of 1/255
-    postprocess: bool = True  # apply the rules that kits_dist.postprocess chose for this run
-    rules: str = ""  # of several runs: the postprocess.json that was chosen for exactly these
-    batch_size: int = 16  # slices at once; with tta=flip half of them, beside their mirror images
+    run: str = MISSING
+    """Folder of a trained run; several as [A,B] are averaged; a cascade as [PHASE1,PHASE2]."""
+    input: str = MISSING
+    """One CT, a folder of CTs, a case, a folder of cases, or a folder of DICOM series."""
+    output: str = MISSING
+    """Folder for the label maps."""
+    tta: Tta = "none"
+    """flip: the mean with the mirrored slice's prediction; takes twice as long."""
+    precision: PrecisionName = "auto"
+    """Of the networks; on a GPU auto is bf16 or fp16 where the run trained so, else tf32."""
+    compile: bool = False
+    """Torch.compile the networks: a minute once, worth it for many scans on a GPU."""
+    fusion: str = ""
+    """Weights of several runs or planes, written by kits_dist.fuse; empty: the mean."""
+    probabilities: bool = False
+    """Also write NAME_REGION.nii.gz, probabilities in steps of 1/255."""
+    postprocess: bool = True
+    """Apply the rules that kits_dist.postprocess chose for this run."""
+    rules: str = ""
+    """Of several runs: the postprocess.json that was chosen for exactly these."""
+    batch_size: int = 16
+    """Slices at once; with tta=flip half of them, beside their mirror images."""
 
 
 class Loaded(NamedTuple):

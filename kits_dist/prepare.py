@@ -32,14 +32,22 @@ LABELS = {"kidney": PLAIN["kidney"][0], "tumor": REGIONS["tumor"][0], "cyst": PL
 
 @dataclass(frozen=True)
 class Args:
-    source: str = MISSING  # folder of cases: KiTS19, KiTS21, KiTS23 or nnU-Net raw layout; several: [A,B]
-    store: str = MISSING  # folder to write
-    labels: LabelChoice = "majority"  # which of KiTS21's aggregated labels: majority, and, or
-    window_hu: tuple[float, float] = (0.0, 200.0)  # HU kept; lossless up to 255 HU of width
-    planes: tuple[str, ...] = ("axial",)  # axial, and where wanted coronal, sagittal: each holds all voxels once more
-    seed: int = 0  # of the test set and the folds
-    skip: tuple[str, ...] = ()  # case ids to leave out
-    workers: int = 0  # processes, each holding one case in memory; 0 takes one per core
+    source: str = MISSING
+    """Folder of cases: KiTS19, KiTS21, KiTS23 or nnU-Net raw layout; several: [A,B]."""
+    store: str = MISSING
+    """Folder to write."""
+    labels: LabelChoice = "majority"
+    """Which of KiTS21's aggregated labels: majority, and, or."""
+    window_hu: tuple[float, float] = (0.0, 200.0)
+    """HU kept; lossless up to 255 HU of width."""
+    planes: tuple[str, ...] = ("axial",)
+    """Axial, and where wanted coronal, sagittal: each holds all voxels once more."""
+    seed: int = 0
+    """Of the test set and the folds."""
+    skip: tuple[str, ...] = ()
+    """Case ids to leave out."""
+    workers: int = 0
+    """Processes, each holding one case in memory; 0 takes one per core."""
 
     def __post_init__(self) -> None:
         if not self.window_hu[1] - self.window_hu[0] >= 1:

@@ -27,8 +27,10 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # Okabe-Ito
 
 @dataclass(frozen=True)
 class Args:
-    run: str = MISSING  # folder of a trained run, or of the folds that launch/folds.sh trained
-    images: bool = True  # false leaves slices out, so that the page holds no patient images
+    run: str = MISSING
+    """Folder of a trained run, or of the folds that launch/folds.sh trained."""
+    images: bool = True
+    """False leaves slices out, so that the page holds no patient images."""
 
 
 class Chart(NamedTuple):

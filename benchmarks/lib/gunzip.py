@@ -17,9 +17,12 @@ from kits_dist.utils.parallel import run_all
 
 @dataclass(frozen=True)
 class Args:
-    source: str = MISSING  # folder of cases
-    output: str = MISSING  # folder for the bytes
-    workers: int = 0  # processes; 0 takes one per core
+    source: str = MISSING
+    """Folder of cases."""
+    output: str = MISSING
+    """Folder for the bytes."""
+    workers: int = 0
+    """Processes; 0 takes one per core."""
 
 
 def main(args: Args) -> None:

@@ -29,17 +29,28 @@ from kits_dist.utils import files
 
 @dataclass(frozen=True)
 class Args:
-    system: str = MISSING  # kits_dist, or a name of peers.TRAININGS
-    seed: int = MISSING  # of weights, order and changes
-    store: str = MISSING  # folder written by kits_dist.prepare
-    size_px: tuple[int, int] = MISSING  # (height, width) of the images
-    batch_size: int = MISSING  # images a step
-    arch: str = MISSING  # as model.arch
-    width: int = MISSING  # as model.width
-    target: float = MISSING  # validation Dice to reach
-    check_s: float = MISSING  # seconds of training between validations
-    limit_s: float = MISSING  # seconds of training after which it is given up
-    result: str = MISSING  # JSON file to write
+    system: str = MISSING
+    """Kits_dist, or a name of peers.TRAININGS."""
+    seed: int = MISSING
+    """Of weights, order and changes."""
+    store: str = MISSING
+    """Folder written by kits_dist.prepare."""
+    size_px: tuple[int, int] = MISSING
+    """(height, width) of the images."""
+    batch_size: int = MISSING
+    """Images a step."""
+    arch: str = MISSING
+    """As model.arch."""
+    width: int = MISSING
+    """As model.width."""
+    target: float = MISSING
+    """Validation Dice to reach."""
+    check_s: float = MISSING
+    """Seconds of training between validations."""
+    limit_s: float = MISSING
+    """Seconds of training after which it is given up."""
+    result: str = MISSING
+    """JSON file to write."""
 
 
 def main(args: Args) -> None:

@@ -35,13 +35,20 @@ EXCHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Args:
-    result: str = MISSING  # JSON file to write
-    size_px: tuple[int, int] = MISSING  # (height, width) of the images
-    batch_size: int = MISSING  # images of one process
-    windows: int = MISSING  # timed windows a variant
-    window_s: float = MISSING  # seconds a window, roughly
-    warmup_steps: int = MISSING  # untimed steps first
-    tiny: bool = False  # the small network also on a GPU
+    result: str = MISSING
+    """JSON file to write."""
+    size_px: tuple[int, int] = MISSING
+    """(height, width) of the images."""
+    batch_size: int = MISSING
+    """Images of one process."""
+    windows: int = MISSING
+    """Timed windows a variant."""
+    window_s: float = MISSING
+    """Seconds a window, roughly."""
+    warmup_steps: int = MISSING
+    """Untimed steps first."""
+    tiny: bool = False
+    """The small network also on a GPU."""
 
 
 def network_of(large: bool) -> ModelConfig:

@@ -17,8 +17,10 @@ KEYS = ("image", "label")
 
 @dataclass(frozen=True)
 class Args:
-    source: str = MISSING  # folder of cases
-    output: str = MISSING  # folder of the cache
+    source: str = MISSING
+    """Folder of cases."""
+    output: str = MISSING
+    """Folder of the cache."""
 
 
 def main(args: Args) -> None:

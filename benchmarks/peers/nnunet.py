@@ -24,8 +24,10 @@ REGIONS = {"kidney_and_mass": [1, 2, 3], "mass": [2, 3], "tumor": 2}  # as nnU-N
 
 @dataclass(frozen=True)
 class Args:
-    source: str = MISSING  # folder of cases
-    output: str = MISSING  # folder for nnU-Net's raw and preprocessed data
+    source: str = MISSING
+    """Folder of cases."""
+    output: str = MISSING
+    """Folder for nnU-Net's raw and preprocessed data."""
 
 
 def main(args: Args) -> None:

@@ -48,10 +48,10 @@ def test_sizes_may_be_written_with_x_and_names_may_look_like_numbers():
         ("optim.pos_weight=[1,2]", "give one each"),
         ("data.fold=best", "a fold number from 0, or all"),
         ("optim.lr=[", "cannot read the value"),
-        ("resume=/nowhere", "expected one of ['none', 'auto'] (key resume). It means: auto continues from the last"),
+        ("resume=/nowhere", "expected one of ['none', 'auto'] (key resume). It means: Auto continues from the last"),
         ("data.size_px=512", "data.size_px=512: takes 2 values, written data.size_px=[512,512]"),
         ("augment.scale=[1,2,3]", "takes 2 values"),
-        ("run=", "run= is empty: folder of this run"),
+        ("run=", "run= is empty: Folder of this run"),
     ],
 )
 def test_a_wrong_argument_is_answered_with_its_key_and_a_way_out(argument, words):
@@ -72,7 +72,7 @@ def test_no_argument_at_all_asks_for_the_first():
 
 
 def test_a_missing_key_says_what_it_means():
-    with pytest.raises(InputError, match="data.store= is missing: folder written by kits_dist.prepare"):
+    with pytest.raises(InputError, match="data.store= is missing: Folder written by kits_dist.prepare"):
         cli.load(Config, ["run=r"])
 
 
@@ -163,3 +163,24 @@ def test_a_launcher_that_restarts_takes_a_requested_stop_for_done(monkeypatch, c
         with pytest.raises(SystemExit) as caught:
             cli.run(main, Config, NEEDED)
         assert caught.value.code == code
+
+
+def test_help_does_not_depend_on_the_layout_of_a_field():
+    @dataclass(frozen=True)
+    class Wrapped:
+        size: tuple[int, int, int] = (
+            1,
+            2,
+            3,
+        )
+        """Slices,
+        rows, columns."""
+        bare: int = 0
+
+    assert cli.help_table(Wrapped) == "  size  [1,2,3]  Slices, rows, columns.\n  bare  0"
+
+
+def test_every_key_of_a_training_has_a_help_line():
+    assert [
+        line for line in cli.help_table(Config).splitlines() if len(line.split("  ")) < 3 or line.endswith("  ")
+    ] == []
