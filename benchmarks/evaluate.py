@@ -26,7 +26,7 @@ from kits_dist import cli
 from kits_dist.imaging.nifti import Volume, kits_geometry, read_labels, write_nifti
 from kits_dist.imaging.predictions import find_truths
 from kits_dist.synthetic.phantom import make_case
-from kits_dist.utils.components import box_of
+from kits_dist.utils.components import bounding_box
 from kits_dist.utils.errors import InputError, JobFailed
 
 CPU = torch.device("cpu")  # nothing here runs on a GPU
@@ -174,7 +174,7 @@ def _annotations(args: Args) -> Iterator[tuple[Volume, Path | None]]:
 
 def moved(label: np.ndarray, spacing_mm: tuple[float, float, float], seed: int) -> np.ndarray:
     """(D, H, W) labels, each voxel taken from MOVED_MM (one sd along each axis) away; the distance changes smoothly."""
-    box = tuple(slice(max(part.start - 8, 0), part.stop + 8) for part in box_of(label))
+    box = tuple(slice(max(part.start - 8, 0), part.stop + 8) for part in bounding_box(label))
     cut, generator = label[box], np.random.default_rng(seed)
     places = []
     for axis, place in enumerate(np.indices(cut.shape, np.float32)):

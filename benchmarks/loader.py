@@ -41,7 +41,7 @@ from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.store import Store
 from kits_dist.distributed.ranks import Ranks
 from kits_dist.utils.errors import InputError, MissingPackage
-from kits_dist.utils.parallel import cores
+from kits_dist.utils.parallel import available_cores
 
 STILL = AugmentConfig(rotate_p=0, flip=0, scale_p=0, crop=0, noise_p=0)
 CPU_BATCH = 16  # for all ways on the CPU: a batch of 128 at 512x512 takes DALI's one thread over a second
@@ -135,16 +135,16 @@ def main(args: Args) -> None:
     answers = [
         one
         for one in our_rates
-        if one.endswith(f"{cores()}_poster") or one in ("dali_gpu_poster", "dali_gpu_resident_poster")
+        if one.endswith(f"{available_cores()}_poster") or one in ("dali_gpu_poster", "dali_gpu_resident_poster")
     ]
     for name, path in paths.items():
         failed = {"failed": absent[name]} if name in absent else {}
         record_line(name, our_rates.get(name, []), "images/s", ceiling, _described(path) | failed)
-    at_work = _described(Way("", *ON_CPU, cores(), cpu_batch, POSTER))
+    at_work = _described(Way("", *ON_CPU, available_cores(), cpu_batch, POSTER))
     for name, reason in missing.items():
         record_line(name, [], "images/s", ceiling, at_work | {"backend": name, "failed": reason})
     for name in others:
-        rates = timed[name].rates(cpu_batch * cores())
+        rates = timed[name].rates(cpu_batch * available_cores())
         peer = at_work | {"backend": name, "version": peers.version_of(name), "choices": peers.PEERS[name].choices}
         record_line(name, rates, "images/s", ceiling, peer)
         for our in answers:
@@ -165,7 +165,7 @@ def _described(path: Way) -> dict[str, Any]:
 
 
 def _paths(device: torch.device, batch_size: int) -> dict[str, Way]:
-    every = cores()
+    every = available_cores()
     paths = {}
     for word, changes in (("still", STILL), ("poster", POSTER)):
         for threads in sorted({1, every}):
@@ -201,9 +201,9 @@ def _batches(store: Store, data: DataConfig, path: Way):
 def _peer(name: str, dataset: SliceDataset, batch_size: int):
     """A step is a batch of each worker: they start together and deliver together."""
     batches = checked(
-        peers.stream(peers.build(name, dataset, POSTER), dataset, POSTER, batch_size, workers=cores()), name
+        peers.stream(peers.build(name, dataset, POSTER), dataset, POSTER, batch_size, workers=available_cores()), name
     )
-    return lambda: [next(batches) for _ in range(cores())]
+    return lambda: [next(batches) for _ in range(available_cores())]
 
 
 if __name__ == "__main__":

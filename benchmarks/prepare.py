@@ -23,7 +23,7 @@ from benchmarks.lib.harness import Ceiling, Variant, interleave, line, median, r
 from kits_dist import cli, phantom
 from kits_dist.imaging.datasets import find_cases
 from kits_dist.utils.errors import JobFailed
-from kits_dist.utils.parallel import cores
+from kits_dist.utils.parallel import available_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 # name -> (package, program, what differs)
@@ -80,7 +80,7 @@ def main(args: Args) -> None:
             warmup_steps=0,
         )
     rates = {name: [60 * rate for rate in timed[name].rates(len(found))] for name in programs}
-    common = {"cases": len(found), "packed_mb": round(packed / 1e6, 2), "workers": cores(), "cache": "warm"}
+    common = {"cases": len(found), "packed_mb": round(packed / 1e6, 2), "workers": available_cores(), "cache": "warm"}
     common["data"] = "phantom" if not args.source else "as named by source="
     floor = Ceiling("gunzip and write as many bytes", median(rates["gunzip"])[0])
 

@@ -22,7 +22,7 @@ from benchmarks.lib.harness import Ceiling, line, median, pick_device, plain, re
 from benchmarks.lib.scaling_rank import EXCHANGES, network_of
 from kits_dist import cli
 from kits_dist.utils.errors import InputError, JobFailed
-from kits_dist.utils.parallel import cores
+from kits_dist.utils.parallel import available_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 1200
@@ -53,7 +53,7 @@ class Args:
 def main(args: Args) -> None:
     device = pick_device()
     on_gpu = device.type == "cuda"
-    there = torch.cuda.device_count() if on_gpu else max(2, cores())
+    there = torch.cuda.device_count() if on_gpu else max(2, available_cores())
     if args.processes > there and on_gpu:
         raise InputError(f"processes={args.processes}: there are {there} GPUs.")
     processes = args.processes or min(there, 2 if args.quick else 8)

@@ -29,7 +29,7 @@ from kits_dist.inference.postprocessing import FILE, Rules, candidates, clean, w
 from kits_dist.inference.predictor import Predictor
 from kits_dist.labels import REGIONS
 from kits_dist.utils import files
-from kits_dist.utils.components import box_of
+from kits_dist.utils.components import bounding_box
 from kits_dist.utils.errors import InputError
 from kits_dist.utils.parallel import progress_bar
 
@@ -191,7 +191,7 @@ def _pairs(held: Held, split: Split) -> list[Pair]:
     for case_id, predicted in zip(held.case_ids, _painted(held, split), strict=True):
         row = store.row[case_id]
         truth = np.asarray(store.label(row))
-        box = box_of(predicted | truth)
+        box = bounding_box(predicted | truth)
         pairs.append(Pair(predicted[box].copy(), truth[box].copy(), store.cases[row].spacing_mm))
     return pairs
 

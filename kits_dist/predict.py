@@ -27,7 +27,7 @@ from kits_dist.labels import REGIONS
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, JobFailed
 from kits_dist.utils.parallel import progress_bar
-from kits_dist.utils.pipeline import in_stages
+from kits_dist.utils.pipeline import run_pipeline
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _predict(args: Args, predictor: Predictor, rules: Rules, scans: list[Scan], 
 
     began, slices, failed = time.perf_counter(), 0, []
     with progress_bar("predict", "scan", total=len(mine), disable=group.rank > 0) as bar:
-        for scan, result in in_stages(mine, read, work, write):
+        for scan, result in run_pipeline(mine, read, work, write):
             if isinstance(result, InputError):
                 if len(scans) == 1:
                     raise result

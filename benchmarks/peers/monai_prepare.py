@@ -10,7 +10,7 @@ from pathlib import Path
 from kits_dist import cli
 from kits_dist.cli import MISSING
 from kits_dist.imaging.datasets import find_cases
-from kits_dist.utils.parallel import cores
+from kits_dist.utils.parallel import available_cores
 
 KEYS = ("image", "label")
 
@@ -37,7 +37,7 @@ def main(args: Args) -> None:
         ]
     )
     dataset = PersistentDataset(files, steps, cache_dir=args.output)
-    for _ in DataLoader(dataset, batch_size=None, num_workers=cores(), collate_fn=len):
+    for _ in DataLoader(dataset, batch_size=None, num_workers=available_cores(), collate_fn=len):
         pass
     print(f"{len(files)} cases")
 

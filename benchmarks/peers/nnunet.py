@@ -16,7 +16,7 @@ import torch
 from kits_dist import cli
 from kits_dist.cli import MISSING
 from kits_dist.imaging.datasets import find_cases
-from kits_dist.utils.parallel import cores
+from kits_dist.utils.parallel import available_cores
 
 NUMBER, NAME = 220, "Dataset220_KiTS"
 REGIONS = {"kidney_and_mass": [1, 2, 3], "mass": [2, 3], "tumor": 2}  # as nnU-Net's own KiTS converter has them
@@ -44,9 +44,9 @@ def prepare(source: Path, folder: Path) -> int:
             preprocess_dataset,
         )
 
-        extract_fingerprint_dataset(NUMBER, num_processes=cores(), verbose=False, show_progress_bar=False)
+        extract_fingerprint_dataset(NUMBER, num_processes=available_cores(), verbose=False, show_progress_bar=False)
         plan_experiment_dataset(NUMBER)
-        preprocess_dataset(NUMBER, configurations=("2d",), num_processes=(cores(),), show_progress_bar=False)
+        preprocess_dataset(NUMBER, configurations=("2d",), num_processes=(available_cores(),), show_progress_bar=False)
     return count
 
 
@@ -87,7 +87,7 @@ def open_trainer(folder: Path, device: torch.device) -> Any:
 def at(folder: Path):
     """nnU-Net finds its folders by environment variables."""
     places = {f"nnUNet_{name}": str(folder / name) for name in ("raw", "preprocessed", "results")}
-    places["nnUNet_n_proc_DA"] = str(cores())
+    places["nnUNet_n_proc_DA"] = str(available_cores())
     before = {name: os.environ.get(name) for name in places}
     os.environ |= places
     try:

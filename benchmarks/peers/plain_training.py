@@ -15,7 +15,7 @@ from benchmarks.peers.albumentations_loader import Albumentations
 from benchmarks.peers.slices import stream
 from kits_dist.data.dataset import SliceDataset
 from kits_dist.models import build_model
-from kits_dist.utils.parallel import cores
+from kits_dist.utils.parallel import available_cores
 
 CHOICES = "DataLoader of one worker a core, albumentations, the same network, autocast, Adam"
 
@@ -23,7 +23,7 @@ CHOICES = "DataLoader of one worker a core, albumentations, the same network, au
 def build(setup: Setup, dataset: SliceDataset) -> Training:
     """feed: of the same training slices."""
     peer = _ToDevice(dataset, setup) if setup.device.type == "cuda" else Albumentations(dataset, setup.changes)
-    pairs = stream(peer, dataset, setup.changes, setup.data.batch_size, workers=cores())
+    pairs = stream(peer, dataset, setup.changes, setup.data.batch_size, workers=available_cores())
     step = PlainStep(setup, build_model(setup.network, 1, pretrained=False))
     return Training(_batches(pairs, setup.device), step, step.model, CHOICES)
 

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from kits_dist.labels import CYST, TUMOR
-from kits_dist.utils.components import Box3, box_of, pieces
+from kits_dist.utils.components import Box3, bounding_box, connected_components
 
 GAP_MM = 10.0  # pieces no farther apart than this along each axis belong to one kidney: it may be predicted in parts
 MIN_SHARE = 0.1  # of the largest piece, or
@@ -37,9 +37,9 @@ def find_kidneys(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> 
     Pieces of at least MIN_SHARE of the largest one, or MIN_ML; those within GAP_MM of one another are one kidney, which
     also takes in smaller pieces that lie as near. None where nothing is labelled.
     """
-    corner = box_of(labels)
+    corner = bounding_box(labels)
     inside = labels[corner]
-    numbers, sizes = pieces(inside > 0)
+    numbers, sizes = connected_components(inside > 0)
     if not len(sizes):
         return []
     found = ndimage.find_objects(numbers)

@@ -15,7 +15,7 @@ from kits_dist.data.slice_cache import choose
 from kits_dist.data.store import Store
 from kits_dist.distributed.ranks import Ranks
 from kits_dist.utils.errors import InputError
-from kits_dist.utils.parallel import cores
+from kits_dist.utils.parallel import available_cores
 
 
 def build_train_loader(
@@ -73,7 +73,7 @@ def _build(
 ) -> Iterable[Batch]:
     if plan.num_batches == 0:
         return ()
-    threads = data.threads or max(1, cores() // ranks.local_world)
+    threads = data.threads or max(1, available_cores() // ranks.local_world)
     if source(data.backend) == "opencv":
         return OpenCVLoader(dataset, plan, torch.device(device), threads, data.prefetch, dtype)
     from kits_dist.data.backends.dali import DaliLoader  # an optional package, and seconds to import

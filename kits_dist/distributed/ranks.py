@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 from kits_dist.distributed import launcher
 from kits_dist.utils.errors import InputError
-from kits_dist.utils.parallel import cores
+from kits_dist.utils.parallel import available_cores
 
 Item = TypeVar("Item")
 
@@ -23,7 +23,7 @@ class Ranks(NamedTuple):
     @property
     def cores(self) -> int:
         """Of this machine, for each of its processes."""
-        return max(1, cores() // self.local_world)
+        return max(1, available_cores() // self.local_world)
 
     def take_device(self) -> None:
         """This process' own GPU, or its part of the cores, for what torch does from here on."""

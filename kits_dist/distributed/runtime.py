@@ -18,7 +18,7 @@ from kits_dist.config import TrainConfig
 from kits_dist.distributed import launcher, rendezvous
 from kits_dist.distributed.precision import Precision, launched_precision
 from kits_dist.distributed.ranks import Ranks
-from kits_dist.utils.parallel import cores
+from kits_dist.utils.parallel import available_cores
 
 
 class Runtime(NamedTuple):
@@ -59,7 +59,7 @@ def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
     launcher.refuse_other_world_size(wishes, launcher.whole_number("WORLD_SIZE", 1), accelerator.num_processes)
     local_world = launcher.whole_number("LOCAL_WORLD_SIZE", accelerator.num_processes)
     if accelerator.device.type == "cpu":
-        torch.set_num_threads(max(1, cores() // local_world))  # torchrun sets OMP_NUM_THREADS=1
+        torch.set_num_threads(max(1, available_cores() // local_world))  # torchrun sets OMP_NUM_THREADS=1
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision.mode != "fp32"
     torch.backends.cudnn.benchmark = not train.deterministic
     if train.deterministic:

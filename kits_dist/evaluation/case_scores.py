@@ -15,7 +15,7 @@ from kits_dist.imaging import annotators
 from kits_dist.imaging.foreground import Foreground, check_grids, foreground_of, read_foreground, together
 from kits_dist.imaging.nifti import Geometry, Volume, kits_geometry
 from kits_dist.labels import REGIONS, TOLERANCES_MM
-from kits_dist.utils.components import box_of
+from kits_dist.utils.components import bounding_box
 from kits_dist.utils.errors import InputError
 
 Regions = dict[str, tuple[int, ...]]
@@ -93,7 +93,7 @@ def _surfaces(one: Foreground, regions: Regions) -> dict[str, Surface]:
     surfaces = {}
     for name, labels in regions.items():
         inside = region_mask(one.array, labels)
-        box = box_of(inside)
+        box = bounding_box(inside)
         corner = tuple(c + part.start for c, part in zip(one.corner, box, strict=True))
         surfaces[name] = surface_of(inside[box], one.spacing_mm, corner)
     return surfaces
@@ -139,7 +139,7 @@ def _score_pair(
 
 def _lesions(predicted: np.ndarray, truth: np.ndarray, voxel_ml: float) -> Figures:
     ours, theirs = (region_mask(array, REGIONS["tumor"]) for array in (predicted, truth))
-    box = box_of(ours | theirs)
+    box = bounding_box(ours | theirs)
     found = detect(ours[box], theirs[box], voxel_ml)
     figures: Figures = {
         "true": len(found.lesions),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kits_dist.utils.components import pieces
+from kits_dist.utils.components import connected_components
 
 
 class Lesion(NamedTuple):
@@ -25,7 +25,7 @@ class Detection(NamedTuple):
 
 def detect(predicted: np.ndarray, truth: np.ndarray, voxel_ml: float) -> Detection:
     """predicted, truth: (D, H, W) bool of one grid."""
-    (ours, our_voxels), (theirs, their_voxels) = pieces(predicted), pieces(truth)
+    (ours, our_voxels), (theirs, their_voxels) = connected_components(predicted), connected_components(truth)
     num_ours, num_theirs = len(our_voxels), len(their_voxels)
     both = predicted & truth
     pairs, voxels = np.unique(theirs[both].astype(np.int64) * (num_ours + 1) + ours[both], return_counts=True)

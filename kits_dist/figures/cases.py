@@ -16,7 +16,7 @@ from kits_dist.figures.contours import Pair, Tile, panel, save_png, side_by_side
 from kits_dist.figures.surfaces import View, camera_at, render
 from kits_dist.imaging.nifti import read_labels
 from kits_dist.labels import REGIONS, TUMOR, hardest, regions_to_labels
-from kits_dist.utils.components import box_of
+from kits_dist.utils.components import bounding_box
 
 MARGIN_MM = 20.0  # of slice around the kidneys
 SIDE_PX = 320
@@ -71,7 +71,7 @@ def _slice(
     """The slice with the most true tumor, or else the most of what is true: chosen by the truth, never by the score."""
     area = (expected == TUMOR).sum(axis=(1, 2)) * 1000 + (expected > 0).sum(axis=(1, 2))
     index = int(area.argmax())
-    box = box_of((expected[index] | predicted[index])[None])
+    box = bounding_box((expected[index] | predicted[index])[None])
     window = _square(box[1:], image.shape[1:], case.spacing_mm[1:])
     grey = np.clip(image[index][window].astype(np.float32) * 255 / levels, 0, 255).astype(np.uint8)
     return Tile(
@@ -92,7 +92,7 @@ def _square(box: tuple[slice, ...], shape: tuple[int, ...], pixel_mm: tuple[floa
 
 def _surfaces(expected: np.ndarray, predicted: np.ndarray, case: Case, caption: str) -> Pair:
     """Both at one scale, in one box."""
-    box = box_of(expected | predicted)
+    box = bounding_box(expected | predicted)
     camera = camera_at(expected[box].shape, case.spacing_mm, SIDE_PX, View())
     pictures = (
         np.asarray(Image.fromarray(render(labels[box], case.spacing_mm, camera)).resize((SIDE_PX, SIDE_PX)))

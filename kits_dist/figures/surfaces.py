@@ -7,7 +7,7 @@ import numpy as np
 from scipy import ndimage
 
 from kits_dist.labels import LABEL_COLORS, LABELS
-from kits_dist.utils.components import box_of
+from kits_dist.utils.components import bounding_box
 
 # sd of the Gaussian that rounds off voxels, along each axis at least so many mm and voxels. A sheet of one voxel keeps
 # its surface (0.6 in its middle), a single voxel (0.6^3) is not drawn.
@@ -88,7 +88,7 @@ def _surface(mask: np.ndarray, spacing_mm: tuple[float, float, float], camera: C
     """(side_px, side_px) depth in pixels, infinite where no ray hits, and brightness 0..1."""
     depth = np.full((camera.side_px, camera.side_px), np.inf)
     brightness = np.zeros(depth.shape, np.float32)
-    box = box_of(mask)
+    box = bounding_box(mask)
     if not mask[box].size:
         return depth, brightness
     sd = np.maximum(SMOOTH_MM / np.array(spacing_mm), SMOOTH_VOXELS)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kits_dist.imaging.nifti import Geometry, Volume, view_labels
-from kits_dist.utils.components import Box3, box_of
+from kits_dist.utils.components import Box3, bounding_box
 from kits_dist.utils.errors import InputError
 
 SPACING_MM, AFFINE = 1e-3, 1e-3  # how far two headers of one grid may differ (the challenge's evaluator)
@@ -31,7 +31,7 @@ def read_foreground(path: Path) -> Foreground:
 
 def foreground_of(volume: Volume) -> Foreground:
     """volume.array: (D, H, W) uint8 labels."""
-    box = box_of(volume.array)
+    box = bounding_box(volume.array)
     return Foreground(volume.array[box].copy(), tuple(part.start for part in box), volume.canonical_geometry())
 
 

@@ -5,7 +5,7 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist
 
 from kits_dist.labels import BACKGROUND, KIDNEY, REGIONS, TUMOR
-from kits_dist.utils.components import box_of, pieces
+from kits_dist.utils.components import bounding_box, connected_components
 
 TUMOR_ML = 0.1  # smaller pieces are in tumor_ml but are not counted as tumors: a ball of 0.1 ml is 5.8 mm wide
 HORSESHOE = 0.2  # a piece with at least this share on either side of the midline is cut there
@@ -29,7 +29,7 @@ def findings(
     """
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     found: dict[str, float | int] = {}
-    box = box_of(labels)
+    box = bounding_box(labels)
     inside = labels[box]
     if "kidney_and_mass" in regions:
         middle = (labels.shape[2] / 2 if midline is None else midline) - box[2].start
@@ -37,7 +37,7 @@ def findings(
         found |= {"kidney_right_ml": round(right, 3), "kidney_left_ml": round(left, 3)}
     if "tumor" in regions:
         tumor = inside == TUMOR
-        numbers, sizes = pieces(tumor) if tumor.any() else (None, np.zeros(0, int))
+        numbers, sizes = connected_components(tumor) if tumor.any() else (None, np.zeros(0, int))
         found["tumor_ml"] = round(float(sizes.sum()) * voxel_ml, 3)
         found["tumors"] = int((sizes * voxel_ml >= TUMOR_ML).sum())
         largest = numbers == 1 + sizes.argmax() if len(sizes) else None
@@ -67,7 +67,7 @@ def _sides(labels: np.ndarray, middle: float) -> tuple[int, int]:
     of it lies, so that a kidney pushed over the midline stays one; a horseshoe kidney is cut at it."""
     if not labels.size:
         return 0, 0
-    numbers, sizes = pieces(labels > BACKGROUND)
+    numbers, sizes = connected_components(labels > BACKGROUND)
     kidney = labels == KIDNEY
     right = slice(0, int(np.clip(round(middle), 0, labels.shape[2])))
 

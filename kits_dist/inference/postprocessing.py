@@ -13,7 +13,7 @@ import numpy as np
 
 from kits_dist.labels import BACKGROUND, CYST, KIDNEY, TUMOR
 from kits_dist.utils import files
-from kits_dist.utils.components import box_of, pieces
+from kits_dist.utils.components import bounding_box, connected_components
 from kits_dist.utils.errors import InputError
 
 FILE = "postprocess.json"  # in the run folder, or in the common one of several runs
@@ -65,7 +65,7 @@ def candidates(regions: tuple[str, ...]) -> list[tuple[str, bool | float]]:
 def clean(labels: np.ndarray, spacing_mm: tuple[float, float, float], rules: Rules) -> np.ndarray:
     """(D, H, W) uint8 -> another (D, H, W) uint8. The cost follows the foreground's box, not the volume."""
     cleaned = labels.copy()
-    inside = cleaned[box_of(labels)]  # a view: what changes in it changes in `cleaned`
+    inside = cleaned[bounding_box(labels)]  # a view: what changes in it changes in `cleaned`
     if not rules.active or not inside.size:
         return cleaned
     voxel_ml = float(np.prod(spacing_mm)) / 1000
@@ -86,7 +86,7 @@ def clean(labels: np.ndarray, spacing_mm: tuple[float, float, float], rules: Rul
                 inside[where] = near
     inside[_smaller(inside > BACKGROUND, rules.min_kidney_ml / voxel_ml)] = BACKGROUND
     if rules.two_kidneys:
-        sizes = np.sort(pieces(inside > BACKGROUND)[1])
+        sizes = np.sort(connected_components(inside > BACKGROUND)[1])
         inside[_smaller(inside > BACKGROUND, sizes[-2] if len(sizes) > 2 else 0)] = BACKGROUND
     return cleaned
 
@@ -134,13 +134,13 @@ def _smaller(mask: np.ndarray, voxels: float) -> np.ndarray:
     """(D, H, W) bool: pieces of `mask` that have fewer voxels."""
     if voxels <= 0:
         return np.zeros_like(mask)
-    numbers, sizes = pieces(mask)
+    numbers, sizes = connected_components(mask)
     return np.concatenate([[False], sizes < voxels])[numbers]
 
 
 def _joined_to(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
     """(D, H, W) bool: pieces of `mask` that hold a voxel of `other`."""
-    numbers, sizes = pieces(mask)
+    numbers, sizes = connected_components(mask)
     hit = np.zeros(len(sizes) + 1, bool)
     hit[np.unique(numbers[other & mask])] = True
     return hit[numbers]

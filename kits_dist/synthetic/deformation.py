@@ -13,9 +13,9 @@ import numpy as np
 from numpy.random import Generator
 from scipy import ndimage
 
-from kits_dist.imaging.foreground import box_of
 from kits_dist.labels import CYST, KIDNEY, TUMOR
 from kits_dist.synthetic.shapes import Axes, Box, SmoothField, Vec3, grid_axes, rotation
+from kits_dist.utils.components import bounding_box
 
 ROTATE_SD_DEG, MAX_ROTATE_DEG = 4.0, 10.0
 SCALE_SD, MAX_SCALE = 0.06, 1.15  # of each direction; at most times or divided by
@@ -120,7 +120,7 @@ def _boxes(label: np.ndarray, spacing_mm: Vec3, deformation: Deformation) -> tup
 
     Where the annotation reaches the end of the scan the result may, too.
     """
-    box = box_of(label)
+    box = bounding_box(label)
     middle = [(s.start + s.stop - 1) / 2 * step for s, step in zip(box, spacing_mm, strict=True)]
     axes = grid_axes(label.shape, spacing_mm, tuple(-m for m in middle))
     source = tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, label.shape, strict=True))

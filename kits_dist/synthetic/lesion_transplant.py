@@ -11,9 +11,9 @@ import numpy as np
 from numpy.random import Generator
 from scipy import ndimage
 
-from kits_dist.imaging.foreground import box_of
 from kits_dist.labels import CYST, KIDNEY, TUMOR
 from kits_dist.synthetic.shapes import Vec3, rotation
+from kits_dist.utils.components import bounding_box
 
 SMALLEST_ML, LARGEST_ML = 0.2, 200.0  # smaller ones are specks of an annotation; larger ones find no room
 PLACES = 60  # tried for each lesion
@@ -66,7 +66,7 @@ def transplant(
     turn_deg = tuple(float(v) for v in rng.uniform(-180.0, 180.0, 3))
     mask = resampled(lesion, spacing_mm, rotation(*turn_deg))
     grown = ndimage.binary_dilation(mask, np.ones((3, 3, 3)))
-    box = box_of(label)
+    box = bounding_box(label)
     annotated = np.pad(label[box], 1)
     kidney = annotated == KIDNEY
     surface = np.argwhere(kidney & ~ndimage.binary_erosion(annotated > 0)) - 1 + [part.start for part in box]
@@ -108,7 +108,7 @@ def resampled(lesion: Lesion, spacing_mm: Vec3, turn: np.ndarray) -> np.ndarray:
     turned = ndimage.affine_transform(signed, matrix, offset, tuple(shape), order=1, mode="constant", cval=far)
     voxels = max(1, round(lesion.ml * 1000 / float(np.prod(other))))
     turned = turned >= np.partition(turned, -voxels, axis=None)[-voxels]
-    return np.pad(turned[box_of(turned)], 1)
+    return np.pad(turned[bounding_box(turned)], 1)
 
 
 def _outward(label: np.ndarray, spacing_mm: Vec3, at: np.ndarray) -> np.ndarray:

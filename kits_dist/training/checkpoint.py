@@ -160,7 +160,7 @@ def _steps(root: Path) -> list[Path]:
 
 
 def _point(link: Path, target: Path) -> None:
-    beside = files.beside_of(link)
+    beside = files.temporary_path(link)
     beside.unlink(missing_ok=True)
     beside.symlink_to(target.name)
     os.replace(beside, link)

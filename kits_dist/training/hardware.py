@@ -11,14 +11,14 @@ import time
 
 import torch
 
-from kits_dist.utils.parallel import cores
+from kits_dist.utils.parallel import available_cores
 
 PERIOD_S = 1.0
 
 
 def monitor_of(device: torch.device, local_world: int) -> "GpuMonitor | CpuMonitor":
     """local_world: processes on this machine."""
-    return GpuMonitor(device) if device.type == "cuda" else CpuMonitor(cores() / local_world)
+    return GpuMonitor(device) if device.type == "cuda" else CpuMonitor(available_cores() / local_world)
 
 
 class CpuMonitor:

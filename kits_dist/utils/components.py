@@ -6,7 +6,7 @@ import numpy as np
 Box3 = tuple[slice, slice, slice]
 
 
-def pieces(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def connected_components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(D, H, W) bool -> ((D, H, W) numbers from 1, 0 outside the mask, (N,) voxels of each piece).
 
     Joined over faces, edges and corners (26 neighbours), by cc3d (W. Silversmith, doi:10.5281/zenodo.5535250).
@@ -15,7 +15,7 @@ def pieces(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return numbers, np.bincount(numbers.ravel(), minlength=1)[1:]
 
 
-def box_of(array: np.ndarray) -> Box3:
+def bounding_box(array: np.ndarray) -> Box3:
     """(D, H, W) uint8 or bool -> the smallest box that holds every voxel above 0; an empty one at 0 where none is.
 
     Two passes in memory order: 261 slices of 512x512 take 6 ms, whichever axis is the outer one.

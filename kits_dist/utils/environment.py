@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from kits_dist.utils.parallel import cores
+from kits_dist.utils.parallel import available_cores
 
 
 def environment() -> dict:
@@ -18,7 +18,7 @@ def environment() -> dict:
         "gpu": gpus[0] if gpus else None,
         "gpus": len(gpus),
         "cpu": _cpu_name(),
-        "cpu_cores": cores(),
+        "cpu_cores": available_cores(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,

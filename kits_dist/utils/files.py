@@ -15,14 +15,14 @@ import numpy as np
 from kits_dist.utils.errors import InputError
 
 
-def beside_of(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """Where this process writes what will become `path`; `exclusive` removes it when the process was killed."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` in one step; durable once this returns."""
-    beside = beside_of(path)
+    beside = temporary_path(path)
     try:
         with _opened(beside) as file:
             file.write(content)
@@ -63,7 +63,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     A non-empty folder cannot be replaced by rename (errno 39), so an old `path` is moved away first and deleted last.
     """
-    beside = beside_of(path)
+    beside = temporary_path(path)
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:

@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def cores() -> int:
+def available_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -51,7 +51,7 @@ def run_all(
     if workers < 0:
         raise InputError(f"workers={workers} must be 0 (one per core) or more.")
     items = list(items)
-    workers = min(workers or cores(), len(items)) or 1
+    workers = min(workers or available_cores(), len(items)) or 1
     with progress_bar(title, "case", len(items)) as bar:
         if workers == 1:
             for item in items:

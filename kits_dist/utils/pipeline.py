@@ -12,7 +12,7 @@ Worked = TypeVar("Worked")
 Done = TypeVar("Done")
 
 
-def in_stages(
+def run_pipeline(
     items: Iterable[Item],
     read: Callable[[Item], Read],
     work: Callable[[Read], Worked],

@@ -45,7 +45,7 @@ def board(store, tmp_path_factory) -> tuple[Path, str]:
     keys = [f"data.store={store.path}", f"run={folder}", *SMALL, "model.width=2", "optim.epochs=2"]
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
-        patch.setattr(runtime, "cores", lambda: 1)  # threads of tiny operators would wait for each other
+        patch.setattr(runtime, "available_cores", lambda: 1)  # threads of tiny operators would wait for each other
         patch.setattr(train, "images_per_s_at_peak", lambda *args: AT_PEAK)
         patch.setattr(train, "monitor_of", lambda device, local_world: Counted(1.0))
         train.main(cli.load(Config, [*keys, "data.backend=opencv"]))

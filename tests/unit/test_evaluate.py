@@ -12,7 +12,7 @@ from kits_dist.imaging.datasets import MARKER
 from kits_dist.imaging.nifti import kits_geometry, read_labels, write_nifti
 from kits_dist.labels import REGIONS
 from kits_dist.utils.errors import InputError, JobFailed, MissingInput
-from kits_dist.utils.parallel import cores
+from kits_dist.utils.parallel import available_cores
 from tests.helpers.jobs import LAUNCH
 from tests.helpers.jobs import run as run_program
 
@@ -268,7 +268,7 @@ def test_other_processes_are_started_where_they_pay_off(folders, tmp_path, monke
     run(*folders, tmp_path / "quick")
     monkeypatch.setattr(evaluate, "WORTH_S", 0)
     run(*folders, tmp_path / "long")
-    assert asked == [(5, 1), (5, cores())]  # the first case was scored to see how long one takes
+    assert asked == [(5, 1), (5, available_cores())]  # the first case was scored to see how long one takes
     assert same_tables(tmp_path / "quick", tmp_path / "long")
 
 

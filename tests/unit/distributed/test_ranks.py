@@ -5,7 +5,7 @@ import pytest
 from kits_dist.distributed import launcher, ranks
 from kits_dist.distributed.ranks import Ranks
 from kits_dist.utils.errors import InputError
-from kits_dist.utils.parallel import cores
+from kits_dist.utils.parallel import available_cores
 
 
 def test_every_item_goes_to_one_process():
@@ -19,7 +19,7 @@ def test_a_process_without_a_launcher_is_alone(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     with ranks.joined() as group:
-        assert group == Ranks(0, 1, 0, 1) and group.cores == cores()
+        assert group == Ranks(0, 1, 0, 1) and group.cores == available_cores()
         assert group.gather([3, 4]) == [3, 4]
 
 

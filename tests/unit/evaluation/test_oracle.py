@@ -12,7 +12,7 @@ from kits_dist.evaluation.case_scores import score_case
 from kits_dist.evaluation.surface_distance import element_areas_mm2, surface_of, surface_scores
 from kits_dist.imaging.nifti import read_labels
 from kits_dist.labels import REGIONS, TOLERANCES_MM
-from kits_dist.utils.components import box_of
+from kits_dist.utils.components import bounding_box
 from tests.unit.evaluation.test_surface_distance import blob
 
 oracle = pytest.importorskip("surface_distance", reason="the oracle is not installed: pip install -e .[dev]")
@@ -111,7 +111,7 @@ def perturbed(truth: np.ndarray) -> dict[str, np.ndarray]:
 def check_real(case_id: str) -> None:
     volume = read_labels(LABELS / case_id / "segmentation.nii.gz")
     # cut to the labels and a margin: what perturbs the maps looks at every voxel
-    truth = volume.array[tuple(slice(max(part.start - 4, 0), part.stop + 4) for part in box_of(volume.array))]
+    truth = volume.array[tuple(slice(max(part.start - 4, 0), part.stop + 4) for part in bounding_box(volume.array))]
     dice = {name: check_case(map_, truth, volume.spacing_mm) for name, map_ in perturbed(truth).items()}
     assert dice["equal"] == dict.fromkeys(REGIONS, 1.0) and dice["empty"]["tumor"] == 0
     assert 0 < dice["shifted"]["tumor"] < 1 and dice["eroded"]["kidney_and_mass"] < 1

@@ -5,7 +5,7 @@ import pytest
 
 from kits_dist.imaging.foreground import check_grids, foreground_of, read_foreground, together
 from kits_dist.imaging.nifti import Volume, kits_geometry, read_labels, view_labels, write_nifti
-from kits_dist.utils.components import box_of
+from kits_dist.utils.components import bounding_box
 from kits_dist.utils.errors import InputError
 
 SPACING = (3.0, 0.8, 0.7)
@@ -36,10 +36,9 @@ def test_the_box_in_every_memory_order():
             turned = labels.transpose(axes)[tuple(slice(None, None, step) for step in steps)]
             inside = np.argwhere(turned)
             expected = tuple(slice(a, b + 1) for a, b in zip(inside.min(axis=0), inside.max(axis=0), strict=True))
-            assert box_of(turned) == box_of(turned > 0) == expected
-    assert (
-        labels[box_of(np.zeros((2, 3, 4), np.uint8))].size == 0 and labels[box_of(np.zeros((0, 3, 4), bool))].size == 0
-    )
+            assert bounding_box(turned) == bounding_box(turned > 0) == expected
+    for empty in (np.zeros((2, 3, 4), np.uint8), np.zeros((0, 3, 4), bool)):
+        assert labels[bounding_box(empty)].size == 0
 
 
 def test_what_is_read_is_what_read_labels_reads_without_background(tmp_path):

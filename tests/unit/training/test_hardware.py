@@ -88,7 +88,7 @@ def test_without_a_gpu_it_is_the_cpu_time_of_this_process(monkeypatch):
     """Clock by hand: 4 cores, 2 processes; in 10 s this one took 15 s of CPU: 3/4 of its two cores."""
     clocks = iter([(100.0, 7.0), (110.0, 22.0), (110.0, 22.0)])
     monkeypatch.setattr(hardware, "_clocks", lambda: next(clocks))
-    monkeypatch.setattr(hardware, "cores", lambda: 4)
+    monkeypatch.setattr(hardware, "available_cores", lambda: 4)
     monitor = monitor_of(torch.device("cpu"), local_world=2)
     assert isinstance(monitor, CpuMonitor) and monitor.read() == {"perf/cpu_util": 0.75}
     assert monitor.read() == {}  # no time has passed

@@ -4,13 +4,13 @@ import weakref
 
 import pytest
 
-from kits_dist.utils.pipeline import in_stages
+from kits_dist.utils.pipeline import run_pipeline
 
 
 def test_results_come_in_order_and_each_item_once():
-    found = list(in_stages(range(20), lambda n: n * 10, lambda n: n + 1, lambda n: -n))
+    found = list(run_pipeline(range(20), lambda n: n * 10, lambda n: n + 1, lambda n: -n))
     assert found == [(n, -(n * 10 + 1)) for n in range(20)]
-    assert list(in_stages([], int, int, int)) == []
+    assert list(run_pipeline([], int, int, int)) == []
 
 
 def test_reading_and_writing_go_on_while_one_is_worked_on():
@@ -29,7 +29,7 @@ def test_reading_and_writing_go_on_while_one_is_worked_on():
 
         return stage
 
-    assert [n for n, _ in in_stages(range(4), mark(read), work, mark(written))] == [0, 1, 2, 3]
+    assert [n for n, _ in run_pipeline(range(4), mark(read), work, mark(written))] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("slow", ["read", "work", "write"])
@@ -52,7 +52,7 @@ def test_few_items_are_alive_whichever_stage_is_slow(slow, ahead):
 
         return passed
 
-    list(in_stages(range(30), stage("read"), stage("work"), stage("write"), ahead))
+    list(run_pipeline(range(30), stage("read"), stage("work"), stage("write"), ahead))
     assert max(most) <= 2 * ahead + 2  # read or waiting, at work, being written or waiting
 
 
@@ -69,6 +69,6 @@ def test_an_error_of_any_stage_surfaces_and_nothing_is_left_running(bad):
     before = threading.active_count()
     done = []
     with pytest.raises(OSError, match="No space left on device: '/out/3.nii.gz'"):
-        for n, _ in in_stages(range(10), stage("read"), stage("work"), stage("write")):
+        for n, _ in run_pipeline(range(10), stage("read"), stage("work"), stage("write")):
             done.append(n)
     assert set(done) <= {0, 1, 2} and threading.active_count() == before
