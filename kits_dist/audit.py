@@ -16,11 +16,12 @@ from kits_dist.cli import MISSING
 from kits_dist.data.intensity import Window
 from kits_dist.figures.contours import THUMB_PX, Thumb, contact_sheet, outlined, save_png
 from kits_dist.imaging.checks import SEVERITIES, Examined, Facts, Finding, as_lines, examine, find_twins, unusable
-from kits_dist.imaging.datasets import CaseFiles, LabelChoice, Source, find_all, folders_of
+from kits_dist.imaging.datasets import CaseFiles, LabelChoice, Source, find_all
 from kits_dist.labels import TUMOR
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, JobFailed
 from kits_dist.utils.parallel import run_all
+from kits_dist.utils.text import parse_folders
 
 MAX_ROWS, MAX_THUMBS = 20, 120
 GREY = Window(-150, 250)  # HU: soft tissue with fat still seen
@@ -46,7 +47,7 @@ class Result(NamedTuple):
 
 def main(args: Args) -> None:
     source = find_all(args.source, args.labels)
-    output = Path(args.output) if args.output else folders_of(args.source)[0]
+    output = Path(args.output) if args.output else parse_folders(args.source, "source")[0]
     _check_writable(output)
     print(f"{len(source.cases)} cases, {source.about}")
     for note in source.notes:

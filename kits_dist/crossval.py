@@ -16,10 +16,10 @@ from kits_dist.evaluation.cross_validation import OUT_OF_FOLD, as_text, fold_run
 from kits_dist.evaluation.metrics import CaseScore
 from kits_dist.evaluation.summary import summarize
 from kits_dist.evaluation.tables import read_scores, write_tables
-from kits_dist.imaging.datasets import some
 from kits_dist.inference.postprocessing import FILE, Rules
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
+from kits_dist.utils.text import listed
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _out_of_fold(runs: list[Path], store: Store) -> tuple[list[CaseScore], dict[
             raise InputError(f"{run} predicts other regions than {runs[0]}; their scores have no common mean.")
         of_fold = read_scores(run / "evaluation" / "val" / "cases.csv", list(summary["regions"]))
         if differing := sorted({score.case_id for score in of_fold} ^ set(cases)):
-            raise InputError(f"{run}/evaluation/val is not of the cases of its fold: {some(differing)}. {again}")
+            raise InputError(f"{run}/evaluation/val is not of the cases of its fold: {listed(differing)}. {again}")
         scores += of_fold
     about = {
         "reference": "file",

@@ -31,7 +31,7 @@ from kits_dist.evaluation.summary import summarize
 from kits_dist.evaluation.tables import as_text, read_cases, write_tables
 from kits_dist.figures.cases import draw_cases
 from kits_dist.figures.contours import Tile, panel, save_png
-from kits_dist.imaging.datasets import MARKER, data_kind, find_cases, some
+from kits_dist.imaging.datasets import MARKER, data_kind, find_cases
 from kits_dist.imaging.nifti import write_nifti
 from kits_dist.imaging.predictions import find_predictions, find_truths, pair
 from kits_dist.inference.measurements import findings
@@ -40,6 +40,7 @@ from kits_dist.labels import PLAIN, REGIONS, TUMOR, scored_regions
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, JobFailed, MissingInput
 from kits_dist.utils.parallel import progress_bar, run_all
+from kits_dist.utils.text import listed
 
 if TYPE_CHECKING:
     from kits_dist.inference.predictor import Predictor, Stage
@@ -283,7 +284,7 @@ def _test_cases(args: Args) -> list[str]:
 
 def _only(cases: list[str], found: dict[str, Path], args: Args) -> dict[str, Path]:
     if lacking := sorted(set(cases) - set(found)):
-        raise InputError(f"{args.truth or args.raters} has no {some(lacking)}, which the split holds.")
+        raise InputError(f"{args.truth or args.raters} has no {listed(lacking)}, which the split holds.")
     return {case: found[case] for case in cases}
 
 

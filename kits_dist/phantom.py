@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kits_dist import cli
 from kits_dist.cli import MISSING
-from kits_dist.imaging.datasets import MARKER, VARIANT, CaseFiles, find_cases, some, variant_id
+from kits_dist.imaging.datasets import MARKER, VARIANT, CaseFiles, find_cases, variant_id
 from kits_dist.imaging.nifti import Geometry, Volume, kits_geometry, read_labels, write_nifti
 from kits_dist.labels import KIDNEY
 from kits_dist.synthetic.lesion_transplant import lesions_in
@@ -22,6 +22,7 @@ from kits_dist.synthetic.variants import Annotated, draw_donor, make_variant
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
 from kits_dist.utils.parallel import run_all
+from kits_dist.utils.text import listed
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _donors(cases: list[CaseFiles], args: Args) -> dict[str, Path]:
     found = {case.case_id: result for case, result in run_all(_look, cases, "annotations", args.workers)}
     if bare := sorted(case_id for case_id, (kidney, _) in found.items() if not kidney):
         raise InputError(
-            f"labels={args.labels}: no kidney is annotated in {some(bare)}, so nothing can be varied there. Mend or "
+            f"labels={args.labels}: no kidney is annotated in {listed(bare)}, so nothing can be varied there. Mend or "
             "remove them, or leave augment= out."
         )
     donors = {case.case_id: case.label for case in cases if found[case.case_id][1]}

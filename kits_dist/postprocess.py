@@ -23,7 +23,6 @@ from kits_dist.cli import MISSING
 from kits_dist.data.store import Store
 from kits_dist.evaluation.held_out import Split, held_out
 from kits_dist.evaluation.metrics import dice, volume_counts
-from kits_dist.imaging.datasets import folders_of, some
 from kits_dist.imaging.nifti import read_labels
 from kits_dist.inference.postprocessing import FILE, Rules, candidates, clean, weights_of
 from kits_dist.inference.predictor import Predictor
@@ -32,6 +31,7 @@ from kits_dist.utils import files
 from kits_dist.utils.components import bounding_box
 from kits_dist.utils.errors import InputError
 from kits_dist.utils.parallel import progress_bar
+from kits_dist.utils.text import listed, parse_folders
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Choice(NamedTuple):
 
 
 def main(args: Args) -> None:
-    runs = folders_of(args.run, "run")
+    runs = parse_folders(args.run, "run")
     output = _output(args, runs)
     everyone: list[Held] = []
     for run in runs:
@@ -146,8 +146,8 @@ def _refuse_mixture(everyone: list[Held]) -> None:
     for held in everyone:
         if twice := [case for case in held.case_ids if case in painter]:
             raise InputError(
-                f"run={painter[twice[0]].run} and run={held.run} both validate {some(twice)}, which would count twice. "
-                "Name runs of different folds."
+                f"run={painter[twice[0]].run} and run={held.run} both validate {listed(twice)}, which would count "
+                "twice. Name runs of different folds."
             )
         painter |= dict.fromkeys(held.case_ids, held)
 

@@ -21,11 +21,12 @@ from kits_dist.data.intensity import Window, body_box
 from kits_dist.data.kidneys import find_kidneys
 from kits_dist.data.splits import Traits, make_splits
 from kits_dist.imaging.checks import Finding, as_lines, examine, find_twins, unusable
-from kits_dist.imaging.datasets import CaseFiles, LabelChoice, Source, find_all, some
+from kits_dist.imaging.datasets import CaseFiles, LabelChoice, Source, find_all
 from kits_dist.labels import PLAIN, REGIONS
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, JobFailed
 from kits_dist.utils.parallel import run_all
+from kits_dist.utils.text import listed
 
 LABELS = {"kidney": PLAIN["kidney"][0], "tumor": REGIONS["tumor"][0], "cyst": PLAIN["cyst"][0]}
 
@@ -195,7 +196,7 @@ def _finish(root: Path, case_ids: list[str], args: Args, source: Source) -> None
     splits = make_splits(traits, args.seed)
     by_id = {case.case_id: case for case in cases}
     if idle := [name for name, parents in splits.variants.items() if not by_id.keys() >= set(parents)]:
-        print(f"note     {some(idle)}: not trained on, because a case that they were made from is not here")
+        print(f"note     {listed(idle)}: not trained on, because a case that they were made from is not here")
     stacks = [(plane, row) for plane in args.planes for row in range(len(cases))]
     counts = [np.load(root / plane / case_ids[row] / "slices.npy") for plane, row in stacks]
     lengths = [c.shape[1] for c in counts]

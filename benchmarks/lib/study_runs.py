@@ -25,10 +25,10 @@ from kits_dist.config import Config, as_plain
 from kits_dist.data.store import Store
 from kits_dist.evaluation.metrics import Figures
 from kits_dist.evaluation.tables import read_cases
-from kits_dist.imaging.datasets import some
 from kits_dist.labels import REGIONS
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, JobFailed
+from kits_dist.utils.text import listed
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ["accelerate.commands.launch", "--config_file", str(ROOT / "launch" / "single.yaml"), "-m", "kits_dist.train"]
@@ -227,8 +227,8 @@ def _state(study: Study, variant: Variant, seed: int) -> dict[str, Any]:
     there = files.read_json(folder / STATE)
     if changed := _flat(there.get("trainings", {})).items() ^ _flat(trainings).items():
         raise InputError(
-            f"{folder} holds another training (what differs: {some(sorted({key for key, _ in changed}))}). Delete it, "
-            "or keep this study elsewhere: runs=DIR"
+            f"{folder} holds another training (what differs: {listed(sorted({key for key, _ in changed}))}). Delete "
+            "it, or keep this study elsewhere: runs=DIR"
         )
     return there | asked | {"done": there["done"] and there["evaluations"] == evaluations}
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from kits_dist.evaluation.bootstrap import Bootstrap
 from kits_dist.evaluation.metrics import MEANS, Figures
-from kits_dist.imaging.datasets import some
 from kits_dist.labels import PLAIN, REGIONS
 from kits_dist.utils.errors import InputError
+from kits_dist.utils.text import listed
 
 NOTE = (
     "difference: mean over the pairs of A's figure minus B's, a pair being a case where both have it (plain means, "
@@ -24,7 +24,7 @@ def compare(a: dict[str, Figures], b: dict[str, Figures], names: tuple[str | Pat
     """
     for mine, other, name in ((a, b, names[1]), (b, a, names[0])):
         if lacking := sorted(set(mine) - set(other)):
-            raise InputError(f"compare: {name} has no {some(lacking)}. Score both on the same cases.")
+            raise InputError(f"compare: {name} has no {listed(lacking)}. Score both on the same cases.")
     cases = sorted(a)
     bootstrap = Bootstrap(len(cases))
     regions: dict[str, dict] = {}

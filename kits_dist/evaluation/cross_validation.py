@@ -8,11 +8,11 @@ FOLDER/evaluation/test_raw        the mean of all runs on the test cases; test: 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kits_dist.imaging.datasets import some
 from kits_dist.inference.postprocessing import FILE
 from kits_dist.labels import REGIONS
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, MissingInput
+from kits_dist.utils.text import listed
 
 OUT_OF_FOLD = "out_of_fold"  # folder in FOLDER/evaluation, and the name of its split
 TEST_RAW = "test_raw"
@@ -37,7 +37,7 @@ def fold_runs(folder: Path) -> list[Path]:
     found = {path.name for path in folder.glob("fold_*") if path.is_dir()}
     runs = [folder / f"fold_{number}" for number in range(len(found))]
     if not found or {run.name for run in runs} != found:
-        there = some(sorted(found)) or "none"
+        there = listed(sorted(found)) or "none"
         raise MissingInput(f"run={folder} must hold fold_0, fold_1, ... as launch/folds.sh makes them; found: {there}.")
     return runs
 

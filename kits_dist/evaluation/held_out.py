@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from kits_dist.data.store import Store
-from kits_dist.imaging.datasets import some
 from kits_dist.utils.errors import InputError
+from kits_dist.utils.text import listed
 
 if TYPE_CHECKING:
     from kits_dist.inference.predictor import Predictor
@@ -38,7 +38,7 @@ def held_out(predictor: Predictor, split: Split, store: str = "") -> tuple[Store
     seen = [case for case in case_ids if opened.cases[opened.row[case]].voxels_sha256 in predictor.trained_on]
     if seen:
         raise InputError(
-            f"split={split}: the run was trained on {some(seen)}; such a score says nothing about new patients. "
+            f"split={split}: the run was trained on {listed(seen)}; such a score says nothing about new patients. "
             "Use split=test with the store that the run was trained on."
         )
     return opened, case_ids

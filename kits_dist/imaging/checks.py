@@ -13,10 +13,11 @@ import nibabel as nib
 import numpy as np
 
 from kits_dist.imaging import continuity
-from kits_dist.imaging.datasets import CaseFiles, some
+from kits_dist.imaging.datasets import CaseFiles
 from kits_dist.imaging.nifti import AXIS_CODES, Volume, read_image, read_labels, same_grid
 from kits_dist.labels import LABELS
 from kits_dist.utils.errors import InputError
+from kits_dist.utils.text import listed
 
 AIR_HU = -300  # below fat, above lung
 SEVERITIES = ("error", "warning", "note")
@@ -84,8 +85,8 @@ def find_twins(voxels: dict[str, str]) -> list[Finding]:
             case_id,
             "warning",
             "duplicate",
-            f"the same CT as {some([other for other in group if other != case_id])}, voxel by voxel: one patient, kept "
-            "on one side of every split",
+            f"the same CT as {listed([other for other in group if other != case_id])}, voxel by voxel: one patient, "
+            "kept on one side of every split",
         )
         for group in same.values()
         if len(group) > 1
@@ -111,7 +112,7 @@ def as_lines(findings: Iterable[Finding], limit: int = 5) -> list[str]:
         shown = found if SEVERITIES[severity] == "error" else found[:limit]
         lines += [f"{f.severity:<8} {f.case_id}  {f.message}" for f in shown]
         if len(found) > len(shown):
-            others = some([f.case_id for f in found[limit:]])
+            others = listed([f.case_id for f in found[limit:]])
             lines.append(f"{found[0].severity:<8} ... and {len(found) - limit} more like this: {others}")
     return lines
 

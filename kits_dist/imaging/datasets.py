@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, get_args
 
 from kits_dist.labels import CYST, KIDNEY, LABELS, TUMOR
 from kits_dist.utils.errors import InputError, MissingInput
+from kits_dist.utils.text import listed, parse_folders
 
 DataKind = Literal["kits", "phantom", "painted"]
 LabelChoice = Literal["majority", "and", "or"]
@@ -52,7 +53,7 @@ def find_all(source: str, labels: LabelChoice = "majority") -> Source:
 
     Raises MissingInput / InputError as `find_cases`, and when the folders hold different kinds of data.
     """
-    folders = folders_of(source)
+    folders = parse_folders(source, "source")
     found = {folder: find_cases(folder, labels) for folder in folders}
     if len({one.data for one in found.values()}) > 1:
         kinds = ", ".join(f"{folder} holds {one.data}" for folder, one in found.items())
@@ -67,7 +68,7 @@ def find_all(source: str, labels: LabelChoice = "majority") -> Source:
         if again:
             notes.append(
                 f"{folder}: {len(again)} of {len(one.cases)} cases left out, because an earlier folder has the same "
-                f"ids: {some(again)}. Other patients under these ids? Rename their folders."
+                f"ids: {listed(again)}. Other patients under these ids? Rename their folders."
             )
     return Source(
         found[folders[0]].root,
@@ -77,19 +78,6 @@ def find_all(source: str, labels: LabelChoice = "majority") -> Source:
         list(cases.values()),
         notes,
     )
-
-
-def folders_of(source: str, key: str = "source") -> list[Path]:
-    """`A` or `[A,B]` of a command line, the value of `key`. A folder may be called anything, so a list is read only
-    where no folder is."""
-    if Path(source).is_dir() or not (source.startswith("[") and source.endswith("]")):
-        if "," in source and not Path(source).is_dir():
-            raise MissingInput(f"{key}={source}: no such folder. Several are written {key}=[A,B]")
-        return [Path(source)]
-    names = [name.strip(" \"'") for name in source[1:-1].split(",")]
-    if not all(names):
-        raise InputError(f"{key}={source} names an empty folder. Several are written {key}=[A,B]")
-    return [Path(name) for name in names]
 
 
 def find_cases(folder: Path, labels: LabelChoice = "majority") -> Source:
@@ -139,10 +127,6 @@ def variant_id(case_id: str, number: int) -> str:
 def stem(path: Path) -> str:
     """NAME of NAME.nii.gz or NAME.nii."""
     return path.name.removesuffix(".gz").removesuffix(".nii")
-
-
-def some(names: list[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _root_of(folder: Path) -> Path | None:
@@ -279,12 +263,12 @@ def _nothing_in(folder: Path) -> str:
     inside = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     below = [str(p) for p in inside if p.is_dir() and _root_of(p)]
     if below:
-        end = f"There are cases in {some(below)}: name that folder."
+        end = f"There are cases in {listed(below)}: name that folder."
     elif any(p.name.endswith((".nii", ".nii.gz")) for p in inside):
-        names = some([p.name for p in inside], 3)
+        names = listed([p.name for p in inside], 3)
         end = f"It holds single files ({names}); a case is a folder with its CT and its label."
     else:
-        end = f"It holds {some([p.name for p in inside], 5)}." if inside else "It is empty."
+        end = f"It holds {listed([p.name for p in inside], 5)}." if inside else "It is empty."
     return (
         f"{folder}: no cases found. Looked for case_*/imaging.nii.gz here and in data/, dataset/, kits21/data/ "
         f"(KiTS19, KiTS21, KiTS23), and for imagesTr/*_0000.nii.gz (nnU-Net raw). {end}"

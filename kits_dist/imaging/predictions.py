@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from kits_dist.imaging.datasets import find_cases, some, stem
+from kits_dist.imaging.datasets import find_cases, stem
 from kits_dist.utils.errors import InputError, MissingInput
+from kits_dist.utils.text import listed
 
 # What stands behind the case in the name: MONAI's SaveImage adds _seg or _trans to the name of the scan it read, which
 # in nnU-Net's folders ends with _0000.
@@ -72,8 +73,8 @@ def pair(
     """The true cases that have no prediction. Raises InputError naming them unless missing="zero", and cases that no
     truth is there for."""
     if extra := sorted(set(predictions) - set(truths)):
-        raise InputError(f"{key}={folder}: no truth for {some(extra)}. Add the truth or remove the files.")
+        raise InputError(f"{key}={folder}: no truth for {listed(extra)}. Add the truth or remove the files.")
     absent = sorted(set(truths) - set(predictions))
     if absent and missing == "error":
-        raise InputError(f"{key}={folder}: nothing for {some(absent)}. Predict them, or pass missing=zero.")
+        raise InputError(f"{key}={folder}: nothing for {listed(absent)}. Predict them, or pass missing=zero.")
     return absent

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kits_dist.imaging import dicom
-from kits_dist.imaging.datasets import find_cases, image_of, some, stem
+from kits_dist.imaging.datasets import find_cases, image_of, stem
 from kits_dist.imaging.nifti import Volume, read_image
 from kits_dist.utils.errors import InputError, MissingInput
 from kits_dist.utils.parallel import progress_bar
+from kits_dist.utils.text import listed
 
 
 class Scan(NamedTuple):
@@ -67,7 +68,7 @@ def _loose(folder: Path) -> list[Scan]:
             names = " and ".join(path.name for path in same)
             raise InputError(f"{folder} holds {names}, whose label maps would have one name. Keep one of them.")
     if second := [path.name for path in paths if stem(path).endswith("_0001") and stem(path)[:-5] in by_name]:
-        raise InputError(f"{folder} holds second channels ({some(second, 3)}); a CT has one. Name another folder.")
+        raise InputError(f"{folder} holds second channels ({listed(second, 3)}); a CT has one. Name another folder.")
     return [Scan(name, same[0], folder) for name, same in by_name.items()]
 
 
@@ -90,7 +91,7 @@ def _series(root: Path, paths: list[Path]) -> Found:
         if not series.skip:
             by_folder[series.folder].append(series)
     if not by_folder:
-        why = some([f"{words} ({count} series)" for words, count in left_out.items()], 3) or "none holds a picture"
+        why = listed([f"{words} ({count} series)" for words, count in left_out.items()], 3) or "none holds a picture"
         raise InputError(f"input={root}: {len(paths)} DICOM files, but no CT series: {why}.")
     scans, notes = [], [f"left out {words} ({count} series)" for words, count in left_out.items()]
     for folder, several in sorted(by_folder.items()):

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from kits_dist.data.intensity import body_box
 from kits_dist.data.store import PLANES, Case
-from kits_dist.imaging.datasets import folders_of
 from kits_dist.imaging.nifti import Volume
 from kits_dist.inference.cascade import Boxed, Cascade
 from kits_dist.inference.ensemble import load_weights
@@ -28,6 +27,7 @@ from kits_dist.inference.region_models import (
 from kits_dist.labels import PAINT, REGIONS
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
+from kits_dist.utils.text import parse_folders
 
 
 class Stage(NamedTuple):
@@ -60,7 +60,7 @@ class Predictor:
         """
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1.")
-        folders = folders_of(str(run), "run")
+        folders = parse_folders(str(run), "run")
         if len({folder.resolve() for folder in folders}) < len(folders):
             raise InputError(f"run={run} names a run twice; it would count twice. Name each once.")
         self.members = [RunModel(folder, batch_size, tta, precision, compiled) for folder in folders]
