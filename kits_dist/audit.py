@@ -17,7 +17,7 @@ from kits_dist.data.intensity import Window
 from kits_dist.figures.contours import THUMB_PX, Thumb, contact_sheet, outlined, save_png
 from kits_dist.imaging.checks import SEVERITIES, Examined, Facts, Finding, as_lines, examine, find_twins, unusable
 from kits_dist.imaging.datasets import CaseFiles, LabelChoice, Source, find_all
-from kits_dist.labels import TUMOR
+from kits_dist.labels import slice_with_most_tumor
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, JobFailed
 from kits_dist.utils.parallel import run_all
@@ -89,8 +89,7 @@ def _look(case: CaseFiles) -> Result:
 def _thumbnail(examined: Examined) -> np.ndarray:
     """The slice with the most tumor, else the most of any label."""
     label = examined.label.array
-    chosen = label == TUMOR if (label == TUMOR).any() else label > 0
-    index = int(chosen.sum(axis=(1, 2)).argmax())
+    index = slice_with_most_tumor(label)
     levels = GREY.to_levels(examined.image.array[index])
     grey = (levels.astype(np.float32) * 255 / GREY.levels).astype(np.uint8)
     return outlined(grey, label[index], THUMB_PX)

@@ -36,7 +36,7 @@ from kits_dist.imaging.nifti import write_nifti
 from kits_dist.imaging.predictions import find_predictions, find_truths, pair
 from kits_dist.inference.measurements import findings
 from kits_dist.inference.postprocessing import clean, load_rules
-from kits_dist.labels import PLAIN, REGIONS, TUMOR, scored_regions
+from kits_dist.labels import PLAIN, REGIONS, scored_regions, slice_with_most_tumor
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, JobFailed, MissingInput
 from kits_dist.utils.parallel import progress_bar, run_all
@@ -233,8 +233,7 @@ def _outputs(args: Args, predictor: "Predictor") -> list[tuple["Stage", Path]]:
 
 def _largest_slice(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, case_id: str, levels: int) -> Tile:
     """The slice with the most true tumor, or else the most true foreground: chosen by the truth, never by the score."""
-    area = (truth == TUMOR).sum(axis=(1, 2)) * 1000 + (truth > 0).sum(axis=(1, 2))
-    index = int(area.argmax())
+    index = slice_with_most_tumor(truth)
     grey = np.clip(image[index].astype(np.float32) * 255 / levels, 0, 255).astype(np.uint8)
     return Tile(grey, truth[index], predicted[index], f"{case_id} slice {index}")
 

@@ -64,3 +64,11 @@ def regions_to_labels(inside: np.ndarray, regions: tuple[str, ...]) -> np.ndarra
         if name in regions:
             labels[inside[regions.index(name)] & within] = PAINT[name]
     return labels
+
+
+def slice_with_most_tumor(labels: np.ndarray) -> int:
+    """Return the index of the slice of a (D, H, W) label map with the most tumor, or foreground where there is none."""
+    shown = labels == TUMOR
+    if not shown.any():
+        shown = labels > BACKGROUND
+    return int(shown.sum(axis=(1, 2)).argmax())

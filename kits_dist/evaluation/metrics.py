@@ -69,6 +69,11 @@ def dice(counts: np.ndarray) -> np.ndarray:
     return np.where(total > 0, 2 * tp / np.maximum(total, 1), 1.0)
 
 
+def mean_dice(counts: np.ndarray) -> np.ndarray:
+    """Return the mean over cases of the Dice of each case: (cases, ..., 3) counts -> (...)."""
+    return dice(counts).mean(axis=0)
+
+
 def size_of(lesion_ml: float) -> str:
     """Of SIZES; 5 and 30 ml themselves are in the middle one."""
     return SIZES[int(lesion_ml >= 5) + int(lesion_ml > 30)]

@@ -15,7 +15,7 @@ from kits_dist.data.store import Case, Store
 from kits_dist.figures.contours import Pair, Tile, panel, save_png, side_by_side
 from kits_dist.figures.surfaces import View, camera_at, render
 from kits_dist.imaging.nifti import read_labels
-from kits_dist.labels import REGIONS, TUMOR, hardest, regions_to_labels
+from kits_dist.labels import REGIONS, hardest, regions_to_labels, slice_with_most_tumor
 from kits_dist.utils.components import bounding_box
 
 MARGIN_MM = 20.0  # of slice around the kidneys
@@ -69,8 +69,7 @@ def _slice(
     image: np.ndarray, expected: np.ndarray, predicted: np.ndarray, case: Case, levels: int, caption: str
 ) -> Tile:
     """The slice with the most true tumor, or else the most of what is true: chosen by the truth, never by the score."""
-    area = (expected == TUMOR).sum(axis=(1, 2)) * 1000 + (expected > 0).sum(axis=(1, 2))
-    index = int(area.argmax())
+    index = slice_with_most_tumor(expected)
     box = bounding_box((expected[index] | predicted[index])[None])
     window = _square(box[1:], image.shape[1:], case.spacing_mm[1:])
     grey = np.clip(image[index][window].astype(np.float32) * 255 / levels, 0, 255).astype(np.uint8)

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from kits_dist.data.batch import Batch
-from kits_dist.evaluation.metrics import dice
+from kits_dist.evaluation.metrics import mean_dice
 from kits_dist.training.losses import RegionLoss, region_targets
 from kits_dist.utils.errors import JobFailed
 
@@ -54,7 +54,7 @@ def score(
     if int(seen) != num_slices:  # sync
         raise JobFailed(f"validation saw {int(seen)} slices instead of {num_slices}; is every rank on the same store?")
     of_cases = counts.cpu().numpy()[rows]
-    of_regions = dice(of_cases).mean(axis=0).tolist()
+    of_regions = mean_dice(of_cases).tolist()
     return Validation(float(loss_fn.value(sums)), of_cases, dict(zip(loss_fn.regions, of_regions, strict=True)))
 
 

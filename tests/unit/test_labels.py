@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kits_dist.labels import TOLERANCES_MM, regions_to_labels, scored_regions
+from kits_dist.labels import TOLERANCES_MM, regions_to_labels, scored_regions, slice_with_most_tumor
 
 
 def test_later_regions_paint_over_earlier_and_only_inside_the_kidney():
@@ -30,6 +30,15 @@ def test_what_cannot_be_predicted_is_absent():
         "kidney",
         "cyst",
     ]
+
+
+def test_the_slice_to_show_has_the_most_tumor_or_else_the_most_foreground():
+    labels = np.zeros((3, 2, 4), np.uint8)
+    assert slice_with_most_tumor(labels) == 0
+    labels[1] = 1
+    assert slice_with_most_tumor(labels) == 1
+    labels[2, 0, 0] = 2
+    assert slice_with_most_tumor(labels) == 2
 
 
 def test_the_tolerances_are_the_challenge_s():
