@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.helpers.jobs import ROOT
+from tests.helpers.launching import ROOT
 
 pytestmark = [
     pytest.mark.multigpu,

@@ -1,4 +1,4 @@
-"""What tests share: where this checkout and the real data lie, processes, clusters, programs run under a launcher."""
+"""Shared by tests: paths of this checkout and of the real data, processes, clusters, programs for a launcher."""
 
 import os
 from pathlib import Path

@@ -25,7 +25,7 @@ from kits_dist.config import Config
 from kits_dist.distributed import runtime
 from kits_dist.labels import COLORS
 from kits_dist.training.hardware import CpuMonitor
-from tests.helpers.jobs import SMALL
+from tests.helpers.launching import SMALL
 
 AT_PEAK = 1000.0  # images/s: stands in for a GPU of the table
 

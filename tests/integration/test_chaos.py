@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from tests.helpers import forked
-from tests.helpers.jobs import ARGUMENTS, alive, lines, same_weights, train
+from tests.helpers import fork_server
+from tests.helpers.launching import LONG, log_length, same_weights, still_running, train
 
 pytestmark = pytest.mark.slow  # twenty-two trainings of two processes
 KILLS = 20
@@ -15,12 +15,12 @@ EVERY = 3  # steps between checkpoints
 TRAINING = [f"train.save_every_steps={EVERY}", "optim.epochs=36"]  # 4 steps an epoch: 144 steps
 
 
-def kill_all(processes: list[forked.Forked]) -> None:
+def kill_all(processes: list[fork_server.Process]) -> None:
     for process in processes:
         process.kill()
     for process in processes:
         process.wait(10)
-    while alive(process.pid for process in processes):
+    while still_running(process.pid for process in processes):
         time.sleep(0.01)
 
 
@@ -31,21 +31,23 @@ def half_written(run) -> list:
 
 def test_twenty_kills_leave_the_weights_of_an_undisturbed_run(store, tmp_path):
     run = tmp_path / "run"
-    words = [f"data.store={store.path}", f"run={run}", *ARGUMENTS, *TRAINING, "resume=auto"]
+    words = [f"data.store={store.path}", f"run={run}", *LONG, *TRAINING, "resume=auto"]
     dice = random.Random(0)
     inside_saves = reached = 0
     for kill in range(KILLS):
         log = tmp_path / f"log{kill}"
-        both = forked.ranks(2, log, "kits_dist.train", *words)
+        both = fork_server.start_ranks(2, log, "kits_dist.train", *words)
         in_save = kill % 3 == 0
         target = reached + dice.randint(1, 2 * EVERY)
         deadline = time.monotonic() + 120
-        while not (half_written(run) if in_save and lines(run) > reached else lines(run) >= target and not in_save):
+        while not (
+            half_written(run) if in_save and log_length(run) > reached else log_length(run) >= target and not in_save
+        ):
             assert both[0].poll() is both[1].poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.002)
         kill_all(both)
         inside_saves += bool(half_written(run))
-        reached = lines(run)
+        reached = log_length(run)
     assert inside_saves >= 3, "no kill met a save: the test shows less than it says"
     assert "continuing from step_" in train(store, run, *TRAINING, "resume=auto", world=2)
     assert not half_written(run)  # leftovers are swept

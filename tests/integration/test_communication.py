@@ -11,7 +11,7 @@ from benchmarks import plan
 from kits_dist import cli, train
 from kits_dist.config import Config, ModelConfig, TrainConfig
 from kits_dist.distributed.runtime import exchange
-from tests.helpers import forked
+from tests.helpers import fork_server
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_by_default_nothing_but_the_two_settings_of_ours_is_asked_of_ddp():
 def exchanged(tmp_path_factory) -> tuple[list[dict[str, Tensor]], dict]:
     """What two launched processes found, and what DDP said of each way."""
     folder = tmp_path_factory.mktemp("exchange")
-    forked.run("tests.helpers.launched.exchange", folder, world=2)
+    fork_server.run("tests.helpers.launched.exchange", folder, world=2)
     found = [load_file(folder / f"rank_{rank}.safetensors") for rank in (0, 1)]
     return found, json.loads((folder / "ways.json").read_text())
 

@@ -18,16 +18,16 @@ from kits_dist import train as training
 from kits_dist.config import Config
 from kits_dist.imaging.nifti import read_labels, same_grid
 from kits_dist.utils.errors import InputError, JobFailed
-from tests.helpers import forked
-from tests.helpers.jobs import ACCELERATE, LAUNCH, SINGLE, SMALL, TORCHRUN, run, same_weights
+from tests.helpers import fork_server
+from tests.helpers.launching import ACCELERATE, LAUNCH, SINGLE, SMALL, TORCHRUN, run_program, same_weights
 
 
 def train(store, run_folder, *more, launcher=()) -> str:
     """A training with pictures, to its end; what it said."""
     words = [f"data.store={store.path}", f"run={run_folder}", *SMALL, *more]
     if not launcher:
-        return forked.run("kits_dist.train", *words)
-    done = run([*launcher, "-m", "kits_dist.train", *words])
+        return fork_server.run("kits_dist.train", *words)
+    done = run_program([*launcher, "-m", "kits_dist.train", *words])
     return done.stdout + done.stderr
 
 
@@ -168,7 +168,7 @@ def consumed(store, tmp_path_factory):
     folders = {}
     for world in (1, 2, 3):
         folders[world] = tmp_path_factory.mktemp(f"world_{world}")
-        forked.run("tests.helpers.launched.consume", store.path, folders[world], world=world)
+        fork_server.run("tests.helpers.launched.consume", store.path, folders[world], world=world)
     return folders
 
 
@@ -232,7 +232,7 @@ def test_saved_and_killed_within_an_epoch_it_goes_on_where_it_was(store, tmp_pat
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(store, tmp_path):
     arguments = ["optim.epochs=3", "optim.lr=1e30", "log.every_steps=100", "log.images=0", "train.precision=fp32"]
     words = [f"data.store={store.path}", f"run={tmp_path / 'nan'}", *SMALL, *arguments]
-    printed = forked.run("kits_dist.train", *words, code=1)
+    printed = fork_server.run("kits_dist.train", *words, code=1)
     said = re.search(r"the loss is (?:nan|inf) at step (\d+), first on rank 0; \S+not_finite.json lists", printed)
     report = json.loads((tmp_path / "nan" / "not_finite.json").read_text())
     assert report["step"] == int(said[1]) > 1 and len(report["slices"]) == 3  # step 1 was finite
@@ -301,7 +301,7 @@ def test_two_runs_are_never_mixed_in_one_folder(store, trained, tmp_path):
 
 
 def test_a_wrong_argument_under_the_launcher_is_said_once():
-    done = run([*LAUNCH, "-m", "kits_dist.train", "data.store=/nowhere", "run=/tmp/never"], code=1)
+    done = run_program([*LAUNCH, "-m", "kits_dist.train", "data.store=/nowhere", "run=/tmp/never"], code=1)
     assert (done.stdout + done.stderr).count("data.store=/nowhere: no store.json there") == 1
     assert not Path("/tmp/never").exists()
 
@@ -341,7 +341,7 @@ def test_two_launched_processes_evaluate_as_one(trained, store, tmp_path):
     found = []
     for name, launcher in (("one", [sys.executable]), ("two", LAUNCH)):
         copy = shutil.copytree(folder, tmp_path / name / "run", ignore=shutil.ignore_patterns("evaluation"))
-        run([*launcher, "-m", "kits_dist.evaluate", f"run={copy}", f"store={other}"])
+        run_program([*launcher, "-m", "kits_dist.evaluate", f"run={copy}", f"store={other}"])
         output = copy / "evaluation" / "test"
         found.append({path: (output / path).read_bytes() for path in tables})
         found[-1] |= {path.name: path.read_bytes() for path in sorted((output / "predictions").iterdir())}

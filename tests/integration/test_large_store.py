@@ -15,7 +15,7 @@ from kits_dist.data.samples import Samples, select_rows
 from kits_dist.data.slice_cache import GpuSlices
 from kits_dist.data.store import FORMAT, TABLES, Store, array_path, case_to_json, file_entry
 from kits_dist.utils.errors import InputError
-from tests.helpers.jobs import SMALL, run
+from tests.helpers.launching import SMALL, run_program
 
 DEPTH, SIDE = 200, 64
 
@@ -104,7 +104,7 @@ def test_ten_thousand_cases_begin_in_seconds_and_cost_a_rank_little_memory(store
         index_of(store, cases, tmp_path / str(cases))
         command = [sys.executable, "-m", "tests.helpers.launched.first_batch", f"data.store={tmp_path / str(cases)}"]
         command += [f"run={tmp_path / 'run'}-{cases}", *SMALL, "data.fold=0", "data.sampler=case"]
-        found[cases] = json.loads(run(command).stdout.splitlines()[-1])
+        found[cases] = json.loads(run_program(command).stdout.splitlines()[-1])
         print(f"{cases} cases: {found[cases]}")
     assert "first batch" in found[10_000]["seconds"]
     assert found[10_000]["anonymous_mb"] - found[100]["anonymous_mb"] < 200, found

@@ -8,7 +8,7 @@ import pytest
 
 from kits_dist import prepare
 from tests.conftest import write_case
-from tests.helpers.jobs import ROOT
+from tests.helpers.launching import ROOT
 
 pytestmark = pytest.mark.slow
 SHAPE = (32, 384, 384)  # 9.4 MB with its label

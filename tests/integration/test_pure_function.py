@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from tests.helpers import forked
-from tests.helpers.jobs import ROOT
+from tests.helpers import fork_server
+from tests.helpers.launching import ROOT
 
 EPOCHS = 3
 pytestmark = pytest.mark.slow
@@ -22,7 +22,9 @@ def launch(store, output, ways, world, batch, first, stop, mortal=-1, die=-1) ->
     others are ended."""
     output.mkdir(exist_ok=True)
     numbers = (batch, first, stop, mortal, die)
-    ranks = forked.ranks(world, output / "log", "tests.helpers.launched.hashes", store.path, output, *ways, *numbers)
+    ranks = fork_server.start_ranks(
+        world, output / "log", "tests.helpers.launched.hashes", store.path, output, *ways, *numbers
+    )
     if mortal >= 0:
         ranks[mortal].wait(200)
         for rank in ranks:

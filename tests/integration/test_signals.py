@@ -8,7 +8,18 @@ import sys
 import pytest
 
 from kits_dist.distributed.preemption import StopRequest
-from tests.helpers.jobs import LAUNCH, ROOT, SINGLE, alive, begin, lines, ranks, same_weights, train, until
+from tests.helpers.launching import (
+    LAUNCH,
+    ROOT,
+    SINGLE,
+    log_length,
+    rank_pids,
+    same_weights,
+    start_training,
+    still_running,
+    train,
+    wait_until,
+)
 
 
 def test_a_request_that_comes_between_the_meeting_and_the_first_step_is_kept():
@@ -26,7 +37,7 @@ def test_a_request_that_comes_between_the_meeting_and_the_first_step_is_kept():
 def test_only_a_launched_process_follows_what_started_it():
     script = """if True:
         import ctypes, os
-        from kits_dist.signals import follow_launcher
+        from kits_dist.distributed.preemption import follow_launcher
         for launched in ({}, {"ACCELERATE_DYNAMO_MODE": "default"}):
             os.environ |= launched
             follow_launcher()
@@ -43,8 +54,8 @@ def test_only_a_launched_process_follows_what_started_it():
 @pytest.mark.slow
 def test_one_process_saves_within_an_epoch_and_leaves_with_75(store, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
-    process = begin(store, run, log, [sys.executable])
-    until(lambda: lines(run) > 12, process, log)
+    process = start_training(store, run, log, [sys.executable])
+    wait_until(lambda: log_length(run) > 12, process, log)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
     assert (run / "requeue").is_file() and "stopped as asked, saved at step" in log.read_text()
@@ -59,12 +70,12 @@ def test_one_process_saves_within_an_epoch_and_leaves_with_75(store, tmp_path):
 def test_a_signal_to_the_launcher_of_one(store, tmp_path, number):
     """It has no handler, so it ends at once, and hands nothing on."""
     run, log = tmp_path / "run", tmp_path / "log"
-    process = begin(store, run, log, SINGLE)
-    until((run / "config.yaml").exists, process, log)  # before the first step
-    (child,) = ranks(process)
+    process = start_training(store, run, log, SINGLE)
+    wait_until((run / "config.yaml").exists, process, log)  # before the first step
+    (child,) = rank_pids(process)
     process.send_signal(number)
     assert process.wait(60) == -number
-    until(lambda: not alive([child]), None, log, 60)
+    wait_until(lambda: not still_running([child]), None, log, 60)
     assert (run / "requeue").is_file() and (run / "checkpoint" / "last").exists(), log.read_text()
 
 
@@ -78,13 +89,13 @@ def test_a_signal_to_the_launcher_of_several(store, tmp_path, number, world):
     """USR1 and KILL end the launcher at once; its ranks notice, save and go."""
     run, log = tmp_path / "run", tmp_path / "log"
     launch = [*LAUNCH, "--num_processes", str(world)]
-    process = begin(store, run, log, launch)
-    until(lambda: lines(run) > 12, process, log)
-    both = ranks(process)
+    process = start_training(store, run, log, launch)
+    wait_until(lambda: log_length(run) > 12, process, log)
+    both = rank_pids(process)
     assert len(both) == world
     process.send_signal(number)
     assert process.wait(60) != 0
-    until(lambda: not alive(both), None, log, 60)
+    wait_until(lambda: not still_running(both), None, log, 60)
     assert (run / "requeue").is_file(), log.read_text()
     if number in (signal.SIGINT, signal.SIGUSR1):  # the same way on as the others
         return
@@ -96,11 +107,11 @@ def test_a_signal_to_the_launcher_of_several(store, tmp_path, number, world):
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_others_and_relaunching_goes_on(store, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
-    process = begin(store, run, log, LAUNCH, "train.save_every_steps=5")
-    until(lambda: lines(run) > 12, process, log)
-    both = ranks(process)
+    process = start_training(store, run, log, LAUNCH, "train.save_every_steps=5")
+    wait_until(lambda: log_length(run) > 12, process, log)
+    both = rank_pids(process)
     os.kill(both[1], signal.SIGKILL)
     assert process.wait(60) != 0
-    assert not alive(both)
+    assert not still_running(both)
     said = train(store, run, "resume=auto", "optim.epochs=9", "train.save_every_steps=5", world=2)
     assert "continuing from step_" in said

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.helpers.jobs import EXACT, ROOT, lines, same_weights, train
+from tests.helpers.launching import EXACT, ROOT, log_length, same_weights, train
 from tests.helpers.slurm_cluster import Cluster, NoCluster, cluster
 
 SCRIPT = str(ROOT / "launch" / "slurm.sh")
@@ -133,7 +133,7 @@ def test_a_job_that_is_to_make_way_saves_goes_back_and_ends_as_if_nothing_had_be
     """One node: one process without a launcher. Two: a launcher on each."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     job = submit(slurm, store, run, nodes)
-    wait(slurm, job, run, lambda: lines(run) > 0)  # early: SLURM needs some seconds to preempt
+    wait(slurm, job, run, lambda: log_length(run) > 0)  # early: SLURM needs some seconds to preempt
     disturb(slurm, job)
     wait(slurm, job, run, lambda: "slurm.sh: back into the queue" in run.with_suffix(".log").read_text())
     said = end(slurm, job, run)
@@ -153,7 +153,7 @@ def test_a_job_that_is_to_make_way_saves_goes_back_and_ends_as_if_nothing_had_be
 def test_a_cancelled_job_saves_and_does_not_come_back(slurm, store, tmp_path):
     run = tmp_path / "run"
     job = submit(slurm, store, run, 2)
-    wait(slurm, job, run, lambda: lines(run) > 3)
+    wait(slurm, job, run, lambda: log_length(run) > 3)
     slurm.ask("scancel", job)
     said = end(slurm, job, run)
     assert slurm.state(job) == "CANCELLED" and "stopped as asked, saved at step" in said

@@ -12,7 +12,7 @@ from benchmarks.lib.studies import Study
 from kits_dist.data.store import PLANES
 from kits_dist.inference.predictor import Stage
 from kits_dist.labels import REGIONS
-from tests.helpers import forked
+from tests.helpers import fork_server
 from tests.unit.benchmarks.test_studies import CASES, Machine
 
 
@@ -116,7 +116,7 @@ def at_once(words: list[str], log: Path, place: study_runs.Place) -> float:
     """As study_runs._program, without a launcher and without waiting for imports."""
     begin = time.monotonic()
     module, *arguments = words[len(study_runs.LAUNCH) - 1 :] if words[0] == study_runs.LAUNCH[0] else words
-    assert forked.start(log, module, *arguments, **place.environ).wait(600) == 0, log.read_text()[-3000:]
+    assert fork_server.start(log, module, *arguments, **place.environ).wait(600) == 0, log.read_text()[-3000:]
     return time.monotonic() - begin
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.jobs import ROOT, begin, lines, ranks, same_weights, train, until
+from tests.helpers.launching import ROOT, log_length, rank_pids, same_weights, start_training, train, wait_until
 from tests.helpers.slurm_cluster import free_ports
 
 pytestmark = pytest.mark.slow
@@ -43,7 +43,7 @@ class Machine:
         command += ["accelerate.commands.launch", "--config_file", str(ROOT / "launch" / "multinode.yaml")]
         command += ["--num_processes", "2", "--machine_rank", f"{self.rank}"]
         command += ["--main_process_ip", self.main, "--main_process_port", f"{self.port}", *flags]
-        return begin(store, run, log, command, *more)
+        return start_training(store, run, log, command, *more)
 
     def processes(self) -> list[int]:
         mine, found = f"MACHINE={self.name}\0".encode(), []
@@ -125,7 +125,7 @@ def test_two_machines_train_as_one_and_survive_a_cut_cable(machines, store, tmp_
     run, logs = tmp_path / "run", [tmp_path / "log0", tmp_path / "log1"]
     more = ["train.save_every_steps=3", "train.timeout_s=30"]
     both = [machine.launch(store, run, log, *more) for machine, log in zip(machines, logs, strict=True)]
-    until(lambda: lines(run) > 8, both[0], logs[0], 300)
+    wait_until(lambda: log_length(run) > 8, both[0], logs[0], 300)
     machines[1].unplug()
     assert both[0].wait(GIVES_UP_S) == 1
     machines[1].wake()
@@ -167,8 +167,8 @@ def test_launchers_with_max_restarts_start_all_ranks_again(machines, store, tmp_
     more = ["optim.epochs=12", "train.save_every_steps=3", "train.timeout_s=60", "resume=auto"]
     flags = ["--max_restarts", "3"]
     both = [m.launch(store, run, log, *more, flags=flags) for m, log in zip(machines, logs, strict=True)]
-    until(lambda: lines(run) > 4, both[0], logs[0], 300)
-    (victim,) = ranks(both[1])
+    wait_until(lambda: log_length(run) > 4, both[0], logs[0], 300)
+    (victim,) = rank_pids(both[1])
     os.kill(victim, signal.SIGKILL)
     assert [process.wait(300) for process in both] == [0, 0], logs[0].read_text() + logs[1].read_text()
     said = logs[0].read_text()

@@ -13,8 +13,7 @@ from kits_dist.imaging.nifti import kits_geometry, read_labels, write_nifti
 from kits_dist.labels import REGIONS
 from kits_dist.utils.errors import InputError, JobFailed, MissingInput
 from kits_dist.utils.parallel import available_cores
-from tests.helpers.jobs import LAUNCH
-from tests.helpers.jobs import run as run_program
+from tests.helpers.launching import LAUNCH, run_program
 
 
 def run(predictions, truth, output, **more):

@@ -26,8 +26,7 @@ from kits_dist.models import build_model
 from kits_dist.models import weights as model_weights
 from kits_dist.utils.errors import InputError, JobFailed, MissingInput
 from tests.conftest import write_case
-from tests.helpers.jobs import LAUNCH, ROOT
-from tests.helpers.jobs import run as run_program
+from tests.helpers.launching import LAUNCH, ROOT, run_program
 from tests.unit.inference.test_predictor import NORM, Threshold, export_run, scan
 
 ALL = tuple(REGIONS)

@@ -10,8 +10,8 @@ import torch.distributed as dist
 
 from kits_dist.distributed import rendezvous
 from kits_dist.utils.errors import InputError, JobFailed
-from tests.helpers import forked
-from tests.helpers.jobs import SMALL
+from tests.helpers import fork_server
+from tests.helpers.launching import SMALL
 
 
 @pytest.fixture
@@ -131,10 +131,10 @@ def test_processes_that_see_different_things_are_refused(monkeypatch):
 def test_what_the_ranks_of_a_training_must_share(store, tmp_path, words, environ, said):
     logs = [tmp_path / "log0", tmp_path / "log1"]
     common = [f"data.store={store.path}", f"run={tmp_path / 'run'}", *SMALL, "train.timeout_s=60"]
-    first, second = forked.places(2)
+    first, second = fork_server.rank_environments(2)
     both = [
-        forked.start(logs[0], "kits_dist.train", *common, **first),
-        forked.start(logs[1], "kits_dist.train", *common, *words, **second | environ),
+        fork_server.start(logs[0], "kits_dist.train", *common, **first),
+        fork_server.start(logs[1], "kits_dist.train", *common, *words, **second | environ),
     ]
     assert [process.wait(100) for process in both] == [2, 2], [log.read_text() for log in logs]
     assert said in logs[0].read_text() and not (tmp_path / "run" / "config.yaml").exists()
