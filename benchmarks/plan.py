@@ -19,7 +19,9 @@ from kits_dist.models import build_model
 from kits_dist.training.peaks import peak_of, short_name
 from kits_dist.utils.errors import InputError, MissingInput
 
-KITS21_SLICES = 65164  # all 300 cases (the challenge's data set)
+KITS21_SLICES = 65164  # of all 300 cases, 512x512 (one case is wider)
+FOLD_SLICES = round(KITS21_SLICES * 0.8 * 0.8)  # without a test set of a fifth and one fold of five
+PREPARED_VOXELS = 32 * 256 * 256  # of a case in the recorded lines of benchmarks.prepare
 LINK_SHARE = 0.7  # of the data sheet's link that an all-reduce uses; not measured here
 
 
@@ -41,14 +43,17 @@ class Args:
     """Bf16, tf32 or fp32."""
     gradients: Literal["fp32", "bf16"] = "fp32"
     """As train.gradients."""
-    slices: int = KITS21_SLICES
-    """Of an epoch; KiTS21 has 65,164 in all, a fold trains on about two thirds of them."""
+    slices: int = FOLD_SLICES
+    """Of an epoch; by default those of one training fold of KiTS21, 192 of its 300 cases."""
+    epochs: int = 100
+    """Of a training, as optim.epochs; early stopping may end it sooner."""
     results: str = ""
     """Folder or file of recorded lines; empty: benchmarks/results."""
 
     def __post_init__(self) -> None:
-        if self.gpus < 1 or self.batch_size < 1 or self.slices < 1:
-            raise InputError(f"gpus={self.gpus}, batch_size={self.batch_size}, slices={self.slices}: use 1 or more.")
+        counts = {name: getattr(self, name) for name in ("gpus", "batch_size", "slices", "epochs")}
+        if min(counts.values()) < 1:
+            raise InputError(f"{', '.join(f'{name}={value}' for name, value in counts.items())}: use 1 or more.")
         if self.precision not in peak_of(self.gpu).flops:
             raise InputError(f"precision={self.precision}: choose from {list(peak_of(self.gpu).flops)}.")
 
@@ -71,6 +76,9 @@ def main(args: Args) -> None:
         f"{args.batch_size} a GPU, {args.arch} {args.encoder}, {args.precision}"
     )
     for words in forecast(args, rows):
+        print(words)
+    print("\nKiTS21, 300 cases:")
+    for words in data_costs(lines):
         print(words)
     print("\npredicted / measured, for every line there is:")
     for words in (*check_model(rows), *check_scaling(lines)) or ["  no lines of benchmarks.model or scaling yet"]:
@@ -135,7 +143,8 @@ def forecast(args: Args, rows: list[Row]):
         yield (
             f"PREDICTED {name}: {one:.0f} images/s on one {args.gpu}"
             + (f", {many:.0f} on {args.gpus} ({many / one:.2f} times one)" if args.gpus > 1 else "")
-            + f"; an epoch of {args.slices} slices takes {args.slices / many:.0f} s"
+            + f"; an epoch of {args.slices} slices takes {args.slices / many:.0f} s, {args.epochs} epochs "
+            f"{args.epochs * args.slices / many / 3600:.1f} h"
         )
 
 
@@ -152,6 +161,18 @@ def shares_for(args: Args, rows: list[Row]) -> tuple[dict[str, float], str]:
                 about = f"{min(reached):.2f} .. {max(reached):.2f} in {len(found)} {kind}{words} lines{weak}"
                 return {"low": min(reached), "high": min(1.0, max(reached))}, about
     return {"bound": 1.0}, "not known, no line of benchmarks.model was recorded: only the bound is printed"
+
+
+def data_costs(lines: list[Line]):
+    """Yield the disk space of a KiTS21 store, and the time to prepare it for each measured machine."""
+    voxels = KITS21_SLICES * 512 * 512
+    yield f"  CT voxels {2 * voxels / 1e9:.1f} GB as int16, unpacked; the download is compressed"
+    yield f"  store: {2 * voxels / 1e9:.1f} GB (image and label, one byte each), three planes {6 * voxels / 1e9:.1f} GB"
+    for line in lines:
+        if line.question == "prepare" and line.config["variant"] == "prepare" and line.config["data"] == "phantom":
+            minutes = voxels / (line.value * PREPARED_VOXELS)
+            env = line.env
+            yield f"  PREDICTED prepare: {minutes:.0f} min on {env['cpu_cores']} cores ({env['cpu']}), by voxels"
 
 
 def gradient_bytes(network: ModelConfig, gradients: str) -> int:

@@ -138,6 +138,7 @@ def test_a_plan_is_marked_as_predicted_and_says_what_it_assumes(tmp_path, capsys
     work = model.counted(plan.ModelConfig(arch="simple_unet"), model.Mode("bf16", True), (64, 64), 4, "cuda")
     assert bound == pytest.approx(4 / roofline.bound(work, 154.8e12, 768e9).seconds, abs=0.5)
     assert low / bound == pytest.approx(0.4, rel=0.01) and high / bound == pytest.approx(0.5, rel=0.01)
+    assert f"{plan.FOLD_SLICES} slices" in said and "100 epochs" in said and "store: 34.2 GB" in said
     # each line is predicted by what the other reached: 1000 * 0.4 against 500
     assert "NVIDIA H100 80GB HBM3 a 64x64: predicted 400, measured 500 images/s, ratio 0.80; by the data sheet" in said
 
