@@ -15,8 +15,17 @@ from kits_dist import cli
 from kits_dist.cli import MISSING
 from kits_dist.data.intensity import Window
 from kits_dist.figures.contours import THUMB_PX, Thumb, contact_sheet, outlined, save_png
-from kits_dist.imaging.checks import SEVERITIES, Examined, Facts, Finding, as_lines, examine, find_twins, unusable
-from kits_dist.imaging.datasets import CaseFiles, LabelChoice, Source, find_all
+from kits_dist.imaging.checks import (
+    SEVERITIES,
+    CheckedCase,
+    Finding,
+    ScanFacts,
+    check_case,
+    find_duplicates,
+    format_findings,
+    unusable_finding,
+)
+from kits_dist.imaging.datasets import CaseFiles, CaseList, LabelChoice, find_all_cases
 from kits_dist.labels import slice_with_most_tumor
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, JobFailed
@@ -40,32 +49,32 @@ class Args:
 
 
 class Result(NamedTuple):
-    facts: Facts | None  # None: not usable
+    facts: ScanFacts | None  # None: not usable
     findings: list[Finding]
     picture: np.ndarray | None
 
 
 def main(args: Args) -> None:
-    source = find_all(args.source, args.labels)
+    source = find_all_cases(args.source, args.labels)
     output = Path(args.output) if args.output else parse_folders(args.source, "source")[0]
     _check_writable(output)
-    print(f"{len(source.cases)} cases, {source.about}")
+    print(f"{len(source.cases)} cases, {source.description}")
     for note in source.notes:
         print(f"note     {note}")
     results = {case.case_id: result for case, result in run_all(_look, source.cases, "audit", args.workers)}
     facts = {case_id: result.facts for case_id, result in sorted(results.items()) if result.facts}
     findings = [finding for result in results.values() for finding in result.findings]
-    findings += find_twins({case_id: known.voxels_sha256 for case_id, known in facts.items()})
+    findings += find_duplicates({case_id: known.voxels_sha256 for case_id, known in facts.items()})
     worst = {case_id: _worst(case_id, findings) for case_id in results}
     order = sorted(results, key=lambda case_id: (_rank(worst[case_id]), case_id))
 
-    print("\n".join([*_table(order, facts, worst), *as_lines(findings)]))
+    print("\n".join([*_table(order, facts, worst), *format_findings(findings)]))
     _write_json(output / "audit.json", source, facts, findings, worst)
     thumbs = [
         Thumb(results[case_id].picture, _caption(case_id, findings, facts.get(case_id), worst[case_id]), worst[case_id])
         for case_id in order[:MAX_THUMBS]
     ]
-    title = f"{len(order)} cases, {source.about}"
+    title = f"{len(order)} cases, {source.description}"
     if len(order) > MAX_THUMBS:
         title += f"; {len(order) - MAX_THUMBS} without the worst findings are left out"
     save_png(output / "audit.png", contact_sheet(thumbs, title))
@@ -80,13 +89,13 @@ def main(args: Args) -> None:
 
 def _look(case: CaseFiles) -> Result:
     try:
-        examined = examine(case)
+        examined = check_case(case)
     except InputError as error:
-        return Result(None, [unusable(case.case_id, error)], None)
+        return Result(None, [unusable_finding(case.case_id, error)], None)
     return Result(examined.facts, examined.findings, _thumbnail(examined))
 
 
-def _thumbnail(examined: Examined) -> np.ndarray:
+def _thumbnail(examined: CheckedCase) -> np.ndarray:
     """The slice with the most tumor, else the most of any label."""
     label = examined.label.array
     index = slice_with_most_tumor(label)
@@ -117,7 +126,7 @@ def _worst(case_id: str, findings: list[Finding]) -> str:
     return next((severity for severity in ("error", "warning") if severity in said), "")
 
 
-def _table(order: list[str], facts: dict[str, Facts], worst: dict[str, str]) -> list[str]:
+def _table(order: list[str], facts: dict[str, ScanFacts], worst: dict[str, str]) -> list[str]:
     """A page, not a wall: the worst cases first, then one line for the rest."""
     rows = [("case", "slices", "H x W", "spacing mm", "axes", "HU", "kidney", "tumor", "cyst ml", "")]
     rows += [_row(case_id, facts.get(case_id), worst[case_id]) for case_id in order[:MAX_ROWS]]
@@ -133,7 +142,7 @@ def _table(order: list[str], facts: dict[str, Facts], worst: dict[str, str]) -> 
     return lines + ([_ranges(list(facts.values()))] if facts else [])
 
 
-def _row(case_id: str, facts: Facts | None, worst: str) -> tuple[str, ...]:
+def _row(case_id: str, facts: ScanFacts | None, worst: str) -> tuple[str, ...]:
     if facts is None:
         return (case_id, *[""] * 8, worst)
     (d, h, w), spacing, ml = facts.shape, facts.spacing_mm, facts.ml
@@ -149,7 +158,7 @@ def _row(case_id: str, facts: Facts | None, worst: str) -> tuple[str, ...]:
     )
 
 
-def _ranges(facts: list[Facts]) -> str:
+def _ranges(facts: list[ScanFacts]) -> str:
     def span(values: list[float], form: str) -> str:
         return f"{min(values):{form}} to {max(values):{form}}"
 
@@ -162,7 +171,7 @@ def _ranges(facts: list[Facts]) -> str:
     )
 
 
-def _caption(case_id: str, findings: list[Finding], facts: Facts | None, worst: str) -> str:
+def _caption(case_id: str, findings: list[Finding], facts: ScanFacts | None, worst: str) -> str:
     """The case, and below it what is wrong, or how many slices it has."""
     kind = next((f.kind for f in findings if (f.case_id, f.severity) == (case_id, worst)), "")
     if worst:
@@ -171,7 +180,7 @@ def _caption(case_id: str, findings: list[Finding], facts: Facts | None, worst: 
 
 
 def _write_json(
-    path: Path, source: Source, facts: dict[str, Facts], findings: list[Finding], worst: dict[str, str]
+    path: Path, source: CaseList, facts: dict[str, ScanFacts], findings: list[Finding], worst: dict[str, str]
 ) -> None:
     files.write_json(
         path,

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from kits_dist import cli
 from kits_dist.cli import MISSING
-from kits_dist.imaging.datasets import MARKER, VARIANT, CaseFiles, find_cases, variant_id
+from kits_dist.imaging.datasets import MARKER, VARIANT_RECORD, CaseFiles, find_cases, variant_id
 from kits_dist.imaging.nifti import Geometry, Volume, kits_geometry, read_labels, write_nifti
 from kits_dist.labels import KIDNEY
-from kits_dist.synthetic.lesion_transplant import lesions_in
+from kits_dist.synthetic.lesion_transplant import transplantable_lesions
 from kits_dist.synthetic.phantom import PhantomCase, make_case, paint_case
-from kits_dist.synthetic.variants import Annotated, draw_donor, make_variant
+from kits_dist.synthetic.variants import AnnotatedCase, draw_donor, make_variant
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
 from kits_dist.utils.parallel import run_all
@@ -128,7 +128,7 @@ def _donors(cases: list[CaseFiles], args: Args) -> dict[str, Path]:
 def _look(case: CaseFiles) -> tuple[bool, bool]:
     """Whether its annotation holds kidney, and lesions that can be moved."""
     label = read_labels(case.label)
-    return bool((label.array == KIDNEY).any()), bool(lesions_in(label.array, label.spacing_mm))
+    return bool((label.array == KIDNEY).any()), bool(transplantable_lesions(label.array, label.spacing_mm))
 
 
 def _write_phantom(index: int, args: Args) -> None:
@@ -151,13 +151,13 @@ def _write_variant(item: tuple[CaseFiles, int], donors: dict[str, Path], args: A
     theirs = _annotated(donor, read_labels(donors[donor])) if donor else None
     variant = make_variant(_annotated(case_id, label), theirs, wanted, args.seed, index, number)
     with files.new_folder(Path(args.output) / variant_id(case_id, number)) as folder:  # never a CT without its record
-        files.write_json(folder / VARIANT, variant.record)
+        files.write_json(folder / VARIANT_RECORD, variant.record)
         _write(folder, variant.case, label.geometry)
     return len(variant.record["lesions"])
 
 
-def _annotated(case_id: str, label: Volume) -> Annotated:
-    return Annotated(case_id, label.array, label.spacing_mm)
+def _annotated(case_id: str, label: Volume) -> AnnotatedCase:
+    return AnnotatedCase(case_id, label.array, label.spacing_mm)
 
 
 def _write(folder: Path, case: PhantomCase, geometry: Geometry) -> None:

@@ -20,8 +20,8 @@ from kits_dist.data import store
 from kits_dist.data.intensity import Window, body_box
 from kits_dist.data.kidneys import find_kidneys
 from kits_dist.data.splits import Traits, make_splits
-from kits_dist.imaging.checks import Finding, as_lines, examine, find_twins, unusable
-from kits_dist.imaging.datasets import CaseFiles, LabelChoice, Source, find_all
+from kits_dist.imaging.checks import Finding, check_case, find_duplicates, format_findings, unusable_finding
+from kits_dist.imaging.datasets import CaseFiles, CaseList, LabelChoice, find_all_cases
 from kits_dist.labels import PLAIN, REGIONS
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, JobFailed
@@ -67,7 +67,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    source = find_all(args.source, args.labels)
+    source = find_all_cases(args.source, args.labels)
     chosen = [case for case in source.cases if case.case_id not in args.skip]
     unknown = set(args.skip) - {case.case_id for case in source.cases}
     if unknown or all(case.made_from for case in chosen):
@@ -78,12 +78,12 @@ def main(args: Args) -> None:
         _write_store(Path(args.store), chosen, args, source)
 
 
-def _write_store(root: Path, chosen: list[CaseFiles], args: Args, source: Source) -> None:
+def _write_store(root: Path, chosen: list[CaseFiles], args: Args, source: CaseList) -> None:
     for plane in args.planes:
         (root / plane).mkdir(exist_ok=True)
     # Without store.json the folder is no store: nobody trains on a set of cases that is changing.
     (root / "store.json").unlink(missing_ok=True)
-    print(f"{len(chosen)} cases, {source.about} -> {root}")
+    print(f"{len(chosen)} cases, {source.description} -> {root}")
     for note in source.notes:
         print(f"note     {note}")
 
@@ -91,7 +91,7 @@ def _write_store(root: Path, chosen: list[CaseFiles], args: Args, source: Source
     results = {case.case_id: result for case, result in run_all(work, chosen, "prepare", args.workers)}
     failed = {case_id: result for case_id, result in results.items() if isinstance(result, InputError)}
     if failed:
-        print("\n".join(as_lines(unusable(case_id, error) for case_id, error in failed.items())))
+        print("\n".join(format_findings(unusable_finding(case_id, error) for case_id, error in failed.items())))
         raise JobFailed(
             f"{len(failed)} of {len(chosen)} cases could not be prepared: {', '.join(sorted(failed))}. The others are "
             f"finished and kept. Mend these and run again, or leave them out: skip=[{','.join(sorted(failed))}]"
@@ -109,7 +109,7 @@ def _prepare_case(case: CaseFiles, root: Path, window: Window, planes: tuple[str
         done = root / "axial" / case.case_id / "case.json"
         if _is_done(done, root, source, window, planes):
             return "kept"
-        image, label, facts, findings = examine(case)
+        image, label, facts, findings = check_case(case)
         levels = window.to_levels(image.array)
         histogram = sum(np.bincount(one.ravel(), minlength=256) for one in levels)  # a slice at a time: it counts int64
         values = np.arange(256)
@@ -180,13 +180,13 @@ def _is_done(done: Path, root: Path, source: dict[str, str], window: Window, pla
         return False
 
 
-def _finish(root: Path, case_ids: list[str], args: Args, source: Source) -> None:
+def _finish(root: Path, case_ids: list[str], args: Args, source: CaseList) -> None:
     """Everything that needs all cases; store.json last, because it is what makes the folder a store."""
     records = [json.loads((root / "axial" / case_id / "case.json").read_text()) for case_id in case_ids]
     cases = [store.case_from_json(record["case"]) for record in records]
     warnings = [f for record in records for one in record["findings"] if (f := Finding(*one)).severity == "warning"]
-    warnings += find_twins({case.case_id: case.voxels_sha256 for case in cases})
-    for line in as_lines(warnings):
+    warnings += find_duplicates({case.case_id: case.voxels_sha256 for case in cases})
+    for line in format_findings(warnings):
         print(line)
     made_from = {case.case_id: case.made_from for case in source.cases}
     traits = [

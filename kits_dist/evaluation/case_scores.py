@@ -12,7 +12,7 @@ from kits_dist.evaluation.lesions import detect
 from kits_dist.evaluation.metrics import SIZES, WEIGHTS, CaseScore, Figures, dice, size_of, slice_counts
 from kits_dist.evaluation.surface_distance import Surface, surface_of, surface_scores
 from kits_dist.imaging import annotators
-from kits_dist.imaging.foreground import Foreground, check_grids, foreground_of, read_foreground, together
+from kits_dist.imaging.foreground import Foreground, check_grids, crop_to_common_box, foreground_of, read_foreground
 from kits_dist.imaging.nifti import Geometry, Volume, kits_geometry
 from kits_dist.labels import REGIONS, TOLERANCES_MM
 from kits_dist.utils.components import bounding_box
@@ -51,7 +51,7 @@ def score_job(job: Job) -> CaseScore | str:
 def score_raters(job: Job) -> CaseScore | str:
     """Each annotator of the case job.truth against the majority of the others: the mean over annotators."""
     try:
-        pairs = annotators.against_others(annotators.read_raters(job.truth))
+        pairs = annotators.leave_one_out_pairs(annotators.read_annotations(job.truth))
     except InputError as error:
         return str(error)
     scores = [score_foreground(job.case_id, own, [(others, 1)], job.regions) for own, others in pairs]
@@ -61,9 +61,9 @@ def score_raters(job: Job) -> CaseScore | str:
 def _references(job: Job) -> list[tuple[Foreground, int]]:
     """The reference label maps, each with how often it counts."""
     if job.reference == "samples":
-        return annotators.samples(annotators.read_raters(job.truth))
+        return annotators.samples(annotators.read_annotations(job.truth))
     if job.reference == "majority":
-        return [(annotators.majority(annotators.read_raters(job.truth)), 1)]
+        return [(annotators.majority(annotators.read_annotations(job.truth)), 1)]
     if job.geometry is not None:
         return [(foreground_of(Volume(np.load(job.truth, mmap_mode="r"), job.geometry)), 1)]
     return [(read_foreground(job.truth), 1)]
@@ -111,7 +111,7 @@ def _score_pair(
 ) -> CaseScore:
     spacing_mm, voxel_ml = truth.spacing_mm, float(np.prod(truth.spacing_mm)) / 1000
     true_surfaces = _surfaces(truth, regions)
-    (ours, theirs), _ = together([predicted, truth])
+    (ours, theirs), _ = crop_to_common_box([predicted, truth])
     figures = {}
     for name, rows in slice_counts(ours, theirs, regions).items():
         tp, fp, fn = counts = rows.sum(axis=0)

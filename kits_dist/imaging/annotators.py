@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kits_dist.imaging.foreground import Foreground, check_grids, read_foreground, together
+from kits_dist.imaging.foreground import Foreground, check_grids, crop_to_common_box, read_foreground
 from kits_dist.labels import CYST, KIDNEY, LABELS, TUMOR
 from kits_dist.utils.errors import InputError, MissingInput
 
@@ -28,7 +28,7 @@ class Instance(NamedTuple):
     drawn: dict[int, np.ndarray]  # annotation number -> (d, h, w) bool, all of the case in one box
 
 
-class Raters(NamedTuple):
+class CaseAnnotations(NamedTuple):
     """What all annotators drew in one case."""
 
     case_id: str
@@ -43,7 +43,7 @@ class Raters(NamedTuple):
         return Foreground(labels, self.box.corner, self.box.grid)
 
 
-def read_raters(case: Path) -> Raters:
+def read_annotations(case: Path) -> CaseAnnotations:
     """The annotations of CASE/segmentations. Raises MissingInput / InputError naming the folder or file."""
     folder = case / FOLDER
     found: dict[tuple[int, int], dict[int, Path]] = {}
@@ -62,21 +62,21 @@ def read_raters(case: Path) -> Raters:
         if one.array.max(initial=0) > 1:
             raise InputError(f"{path}: an annotator's mask holds 0 and 1, this one {int(one.array.max())}.")
         check_grids(one, maps[0], path, paths[0])
-    boxes, corner = together(maps)
+    boxes, corner = crop_to_common_box(maps)
     masks = {path: box.astype(bool) for path, box in zip(paths, boxes, strict=True)}
     instances = [
         Instance(_DRAWN[kind], {number: masks[path] for number, path in sorted(found[kind, instance].items())})
         for kind, instance in sorted(found)
     ]
-    return Raters(case.name, instances, Foreground(boxes[0], corner, maps[0].grid))
+    return CaseAnnotations(case.name, instances, Foreground(boxes[0], corner, maps[0].grid))
 
 
-def majority(raters: Raters) -> Foreground:
+def majority(raters: CaseAnnotations) -> Foreground:
     """A voxel is in an instance when more than half of those who drew it say so."""
     return raters.painted((one.label, _more_than_half(list(one.drawn.values()))) for one in raters.instances)
 
 
-def samples(raters: Raters) -> list[tuple[Foreground, int]]:
+def samples(raters: CaseAnnotations) -> list[tuple[Foreground, int]]:
     """The challenge's reference: label maps, each with how often it was drawn; a case's score is the mean over them.
 
     Five groups of n samples, n the smallest number of annotators of an instance. In each group every instance draws a
@@ -100,7 +100,7 @@ def samples(raters: Raters) -> list[tuple[Foreground, int]]:
     ]
 
 
-def against_others(raters: Raters) -> list[tuple[Foreground, Foreground]]:
+def leave_one_out_pairs(raters: CaseAnnotations) -> list[tuple[Foreground, Foreground]]:
     """For each annotator who drew every instance: (what they drew, the majority of the others).
 
     With two others a voxel needs both. Raises InputError where fewer than two drew every instance.

@@ -1,6 +1,6 @@
 """Can a case be used? Errors stop it from being prepared; warnings and notes are for a person to look at.
 
-`examine` is the one way from files to voxels: `audit` reports what it says, `prepare` stores what it returns, so
+`check_case` is the one way from files to voxels: `audit` reports what it says, `prepare` stores what it returns, so
 both stop at the same things with the same words.
 """
 
@@ -30,7 +30,7 @@ class Finding(NamedTuple):
     message: str
 
 
-class Facts(NamedTuple):
+class ScanFacts(NamedTuple):
     shape: tuple[int, int, int]  # (D, H, W)
     spacing_mm: tuple[float, float, float]
     axis_codes: str  # as stored
@@ -39,14 +39,14 @@ class Facts(NamedTuple):
     voxels_sha256: str
 
 
-class Examined(NamedTuple):
+class CheckedCase(NamedTuple):
     image: Volume  # HU
     label: Volume
-    facts: Facts
+    facts: ScanFacts
     findings: list[Finding]  # warnings and notes
 
 
-def examine(files: CaseFiles) -> Examined:
+def check_case(files: CaseFiles) -> CheckedCase:
     """Read a case and look at it. Raises InputError naming the case and what makes it unusable."""
     image, label = _load(files)
     voxels = {name: int((label.array == value).sum()) for name, value in LABELS.items() if value}
@@ -57,7 +57,7 @@ def examine(files: CaseFiles) -> Examined:
     if not any(voxels.values()):
         raise InputError(f"{files.case_id}: the label is empty, no kidney, tumor or cyst {where}.")
     voxel_ml = float(np.prod(image.spacing_mm)) / 1000
-    facts = Facts(
+    facts = ScanFacts(
         image.array.shape,
         image.spacing_mm,
         image.geometry.axis_codes,
@@ -67,7 +67,7 @@ def examine(files: CaseFiles) -> Examined:
     )
     said = [*_of_grid(image), *_of_hu(image.array, label.array, low, high), *_of_label(voxels)]
     said += [("warning", kind, message) for kind, message in continuity.describe(image.array)]
-    return Examined(image, label, facts, [Finding(files.case_id, *one) for one in said])
+    return CheckedCase(image, label, facts, [Finding(files.case_id, *one) for one in said])
 
 
 def voxels_sha256(image: np.ndarray) -> str:
@@ -75,7 +75,7 @@ def voxels_sha256(image: np.ndarray) -> str:
     return hashlib.sha256(str(image.shape).encode() + np.ascontiguousarray(image).data).hexdigest()
 
 
-def find_twins(voxels: dict[str, str]) -> list[Finding]:
+def find_duplicates(voxels: dict[str, str]) -> list[Finding]:
     """{case: voxels_sha256} -> a warning for each case whose scan is there under another name too."""
     same: dict[str, list[str]] = defaultdict(list)
     for case_id, digest in sorted(voxels.items()):
@@ -94,11 +94,11 @@ def find_twins(voxels: dict[str, str]) -> list[Finding]:
     ]
 
 
-def unusable(case_id: str, error: InputError) -> Finding:
+def unusable_finding(case_id: str, error: InputError) -> Finding:
     return Finding(case_id, "error", "unusable", str(error).removeprefix(f"{case_id}: "))
 
 
-def as_lines(findings: Iterable[Finding], limit: int = 5) -> list[str]:
+def format_findings(findings: Iterable[Finding], limit: int = 5) -> list[str]:
     """For a screen: every error; the first `limit` warnings of a kind; one line for each kind of note."""
     by_kind: dict[tuple[int, str], list[Finding]] = defaultdict(list)
     for finding in sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), f.kind, f.case_id)):

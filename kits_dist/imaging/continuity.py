@@ -3,7 +3,7 @@
 Both measures look at slices averaged down to 32x32 blocks of HU clipped to [-200, 300], where noise and fine structure
 are gone and 1,000 slices take a second.
 
-Break   the mean difference of two neighbouring slices, against the largest such difference among the five before and
+Jump    the mean difference of two neighbouring slices, against the largest such difference among the five before and
         the five after. Measured: at most 1.2 on a real torso at 3 mm and its multiples, 1.4 on phantoms, 1.8 on
         16 real slices picked at random; two phantoms in one file 3.9 or more, the torso begun again somewhere 3.4 or
         more at 3 mm and 2.0 or more at 6 mm. A break is 2.5: a restart between like places of a coarse scan can
@@ -21,12 +21,12 @@ _NEIGHBOURS = 5
 _MIN_SLICES = 4  # of the shorter scan
 
 
-class Break(NamedTuple):
+class Discontinuity(NamedTuple):
     index: int  # first slice that does not continue its predecessor
     ratio: float
 
 
-def find_breaks(blocks: np.ndarray) -> list[Break]:
+def find_discontinuities(blocks: np.ndarray) -> list[Discontinuity]:
     """(D, h, w) HU of `coarse` -> where it jumps, cranial first. Blank slices, as padding, are passed over."""
     filled = np.flatnonzero(np.ptp(blocks, axis=(1, 2)))
     steps = np.abs(np.diff(blocks[filled], axis=0)).mean(axis=(1, 2))
@@ -35,11 +35,11 @@ def find_breaks(blocks: np.ndarray) -> list[Break]:
         near = np.concatenate([steps[max(0, i - _NEIGHBOURS) : i], steps[i + 1 : i + 1 + _NEIGHBOURS]])
         ratio = float(steps[i] / max(near.max(), 1e-6))
         if steps[i] >= _MIN_STEP_HU and ratio >= BREAK_RATIO:
-            found.append(Break(int(filled[i + 1]), ratio))
+            found.append(Discontinuity(int(filled[i + 1]), ratio))
     return found
 
 
-def find_repeats(image: np.ndarray, blocks: np.ndarray) -> list[tuple[int, int]]:
+def find_repeated_slices(image: np.ndarray, blocks: np.ndarray) -> list[tuple[int, int]]:
     """(slice, earlier slice) with equal voxels, in order. Blank slices are not counted."""
     first: dict[bytes, int] = {}
     found = []
@@ -50,7 +50,7 @@ def find_repeats(image: np.ndarray, blocks: np.ndarray) -> list[tuple[int, int]]
     return found
 
 
-def coarse(image: np.ndarray, blocks: int = 32) -> np.ndarray:
+def block_means(image: np.ndarray, blocks: int = 32) -> np.ndarray:
     """(D, H, W) HU -> (D, 32, 32) float32, means of blocks; fewer where the slice has fewer pixels."""
     _, height, width = image.shape
     rows = np.linspace(0, height, min(blocks, height), endpoint=False).astype(int)
@@ -65,9 +65,9 @@ def coarse(image: np.ndarray, blocks: int = 32) -> np.ndarray:
 
 def describe(image: np.ndarray) -> list[tuple[str, str]]:
     """(kind of finding, sentence) for what is wrong with the order of the slices of (D, H, W) HU."""
-    blocks = coarse(image)
+    blocks = block_means(image)
     said = []
-    if breaks := find_breaks(blocks):
+    if breaks := find_discontinuities(blocks):
         edges = [0, *(b.index for b in breaks), len(image)]
         parts = " and ".join(f"{a}..{b - 1}" for a, b in zip(edges, edges[1:], strict=False))
         said.append(
@@ -77,7 +77,7 @@ def describe(image: np.ndarray) -> list[tuple[str, str]]:
                 "around it): several scans in one file, or slices missing?",
             )
         )
-    if repeats := find_repeats(image, blocks):
+    if repeats := find_repeated_slices(image, blocks):
         (first, earlier), (last, later) = repeats[0], repeats[-1]
         if len(repeats) == last - first + 1 > 1:
             what = f"slices {first}..{last} repeat {earlier}..{later}"

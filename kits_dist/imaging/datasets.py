@@ -12,7 +12,7 @@ DataKind = Literal["kits", "phantom", "painted"]
 LabelChoice = Literal["majority", "and", "or"]
 # A folder we made carries this file, so that no phantom's score is ever read as a KiTS result.
 MARKER = "kits_dist_data.json"
-VARIANT = "variant.json"  # in the folder of a synthetic variant: which cases it was made from
+VARIANT_RECORD = "variant.json"  # in the folder of a synthetic variant: which cases it was made from
 
 _AGGREGATED: dict[LabelChoice, str] = {
     "majority": "aggregated_MAJ_seg",
@@ -34,7 +34,7 @@ class CaseFiles(NamedTuple):
     made_from: tuple[str, ...] = ()  # of a synthetic variant: the cases whose anatomy or lesions it holds
 
 
-class Source(NamedTuple):
+class CaseList(NamedTuple):
     root: Path  # the folder that directly holds the cases; of several the first's
     layout: str
     labels: LabelChoice | None  # which of KiTS21's aggregations; None: there is one label a case
@@ -43,12 +43,12 @@ class Source(NamedTuple):
     notes: list[str]  # what a person should know about the choice of cases
 
     @property
-    def about(self) -> str:
+    def description(self) -> str:
         labels = f" (labels: {self.labels})" if self.labels else ""
         return f"{self.layout} layout{labels}, data: {self.data}"
 
 
-def find_all(source: str, labels: LabelChoice = "majority") -> Source:
+def find_all_cases(source: str, labels: LabelChoice = "majority") -> CaseList:
     """The cases of one folder, or of several written [A,B]. A case id found again is the same patient: first one wins.
 
     Raises MissingInput / InputError as `find_cases`, and when the folders hold different kinds of data.
@@ -70,7 +70,7 @@ def find_all(source: str, labels: LabelChoice = "majority") -> Source:
                 f"{folder}: {len(again)} of {len(one.cases)} cases left out, because an earlier folder has the same "
                 f"ids: {listed(again)}. Other patients under these ids? Rename their folders."
             )
-    return Source(
+    return CaseList(
         found[folders[0]].root,
         " + ".join(dict.fromkeys(one.layout for one in found.values())),
         next((one.labels for one in found.values() if one.labels), None),
@@ -80,7 +80,7 @@ def find_all(source: str, labels: LabelChoice = "majority") -> Source:
     )
 
 
-def find_cases(folder: Path, labels: LabelChoice = "majority") -> Source:
+def find_cases(folder: Path, labels: LabelChoice = "majority") -> CaseList:
     """Detect the layout below `folder` and list its cases by id.
 
     Raises MissingInput when the folder is not there, InputError when it holds none of the layouts (and says what was
@@ -101,10 +101,10 @@ def find_cases(folder: Path, labels: LabelChoice = "majority") -> Source:
         cases = _nnunet_cases(root)
     else:
         cases = _kits_cases(root, _AGGREGATED[labels] if layout == "KiTS21" else "segmentation")
-    return Source(root, layout, labels if layout == "KiTS21" else None, data_kind(folder, root), cases, [])
+    return CaseList(root, layout, labels if layout == "KiTS21" else None, data_kind(folder, root), cases, [])
 
 
-def image_of(case: Path) -> Path | None:
+def find_image(case: Path) -> Path | None:
     """The CT in a KiTS case's folder, if it is one."""
     return _one(case, "imaging")
 
@@ -174,7 +174,7 @@ def _kits_case(folder: Path, label_name: str) -> CaseFiles:
 def _made_from(folder: Path) -> tuple[str, ...]:
     """Raises InputError where a variant does not say what it was made from: it would pass for a patient of its own,
     and be trained on while that patient is tested."""
-    record = folder / VARIANT
+    record = folder / VARIANT_RECORD
     if not record.is_file():
         if _VARIANT_OF not in folder.name:
             return ()

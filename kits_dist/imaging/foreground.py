@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kits_dist.imaging.nifti import Geometry, Volume, view_labels
+from kits_dist.imaging.nifti import Geometry, Volume, read_labels_view
 from kits_dist.utils.components import Box3, bounding_box
 from kits_dist.utils.errors import InputError
 
@@ -26,7 +26,7 @@ class Foreground(NamedTuple):
 
 def read_foreground(path: Path) -> Foreground:
     """Raises InputError naming `path` as `read_labels` does. For a moment one map as the file holds it is in memory."""
-    return foreground_of(view_labels(path))
+    return foreground_of(read_labels_view(path))
 
 
 def foreground_of(volume: Volume) -> Foreground:
@@ -35,7 +35,7 @@ def foreground_of(volume: Volume) -> Foreground:
     return Foreground(volume.array[box].copy(), tuple(part.start for part in box), volume.canonical_geometry())
 
 
-def together(maps: list[Foreground]) -> tuple[list[np.ndarray], tuple[int, int, int]]:
+def crop_to_common_box(maps: list[Foreground]) -> tuple[list[np.ndarray], tuple[int, int, int]]:
     """Several maps of one grid -> their labels in the one box that holds all of them, and that box's corner."""
     filled = [one for one in maps if one.array.size]
     if not filled:
@@ -46,12 +46,12 @@ def together(maps: list[Foreground]) -> tuple[list[np.ndarray], tuple[int, int, 
     for one in maps:
         box = np.zeros(stop - start, np.uint8)
         if one.array.size:
-            box[within(one, start)] = one.array
+            box[_slices_in(one, start)] = one.array
         boxes.append(box)
     return boxes, tuple(int(n) for n in start)
 
 
-def within(one: Foreground, start: np.ndarray) -> Box3:
+def _slices_in(one: Foreground, start: np.ndarray) -> Box3:
     """Where the labels of `one` lie in a box that begins at `start`."""
     return tuple(slice(c - s, c - s + n) for c, s, n in zip(one.corner, start, one.array.shape, strict=True))
 

@@ -86,11 +86,11 @@ def read_image(path: Path) -> Volume:
 
 def read_labels(path: Path) -> Volume:
     """Label map, (D, H, W) uint8 in 0..3. Raises InputError naming `path` and the labels that KiTS does not have."""
-    volume = view_labels(path)
+    volume = read_labels_view(path)
     return Volume(np.array(volume.array, order="C"), volume.geometry)
 
 
-def view_labels(path: Path) -> Volume:
+def read_labels_view(path: Path) -> Volume:
     """`read_labels` for who looks once: read-only, in the file's own memory order, no copy where the file is uint8."""
     array, geometry = _read(path)
     with np.errstate(invalid="ignore"):  # NaN is no uint8: refused below
@@ -101,11 +101,11 @@ def view_labels(path: Path) -> Volume:
     return Volume(_turned(labels, geometry), geometry)
 
 
-def to_native(array: np.ndarray, geometry: Geometry) -> np.ndarray:
+def to_stored_order(array: np.ndarray, geometry: Geometry) -> np.ndarray:
     """(D, H, W) in our orientation -> the axis order and direction of the file."""
     stored = apply_orientation(array, ornt_transform(_CANONICAL, io_orientation(geometry.affine)))
     if stored.shape != tuple(geometry.shape):
-        raise ValueError(f"to_native: {array.shape} does not fit a file of shape {tuple(geometry.shape)}.")
+        raise ValueError(f"to_stored_order: {array.shape} does not fit a file of shape {tuple(geometry.shape)}.")
     return np.ascontiguousarray(stored)
 
 
@@ -114,7 +114,7 @@ def write_nifti(path: Path, array: np.ndarray, geometry: Geometry, slope: float 
 
     slope   what a reader multiplies the stored values by (scl_slope)
     """
-    native = to_native(array, geometry)
+    native = to_stored_order(array, geometry)
     header = nib.Nifti1Header()
     header.set_data_shape(native.shape)
     header.set_data_dtype(native.dtype)

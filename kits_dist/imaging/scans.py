@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kits_dist.imaging import dicom
-from kits_dist.imaging.datasets import find_cases, image_of, stem
+from kits_dist.imaging.datasets import find_cases, find_image, stem
 from kits_dist.imaging.nifti import Volume, read_image
 from kits_dist.utils.errors import InputError, MissingInput
 from kits_dist.utils.parallel import progress_bar
@@ -24,12 +24,12 @@ class Scan(NamedTuple):
         return dicom.read_series(self.source) if isinstance(self.source, dicom.Series) else read_image(self.source)
 
 
-class Found(NamedTuple):
+class ScanList(NamedTuple):
     scans: list[Scan]
     notes: list[str]  # what a person should know about the choice
 
 
-def find_scans(source: Path) -> Found:
+def find_scans(source: Path) -> ScanList:
     """One NIfTI file, a folder of them, a KiTS case or a folder of cases, nnU-Net's imagesTs or the folder above it, a
     folder of DICOM series at any depth.
 
@@ -38,19 +38,19 @@ def find_scans(source: Path) -> Found:
     if source.is_file():
         if not _is_nifti(source) and dicom.is_dicom(source):
             raise InputError(f"input={source} is one DICOM file. Name the folder that holds the whole series.")
-        return Found([Scan(_name(source), source, source.parent)], [])
+        return ScanList([Scan(_name(source), source, source.parent)], [])
     if not source.is_dir():
         raise MissingInput(f"input={source}: no such file or folder.")
-    if (image := image_of(source)) is not None:
-        return Found([Scan(source.resolve().name, image, source)], [])
+    if (image := find_image(source)) is not None:
+        return ScanList([Scan(source.resolve().name, image, source)], [])
     if loose := _loose(source):
-        return Found(loose, [])
+        return ScanList(loose, [])
     if below := _loose(source / "imagesTs"):
-        return Found(below, [f"{source / 'imagesTs'}: nnU-Net's test images; those of imagesTr are left out"])
+        return ScanList(below, [f"{source / 'imagesTs'}: nnU-Net's test images; those of imagesTr are left out"])
     if paths := dicom.files_below(source):
         return _series(source, paths)
     try:
-        return Found([Scan(case.case_id, case.image, source) for case in find_cases(source).cases], [])
+        return ScanList([Scan(case.case_id, case.image, source) for case in find_cases(source).cases], [])
     except InputError as error:
         raise InputError(
             f"input={source}: no .nii.gz or .nii file directly in it, no DICOM below it. {error}"
@@ -81,7 +81,7 @@ def _name(path: Path) -> str:
     return stem(path).removesuffix("_0000") or stem(path)
 
 
-def _series(root: Path, paths: list[Path]) -> Found:
+def _series(root: Path, paths: list[Path]) -> ScanList:
     """Each CT series is a scan, named by its folder, and by its number where several lie in one."""
     with progress_bar("look at DICOM headers", "file", items=paths, disable=len(paths) < 2000) as bar:
         found = dicom.series_of(bar)
@@ -106,4 +106,4 @@ def _series(root: Path, paths: list[Path]) -> Found:
         notes.append(f"{folder} holds {len(several)} CT series: each is a scan, named by its number")
     if twice := [name for name, count in Counter(scan.name for scan in scans).items() if count > 1]:
         raise InputError(f"input={root}: two series would be named {twice[0]}. Rename a folder.")
-    return Found(scans, notes)
+    return ScanList(scans, notes)

@@ -22,7 +22,7 @@ MAX_OF_KIDNEY = 0.25  # share of the patient's kidney voxels that a lesion may r
 WINDOW_MM = 15.0  # the kidney's surface normal is judged within this distance
 
 
-class Lesion(NamedTuple):
+class DonorLesion(NamedTuple):
     """A connected tumor or cyst, cut out with a voxel of margin."""
 
     value: int  # TUMOR or CYST
@@ -34,14 +34,14 @@ class Lesion(NamedTuple):
         return float(self.mask.sum() * np.prod(self.spacing_mm) / 1000)
 
 
-class Placed(NamedTuple):
+class Placement(NamedTuple):
     value: int
     voxels: int
     centre: tuple[int, int, int]  # voxel of the grid
     turn_deg: Vec3  # about z, y, x
 
 
-def lesions_in(label: np.ndarray, spacing_mm: Vec3) -> list[Lesion]:
+def transplantable_lesions(label: np.ndarray, spacing_mm: Vec3) -> list[DonorLesion]:
     """Tumors and cysts of an annotation (D, H, W) that can be moved: of a fitting size, and not cut by the scan's end,
     where their shape is not known. In a fixed order."""
     pieces = cc3d.connected_components(np.where(label >= TUMOR, label, 0), connectivity=26)
@@ -52,19 +52,19 @@ def lesions_in(label: np.ndarray, spacing_mm: Vec3) -> list[Lesion]:
         cut = any(s.start == 0 or s.stop == n for s, n in zip(box, label.shape, strict=True))
         if piece and not cut and SMALLEST_ML <= voxels * voxel_ml <= LARGEST_ML:
             mask = pieces[box] == piece
-            found.append(Lesion(int(label[box][mask][0]), np.pad(mask, 1), spacing_mm))
+            found.append(DonorLesion(int(label[box][mask][0]), np.pad(mask, 1), spacing_mm))
     return found
 
 
 def transplant(
-    label: np.ndarray, spacing_mm: Vec3, lesion: Lesion, room: np.ndarray, rng: Generator
-) -> tuple[np.ndarray, Placed] | None:
+    label: np.ndarray, spacing_mm: Vec3, lesion: DonorLesion, room: np.ndarray, rng: Generator
+) -> tuple[np.ndarray, Placement] | None:
     """`label` (D, H, W) with the lesion on one of its kidneys, and where; None where no place was found.
 
     room   (D, H, W) bool: where a lesion may lie outside the kidney
     """
     turn_deg = tuple(float(v) for v in rng.uniform(-180.0, 180.0, 3))
-    mask = resampled(lesion, spacing_mm, rotation(*turn_deg))
+    mask = resample_lesion(lesion, spacing_mm, rotation(*turn_deg))
     grown = ndimage.binary_dilation(mask, np.ones((3, 3, 3)))
     box = bounding_box(label)
     annotated = np.pad(label[box], 1)
@@ -85,11 +85,11 @@ def transplant(
         if _is_right(label[box], room[box], mask, grown, most):
             out = label.copy()
             out[box][mask] = lesion.value
-            return out, Placed(lesion.value, int(mask.sum()), tuple(centre.tolist()), turn_deg)
+            return out, Placement(lesion.value, int(mask.sum()), tuple(centre.tolist()), turn_deg)
     return None
 
 
-def resampled(lesion: Lesion, spacing_mm: Vec3, turn: np.ndarray) -> np.ndarray:
+def resample_lesion(lesion: DonorLesion, spacing_mm: Vec3, turn: np.ndarray) -> np.ndarray:
     """The lesion turned about its middle, (d, h, w) bool at another spacing, with a voxel of margin and of the same
     volume, to a voxel.
 

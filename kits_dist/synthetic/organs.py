@@ -51,7 +51,7 @@ class Patient(NamedTuple):
     noise_lag1: float
 
 
-class Canvas(NamedTuple):
+class BackgroundGrid(NamedTuple):
     """The working grid: hu float32 and organ uint8 (index into ORGANS), both (D, H, W) of axes.shape."""
 
     axes: Axes
@@ -62,7 +62,7 @@ class Canvas(NamedTuple):
 ORGANS = ("air", "fat", "wall", "liver", "spleen", "bowel", "gas", "muscle", "vessel", "bone", "table")
 
 
-class Halo(NamedTuple):
+class DistanceMaps(NamedTuple):
     """Distances in mm on a 2-3 mm grid around the annotation, float32 (d, h, w) of axes.shape."""
 
     axes: Axes
@@ -73,10 +73,10 @@ class Halo(NamedTuple):
     box: Box  # the voxels of the full grid that the annotation may fill
 
 
-def background(axes: Axes, halo: Halo, patient: Patient, rng: Generator) -> Canvas:
+def background(axes: Axes, halo: DistanceMaps, patient: Patient, rng: Generator) -> BackgroundGrid:
     """Trunk and organs on a grid no finer than WORK_STEP_MM, with fat where the annotation is."""
     axes = coarse_axes(axes, WORK_STEP_MM)
-    canvas = Canvas(axes, np.full(axes.shape, AIR_HU, np.float32), np.zeros(axes.shape, np.uint8))
+    canvas = BackgroundGrid(axes, np.full(axes.shape, AIR_HU, np.float32), np.zeros(axes.shape, np.uint8))
     z, y, x = axes.mesh()
     everywhere = (slice(0, axes.shape[0]), slice(0, axes.shape[1]), slice(0, axes.shape[2]))
     bumps, fine = SmoothField(rng, 26.0), SmoothField(rng, 7.0)
@@ -173,7 +173,7 @@ def _vessels(tube, patient: Patient, low_z: float, high_z: float, rng: Generator
         )
 
 
-def _bones(canvas: Canvas, cavity: np.ndarray, wall_mm: np.ndarray, tube, rng: Generator) -> None:
+def _bones(canvas: BackgroundGrid, cavity: np.ndarray, wall_mm: np.ndarray, tube, rng: Generator) -> None:
     z, y, x = canvas.axes.mesh()
     first, rise = rng.uniform(0, 34), rng.uniform(0.6, 0.8)
     low_z, high_z = float(canvas.axes.z[0]) - 5.0, float(canvas.axes.z[-1]) + 5.0
@@ -196,7 +196,7 @@ def _bones(canvas: Canvas, cavity: np.ndarray, wall_mm: np.ndarray, tube, rng: G
     _cover(canvas, everywhere, np.where(allowed, rib, -9.0), 380.0, "bone")
 
 
-def _cover(canvas: Canvas, box: Box, distance_mm: np.ndarray, hu: float | np.ndarray, organ: str) -> None:
+def _cover(canvas: BackgroundGrid, box: Box, distance_mm: np.ndarray, hu: float | np.ndarray, organ: str) -> None:
     """Blend `hu` in where distance_mm is positive; the edge is about a voxel wide, as partial volume makes it."""
     soft = max(1.5, 0.8 * float(canvas.axes.x[1] - canvas.axes.x[0]))
     share = np.clip(0.5 + distance_mm / np.float32(soft), 0.0, 1.0, dtype=np.float32)

@@ -20,7 +20,7 @@ from numpy.random import Generator, SeedSequence
 from scipy import ndimage
 
 from kits_dist.labels import CYST, KIDNEY, TUMOR
-from kits_dist.synthetic.organs import MUSCLE_HU, ORGANS, Halo, Patient, background
+from kits_dist.synthetic.organs import MUSCLE_HU, ORGANS, DistanceMaps, Patient, background
 from kits_dist.synthetic.shapes import (
     Axes,
     Ellipsoid,
@@ -288,7 +288,7 @@ def _fit_patient(label: np.ndarray, spacing_mm: Vec3, patient: Patient) -> tuple
 # --- the picture ------------------------------------------------------------------------------------------------------
 
 
-def _measure(label: np.ndarray, axes: Axes) -> Halo:
+def _measure(label: np.ndarray, axes: Axes) -> DistanceMaps:
     spans = [np.flatnonzero(label.any(axis=tuple(d for d in range(3) if d != dim))) for dim in range(3)]
     bounds = tuple(
         tuple(float(a[s[i]]) + sign * HALO_MM for a, s in zip(axes, spans, strict=True))
@@ -305,10 +305,14 @@ def _measure(label: np.ndarray, axes: Axes) -> Halo:
     inside = ndimage.distance_transform_edt(np.pad(small > 0, 1, mode="edge"), sampling=spacing)[1:-1, 1:-1, 1:-1]
     tumor = ndimage.distance_transform_edt(small == TUMOR, sampling=spacing)
     share = tumor / max(float(tumor.max()), 8.0)  # below 16 mm across there is no core to speak of
-    return Halo(own, bounds, outside.astype(np.float32), inside.astype(np.float32), share.astype(np.float32), near)
+    return DistanceMaps(
+        own, bounds, outside.astype(np.float32), inside.astype(np.float32), share.astype(np.float32), near
+    )
 
 
-def _tissue(label: np.ndarray, axes: Axes, halo: Halo, patient: Patient, fields: dict[str, SmoothField]) -> np.ndarray:
+def _tissue(
+    label: np.ndarray, axes: Axes, halo: DistanceMaps, patient: Patient, fields: dict[str, SmoothField]
+) -> np.ndarray:
     """HU float32 of annotated voxels; `label` and `axes` are a piece of the grid, values elsewhere mean nothing."""
     medium, fine = fields["medium"].at(axes), fields["fine"].at(axes)
     depth = interpolate(halo.inside_mm, halo.axes, axes)

@@ -11,7 +11,7 @@ import numpy as np
 
 from kits_dist.labels import LABELS
 from kits_dist.synthetic.deformation import deform, draw_deformation
-from kits_dist.synthetic.lesion_transplant import lesions_in, transplant
+from kits_dist.synthetic.lesion_transplant import transplant, transplantable_lesions
 from kits_dist.synthetic.phantom import PhantomCase, paint_case, room_for_lesions, streams, tissue_hu
 from kits_dist.synthetic.shapes import Vec3
 
@@ -19,13 +19,13 @@ LESIONS = (0, 1, 2)  # from the donor, with these shares:
 SHARES = (0.25, 0.5, 0.25)  # some without, because a variant of one patient is trained on wherever the patient is
 
 
-class Annotated(NamedTuple):
+class AnnotatedCase(NamedTuple):
     case_id: str
     label: np.ndarray  # (D, H, W) uint8, axes I P L
     spacing_mm: Vec3
 
 
-class Variant(NamedTuple):
+class SyntheticCase(NamedTuple):
     case: PhantomCase
     record: dict  # for variant.json: made_from (case ids, its own first), deformation, lesions, hu
 
@@ -43,8 +43,10 @@ def draw_donor(case_id: str, donors: Sequence[str], seed: int, index: int, varia
     return (donor, wanted) if wanted else (None, 0)
 
 
-def make_variant(own: Annotated, donor: Annotated | None, wanted: int, seed: int, index: int, variant: int) -> Variant:
-    """Variant `variant` (1 and up) of an annotation that holds kidney, on the grid of that annotation.
+def make_variant(
+    own: AnnotatedCase, donor: AnnotatedCase | None, wanted: int, seed: int, index: int, variant: int
+) -> SyntheticCase:
+    """SyntheticCase `variant` (1 and up) of an annotation that holds kidney, on the grid of that annotation.
 
     donor, wanted   whose lesions, and how many at most: where none of its lesions finds a place on these kidneys the
                     variant is the patient's alone, and says so
@@ -56,7 +58,7 @@ def make_variant(own: Annotated, donor: Annotated | None, wanted: int, seed: int
     if donor:
         rng = drawn["transplant"]
         room = room_for_lesions(anatomy, own.spacing_mm, seed, index, variant)
-        theirs = lesions_in(donor.label, donor.spacing_mm)
+        theirs = transplantable_lesions(donor.label, donor.spacing_mm)
         for lesion in (theirs[i] for i in rng.permutation(len(theirs))):
             if len(lesions) < wanted and (found := transplant(label, own.spacing_mm, lesion, room, rng)):
                 label, placed = found
@@ -74,7 +76,7 @@ def make_variant(own: Annotated, donor: Annotated | None, wanted: int, seed: int
         "lesions": lesions,
         "hu": tissue_hu(seed, index, variant),
     }
-    return Variant(case, record)
+    return SyntheticCase(case, record)
 
 
 def _about(donor: str, placed, spacing_mm: Vec3) -> dict:

@@ -12,7 +12,7 @@ from PIL import Image
 from kits_dist import audit, prepare
 from kits_dist.figures import contours
 from kits_dist.imaging import continuity
-from kits_dist.imaging.checks import Finding, as_lines, examine
+from kits_dist.imaging.checks import Finding, check_case, format_findings
 from kits_dist.imaging.datasets import CaseFiles, find_cases
 from kits_dist.imaging.nifti import Geometry, kits_geometry, read_image, write_nifti
 from kits_dist.synthetic.phantom import make_case
@@ -73,7 +73,7 @@ def picked(*slices):
 
 def test_a_healthy_case_has_no_finding_and_its_facts(tmp_path):
     scan = Scan()
-    examined = examine(scan.write(tmp_path, "case_00001"))
+    examined = check_case(scan.write(tmp_path, "case_00001"))
     assert examined.findings == []
     facts = examined.facts
     assert facts.shape == SHAPE and facts.spacing_mm == pytest.approx(SPACING) and facts.axis_codes == "IPL"
@@ -115,7 +115,7 @@ def test_a_healthy_case_has_no_finding_and_its_facts(tmp_path):
 def test_each_thing_that_is_odd_is_said(tmp_path, spoil, severity, words):
     scan = Scan()
     spoil(scan)
-    found = examine(scan.write(tmp_path, "case_00001")).findings
+    found = check_case(scan.write(tmp_path, "case_00001")).findings
     assert [f for f in found if f.severity == severity and re.search(words, f.message)], found
 
 
@@ -202,13 +202,13 @@ def test_blank_slices_are_neither_a_break_nor_a_repeat():
     assert continuity.describe(np.zeros((9, 8, 8), np.int16)) == []
     faint = np.tile(np.arange(8, dtype=np.float32), (12, 8, 1))
     faint[6:] += 4  # the only step, but of 4 HU
-    assert continuity.find_breaks(continuity.coarse(faint)) == []
+    assert continuity.find_discontinuities(continuity.block_means(faint)) == []
     assert continuity.describe(scan[:1]) == continuity.describe(scan[:3]) == []
 
 
 def test_means_of_blocks_are_means():
     image = np.arange(3 * 5 * 70, dtype=np.int16).reshape(3, 5, 70) % 200
-    blocks = continuity.coarse(image)
+    blocks = continuity.block_means(image)
     assert blocks.shape == (3, 5, 32)
     assert blocks[1, 2, 0] == image[1, 2, :2].mean() and blocks[2, 4, 31] == image[2, 4, 67:].mean()
 
@@ -271,7 +271,7 @@ def test_lines_for_a_screen_are_few_and_the_worst_come_first():
     found = [Finding(f"case_{i}", "warning", "plane", f"tilted by {i}") for i in range(8)]
     found += [Finding("case_3", "note", "cyst", "has a cyst"), Finding("case_4", "note", "cyst", "has a cyst")]
     found += [Finding(f"case_{i}", "error", "unusable", "empty") for i in range(7)]
-    lines = as_lines(found, limit=2)
+    lines = format_findings(found, limit=2)
     assert lines[:7] == [f"error    case_{i}  empty" for i in range(7)]
     assert lines[7:9] == ["warning  case_0  tilted by 0", "warning  case_1  tilted by 1"]
     assert lines[9:] == [

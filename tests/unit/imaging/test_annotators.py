@@ -65,7 +65,7 @@ def test_majority_is_more_than_half_and_tumor_lies_on_top(case):
             if of_kind == kind:  # 2 of 3, 3 of 4
                 expected[np.sum(list(masks.values()), axis=0) >= len(masks) // 2 + 1] = label
     assert set(np.unique(expected)) == {0, 1, 2, 3}
-    assert np.array_equal(whole(annotators.majority(annotators.read_raters(folder))), expected)
+    assert np.array_equal(whole(annotators.majority(annotators.read_annotations(folder))), expected)
 
 
 def sampled(drawn, seed) -> list[np.ndarray]:
@@ -88,11 +88,13 @@ def sampled(drawn, seed) -> list[np.ndarray]:
 def test_samples_are_the_challenge_s(case):
     folder, drawn = case
     expected = sampled(drawn, seed=7)
-    got = [map_ for one, often in annotators.samples(annotators.read_raters(folder)) for map_ in [whole(one)] * often]
+    got = [
+        map_ for one, often in annotators.samples(annotators.read_annotations(folder)) for map_ in [whole(one)] * often
+    ]
     assert len(got) == len(expected) == 15
     assert sorted(map_.tobytes() for map_ in got) == sorted(map_.tobytes() for map_ in expected)
     other = folder.rename(folder.with_name("case_00008"))  # another number, other samples
-    got = [whole(one).tobytes() for one, _ in annotators.samples(annotators.read_raters(other))]
+    got = [whole(one).tobytes() for one, _ in annotators.samples(annotators.read_annotations(other))]
     assert set(got) != {map_.tobytes() for map_ in expected}
 
 
@@ -120,7 +122,7 @@ def test_each_rater_against_the_majority_of_the_others(case, tmp_path):
         (folder / "segmentations" / names[0]).rename(folder / "segmentations" / names[1])
     drawn["kidney", 2].pop(4)
     drawn["cyst", 1] = {other: drawn["cyst", 1][number] for number, other in ((2, 1), (3, 2), (5, 3))}
-    pairs = annotators.against_others(annotators.read_raters(folder))
+    pairs = annotators.leave_one_out_pairs(annotators.read_annotations(folder))
     for rater, (own, others) in zip((1, 2, 3), pairs, strict=True):
         two = [n for n in (1, 2, 3) if n != rater]
         expected, alone = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
@@ -155,10 +157,10 @@ def test_what_is_wrong_with_annotations_is_named(case, tmp_path):
         (folder / "segmentations" / f"tumor_instance-1_annotation-{n}.nii.gz").unlink()
     says("case_00007: 0 annotators drew every instance; two are needed")
     with pytest.raises(InputError, match="seeded by the number of the case"):
-        annotators.samples(annotators.read_raters(folder.rename(folder.with_name("case_x"))))
+        annotators.samples(annotators.read_annotations(folder.rename(folder.with_name("case_x"))))
     (tmp_path / "case_00001").mkdir()
     with pytest.raises(MissingInput, match="segmentations: no KIND_instance-N_annotation-M.nii.gz there"):
-        annotators.read_raters(tmp_path / "case_00001")
+        annotators.read_annotations(tmp_path / "case_00001")
 
 
 def test_a_run_against_samples(tmp_path, monkeypatch):
@@ -191,4 +193,6 @@ def test_a_run_against_samples(tmp_path, monkeypatch):
 @pytest.mark.parametrize("case_id", ["case_00152", "case_00210"])
 def test_the_majority_of_real_annotations_is_the_published_label(case_id):
     published = read_labels(DATA / "kits23_labels" / case_id / "segmentation.nii.gz").array
-    assert np.array_equal(whole(annotators.majority(annotators.read_raters(DATA / "kits_raters" / case_id))), published)
+    assert np.array_equal(
+        whole(annotators.majority(annotators.read_annotations(DATA / "kits_raters" / case_id))), published
+    )

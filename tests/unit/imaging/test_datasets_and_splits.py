@@ -5,7 +5,7 @@ import pytest
 
 from kits_dist import audit, cli, prepare
 from kits_dist.data.splits import Splits, Traits, make_splits
-from kits_dist.imaging.datasets import MARKER, find_all, find_cases
+from kits_dist.imaging.datasets import MARKER, find_all_cases, find_cases
 from kits_dist.utils.errors import InputError, MissingInput
 
 
@@ -148,20 +148,20 @@ def test_a_folder_of_nothing_is_answered_with_what_was_looked_for_and_what_is_th
 
 def test_several_folders_are_one_data_set_and_the_first_wins(tmp_path):
     a, b = kits(tmp_path / "a" / "data", 1, 2), kits(tmp_path / "b" / "dataset", 2, 3)
-    both = find_all(f"[{a}, {b}]")
+    both = find_all_cases(f"[{a}, {b}]")
     assert both.layout == "KiTS19 + KiTS23" and [c.case_id for c in both.cases] == [f"case_0000{i}" for i in (1, 2, 3)]
     assert both.cases[1].image.is_relative_to(a)
     (note,) = both.notes
     assert note.startswith(f"{b}: 1 of 2 cases left out, because an earlier folder has the same ids: case_00002.")
-    assert find_all(f"[{b},{a}]").cases[0].image.is_relative_to(b)
-    assert find_all(str(a)).notes == []
+    assert find_all_cases(f"[{b},{a}]").cases[0].image.is_relative_to(b)
+    assert find_all_cases(str(a)).notes == []
 
 
 def test_folders_of_different_kinds_are_not_mixed(tmp_path):
     a, b = kits(tmp_path / "a", 1), kits(tmp_path / "b", 2)
     (b / MARKER).write_text('{"data": "phantom"}')
     with pytest.raises(InputError, match=f"{a} holds kits, {b} holds phantom cases.*Keep them apart"):
-        find_all(f"[{a},{b}]")
+        find_all_cases(f"[{a},{b}]")
 
 
 def test_folders_may_be_called_anything(tmp_path, monkeypatch):
@@ -170,15 +170,15 @@ def test_folders_may_be_called_anything(tmp_path, monkeypatch):
         kits(tmp_path / name, 1)
         for program in (audit, prepare):
             args = cli.load(program.Args, [f"source={name}", *(["store=s"] if program is prepare else [])])
-            assert len(find_all(args.source).cases) == 1
+            assert len(find_all_cases(args.source).cases) == 1
     kits(tmp_path / "second", 2)
-    assert len(find_all(cli.load(audit.Args, ["source=[2021,second]"]).source).cases) == 2
+    assert len(find_all_cases(cli.load(audit.Args, ["source=[2021,second]"]).source).cases) == 2
     with pytest.raises(MissingInput, match=r"source=2021,second: no such folder. Several are written source=\[A,B\]"):
-        find_all("2021,second")
+        find_all_cases("2021,second")
     with pytest.raises(InputError, match="names an empty folder"):
-        find_all("[2021,]")
+        find_all_cases("[2021,]")
     with pytest.raises(MissingInput, match="source=nowhere: no such folder"):
-        find_all("[2021,nowhere]")
+        find_all_cases("[2021,nowhere]")
     with pytest.raises(InputError, match=r"labels=both.*majority.*and.*or"):
         cli.load(audit.Args, ["source=2021", "labels=both"])
 

@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from kits_dist.imaging.foreground import check_grids, foreground_of, read_foreground, together
-from kits_dist.imaging.nifti import Volume, kits_geometry, read_labels, view_labels, write_nifti
+from kits_dist.imaging.foreground import check_grids, crop_to_common_box, foreground_of, read_foreground
+from kits_dist.imaging.nifti import Volume, kits_geometry, read_labels, read_labels_view, write_nifti
 from kits_dist.utils.components import bounding_box
 from kits_dist.utils.errors import InputError
 
@@ -47,16 +47,16 @@ def test_what_is_read_is_what_read_labels_reads_without_background(tmp_path):
     one = read_foreground(tmp_path / "a.nii.gz")
     assert one.corner == (1, 2, 3) and one.array.shape == (3, 3, 3) and one.grid.shape == (5, 6, 7)
     assert np.array_equal(one.array, labels[1:4, 2:5, 3:6]) and one.spacing_mm == pytest.approx(SPACING)
-    view = view_labels(tmp_path / "a.nii.gz").array
+    view = read_labels_view(tmp_path / "a.nii.gz").array
     assert np.array_equal(view, read_labels(tmp_path / "a.nii.gz").array) and not view.flags.writeable
 
 
 def test_several_maps_in_one_box():
     a, b, none = foreground((1, 2, 3)), foreground((3, 1, 5), (4, 1, 5)), foreground()
-    (ours, theirs, empty), corner = together([a, b, none])
+    (ours, theirs, empty), corner = crop_to_common_box([a, b, none])
     assert corner == (1, 1, 3) and ours.shape == theirs.shape == empty.shape == (4, 2, 3)
     assert np.argwhere(ours).tolist() == [[0, 1, 0]] and np.argwhere(theirs).tolist() == [[2, 0, 2], [3, 0, 2]]
-    assert not empty.any() and together([none, none])[0][0].size == 0
+    assert not empty.any() and crop_to_common_box([none, none])[0][0].size == 0
 
 
 def test_both_values_of_what_differs():

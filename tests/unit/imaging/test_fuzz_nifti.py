@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kits_dist.imaging.nifti import AXIS_CODES, kits_geometry, read_image, read_labels, to_native, write_nifti
+from kits_dist.imaging.nifti import AXIS_CODES, kits_geometry, read_image, read_labels, to_stored_order, write_nifti
 from kits_dist.utils.errors import InputError
 from tests.unit.imaging.test_nifti import nifti_bytes
 
@@ -178,7 +178,7 @@ def test_another_header_is_refused_or_read_whole(watched, tmp_path):
                 assert array.shape == found.canonical_geometry().shape
                 assert found.canonical_geometry().axis_codes == AXIS_CODES
                 assert all(0.01 <= mm <= 100 for mm in found.spacing_mm) and len(geometry.axis_codes) == 3
-                assert to_native(array, geometry).shape == geometry.shape
+                assert to_stored_order(array, geometry).shape == geometry.shape
                 write_nifti(tmp_path / "label.nii.gz", np.ones(array.shape, np.uint8), geometry)
                 again = read_labels(tmp_path / "label.nii.gz")
                 assert np.array_equal(again.geometry.affine, geometry.affine) and again.array.all()

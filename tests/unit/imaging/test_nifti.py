@@ -10,7 +10,7 @@ import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from kits_dist.imaging import nifti
-from kits_dist.imaging.nifti import kits_geometry, read_image, read_labels, same_grid, to_native, write_nifti
+from kits_dist.imaging.nifti import kits_geometry, read_image, read_labels, same_grid, to_stored_order, write_nifti
 from kits_dist.utils.errors import InputError, MissingInput
 
 SHAPE, SPACING = (3, 5, 7), (4.0, 0.7, 0.9)
@@ -71,7 +71,7 @@ def test_all_48_axis_orders_and_flips_read_alike_and_go_back_bit_equal(tmp_path,
         assert np.array_equal(found.array, hu) and found.array.flags.c_contiguous and found.array.flags.writeable
         assert np.allclose(found.spacing_mm, SPACING)
         assert same_grid(found.canonical_geometry(), geometry)
-        assert np.array_equal(to_native(found.array, found.geometry), stored)
+        assert np.array_equal(to_stored_order(found.array, found.geometry), stored)
 
 
 @pytest.mark.parametrize("forms", [{"qform_code": 0}, {"sform_code": 0}, {}], ids=["sform", "qform", "both"])
@@ -270,4 +270,4 @@ def test_not_finite_and_foreign_labels(tmp_path):
 
 def test_to_native_refuses_another_shape():
     with pytest.raises(ValueError, match="does not fit"):
-        to_native(np.zeros((3, 5, 8)), kits_geometry(SHAPE, SPACING))
+        to_stored_order(np.zeros((3, 5, 8)), kits_geometry(SHAPE, SPACING))

@@ -13,15 +13,15 @@ from kits_dist import audit, prepare
 from kits_dist import phantom as program
 from kits_dist.data.splits import Traits, make_splits
 from kits_dist.data.store import Store
-from kits_dist.imaging.datasets import MARKER, VARIANT, find_cases
+from kits_dist.imaging.datasets import MARKER, VARIANT_RECORD, find_cases
 from kits_dist.imaging.nifti import read_labels, write_nifti
 from kits_dist.imaging.predictions import find_truths
 from kits_dist.labels import CYST, KIDNEY, TUMOR
 from kits_dist.synthetic.deformation import Deformation, deform, draw_deformation
-from kits_dist.synthetic.lesion_transplant import Lesion, lesions_in, resampled, transplant
+from kits_dist.synthetic.lesion_transplant import DonorLesion, resample_lesion, transplant, transplantable_lesions
 from kits_dist.synthetic.phantom import make_case, paint_case, room_for_lesions, tissue_hu
 from kits_dist.synthetic.shapes import SmoothField, grid_axes, rotation
-from kits_dist.synthetic.variants import Annotated, draw_donor, make_variant
+from kits_dist.synthetic.variants import AnnotatedCase, draw_donor, make_variant
 from kits_dist.utils.errors import InputError, JobFailed
 
 SIZE = (24, 96, 96)
@@ -32,19 +32,21 @@ def rng(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def annotated(index: int) -> Annotated:
+def annotated(index: int) -> AnnotatedCase:
     case = make_case(1, index, SIZE)
-    return Annotated(f"case_{index:05d}", case.label, case.spacing_mm)
+    return AnnotatedCase(f"case_{index:05d}", case.label, case.spacing_mm)
 
 
 @pytest.fixture(scope="module")
-def own() -> Annotated:
+def own() -> AnnotatedCase:
     return annotated(0)
 
 
 @pytest.fixture(scope="module")
-def donor() -> Annotated:
-    return next(one for one in map(annotated, range(1, 9)) if len(lesions_in(one.label, one.spacing_mm)) >= 2)
+def donor() -> AnnotatedCase:
+    return next(
+        one for one in map(annotated, range(1, 9)) if len(transplantable_lesions(one.label, one.spacing_mm)) >= 2
+    )
 
 
 # --- deformation ------------------------------------------------------------------------------------------------------
@@ -105,16 +107,16 @@ def test_deformation_never_folds_and_its_inverse_is_one():
 # --- transplants ------------------------------------------------------------------------------------------------------
 
 
-def ball(radius_mm: float, spacing_mm: tuple[float, float, float]) -> Lesion:
+def ball(radius_mm: float, spacing_mm: tuple[float, float, float]) -> DonorLesion:
     axes = grid_axes(tuple(2 * int(radius_mm / s + 2) + 1 for s in spacing_mm), spacing_mm, (0.0, 0.0, 0.0))
     z, y, x = (m - m.mean() for m in axes.mesh())
-    return Lesion(TUMOR, z * z + y * y + x * x < radius_mm**2, spacing_mm)
+    return DonorLesion(TUMOR, z * z + y * y + x * x < radius_mm**2, spacing_mm)
 
 
 @pytest.mark.parametrize("spacing_mm", [(5.0, 0.8, 0.8), (1.0, 1.0, 1.0), (3.0, 1.5, 1.5)])
 def test_a_lesion_keeps_size_and_shape_at_another_spacing(spacing_mm):
     for lesion in (ball(10.0, (1.0, 0.7, 0.7)), ball(12.0, (5.0, 0.8, 0.8))):
-        mask = resampled(lesion, spacing_mm, rotation(30.0, 80.0, -50.0))
+        mask = resample_lesion(lesion, spacing_mm, rotation(30.0, 80.0, -50.0))
         assert mask.sum() * np.prod(spacing_mm) / 1000 == pytest.approx(lesion.ml, rel=0.03)
         assert cc3d.connected_components(mask).max() == 1
         for axis, step in enumerate(spacing_mm):  # a ball is as wide as before, whatever the turn: 20 or 24 mm
@@ -126,7 +128,7 @@ def test_a_lesion_is_turned_as_its_record_says():
     rod = np.zeros((5, 5, 31), bool)
     rod[1:-1, 1:-1, 1:-1] = True
     turn = rotation(30.0, 0.0, 20.0)
-    mask = resampled(Lesion(TUMOR, rod, (2.0, 1.0, 1.0)), (1.0, 1.0, 1.0), turn)
+    mask = resample_lesion(DonorLesion(TUMOR, rod, (2.0, 1.0, 1.0)), (1.0, 1.0, 1.0), turn)
     longest = np.linalg.svd(np.argwhere(mask) - np.argwhere(mask).mean(0))[2][0]
     assert abs(longest @ turn[:, 2]) > 0.995  # where the rod's own direction, x, goes: within 6 degrees
 
@@ -137,13 +139,13 @@ def test_lesions_are_those_that_can_be_moved():
     label[10:15, 5:15, 5:15] = CYST  # against it, and a lesion of its own
     label[15:20, 30:40, 30:40] = TUMOR  # cut by the end of the scan
     label[3:5, 40:42, 40:42] = TUMOR  # a speck of 8 mm^3
-    found = lesions_in(label, (1.0, 1.0, 1.0))
+    found = transplantable_lesions(label, (1.0, 1.0, 1.0))
     assert sorted((one.value, one.ml) for one in found) == [(TUMOR, 0.5), (CYST, 0.5)]
 
 
 def test_a_transplanted_lesion_lies_where_it_could_have_grown(own, donor):
     room = room_for_lesions(own.label, own.spacing_mm, 0, 0)
-    lesions = lesions_in(donor.label, donor.spacing_mm)
+    lesions = transplantable_lesions(donor.label, donor.spacing_mm)
     placed = 0
     for seed in range(12):
         found = transplant(own.label, own.spacing_mm, lesions[seed % len(lesions)], room, rng(seed))
@@ -240,17 +242,19 @@ def test_variants_of_real_annotations():
     if not REAL_LABELS.is_dir():
         pytest.skip(f"needs real KiTS23 annotations in {REAL_LABELS}")
 
-    def real(case_id: str) -> Annotated:
+    def real(case_id: str) -> AnnotatedCase:
         volume = read_labels(REAL_LABELS / case_id / "segmentation.nii.gz")
-        return Annotated(case_id, volume.array, volume.spacing_mm)
+        return AnnotatedCase(case_id, volume.array, volume.spacing_mm)
 
     own = real("case_00148")  # 36 slices, one tumor, no cyst; the donor has both, at another spacing
     label, record = (one := make_variant(own, real("case_00110"), 2, 0, 148, 1)).case.label, one.record
     for value in (KIDNEY, TUMOR):
         assert 0.6 < np.sum(label == value) / np.sum(own.label == value) < 3  # the added tumor is of 29 ml, its own 25
     assert [one["donor"] for one in record["lesions"]] == ["case_00110"] * 2
-    found = sum(len(lesions_in(np.where(label == value, label, 0), own.spacing_mm)) for value in (TUMOR, CYST))
-    assert found == len(lesions_in(own.label, own.spacing_mm)) + 2
+    found = sum(
+        len(transplantable_lesions(np.where(label == value, label, 0), own.spacing_mm)) for value in (TUMOR, CYST)
+    )
+    assert found == len(transplantable_lesions(own.label, own.spacing_mm)) + 2
     assert np.mean(one.case.image[label >= TUMOR] > 250) < 0.01 and np.mean(one.case.image[label > 0] < -300) < 0.01
 
 
@@ -321,10 +325,10 @@ def test_the_program_writes_variants_beside_the_painted_cases(annotations, augme
     originals = [case.case_id for case in source.cases if not case.made_from]
     assert originals == [f"case_{i:05d}" for i in range(4)] and len(source.cases) == 12
     volumes = {case.case_id: read_labels(case.label) for case in source.cases if not case.made_from}
-    donors = [case for case, volume in volumes.items() if lesions_in(volume.array, volume.spacing_mm)]
+    donors = [case for case, volume in volumes.items() if transplantable_lesions(volume.array, volume.spacing_mm)]
     for case in source.cases:
         if case.made_from:
-            record = json.loads((case.label.parent / VARIANT).read_text())
+            record = json.loads((case.label.parent / VARIANT_RECORD).read_text())
             assert case.case_id == f"{case.made_from[0]}-variant-{record['variant']}"
             assert set(case.made_from[1:]) == {one["donor"] for one in record["lesions"]}
             donor, _ = draw_donor(case.made_from[0], donors, 3, int(case.made_from[0][-5:]), record["variant"])
@@ -371,7 +375,7 @@ def test_a_store_trains_on_variants_where_their_patients_train(augmented, tmp_pa
 )
 def test_a_variant_that_does_not_say_what_it_is_is_not_used(augmented, tmp_path, content, words):
     root = shutil.copytree(augmented, tmp_path / "raw")
-    record = root / "case_00001-variant-2" / VARIANT
+    record = root / "case_00001-variant-2" / VARIANT_RECORD
     record.unlink() if content is None else record.write_text(content)
     with pytest.raises(JobFailed, match="1 of 12 cases cannot be used: case_00001-variant-2"):
         audit.main(audit.Args(source=str(root), output=str(tmp_path), workers=1))
