@@ -197,7 +197,7 @@ def network_alone(run: RunModel, slices: int, size: tuple[int, int]) -> Callable
 
     def work() -> None:
         for batch in batches:
-            run.seen(batch)
+            run.predict_batch(batch)
 
     return work
 

@@ -14,7 +14,7 @@ import numpy as np
 from kits_dist import cli
 from kits_dist.cli import MISSING
 from kits_dist.data.intensity import Window
-from kits_dist.figures.contours import THUMB_PX, Thumb, contact_sheet, outlined, save_png
+from kits_dist.figures.contours import THUMBNAIL_PX, Thumbnail, contact_sheet, draw_contours, save_png
 from kits_dist.imaging.checks import (
     SEVERITIES,
     CheckedCase,
@@ -71,7 +71,9 @@ def main(args: Args) -> None:
     print("\n".join([*_table(order, facts, worst), *format_findings(findings)]))
     _write_json(output / "audit.json", source, facts, findings, worst)
     thumbs = [
-        Thumb(results[case_id].picture, _caption(case_id, findings, facts.get(case_id), worst[case_id]), worst[case_id])
+        Thumbnail(
+            results[case_id].picture, _caption(case_id, findings, facts.get(case_id), worst[case_id]), worst[case_id]
+        )
         for case_id in order[:MAX_THUMBS]
     ]
     title = f"{len(order)} cases, {source.description}"
@@ -101,7 +103,7 @@ def _thumbnail(examined: CheckedCase) -> np.ndarray:
     index = slice_with_most_tumor(label)
     levels = GREY.to_levels(examined.image.array[index])
     grey = (levels.astype(np.float32) * 255 / GREY.levels).astype(np.uint8)
-    return outlined(grey, label[index], THUMB_PX)
+    return draw_contours(grey, label[index], THUMBNAIL_PX)
 
 
 def _check_writable(output: Path) -> None:

@@ -30,11 +30,11 @@ from kits_dist.evaluation.metrics import CaseScore
 from kits_dist.evaluation.summary import summarize
 from kits_dist.evaluation.tables import as_text, read_cases, write_tables
 from kits_dist.figures.cases import draw_cases
-from kits_dist.figures.contours import Tile, panel, save_png
+from kits_dist.figures.contours import PanelRow, contour_panel, save_png
 from kits_dist.imaging.datasets import MARKER, data_kind, find_cases
 from kits_dist.imaging.nifti import write_nifti
 from kits_dist.imaging.predictions import find_predictions, find_truths, pair
-from kits_dist.inference.measurements import findings
+from kits_dist.inference.measurements import measure_label_map
 from kits_dist.inference.postprocessing import clean, load_rules
 from kits_dist.labels import PLAIN, REGIONS, scored_regions, slice_with_most_tumor
 from kits_dist.utils import files
@@ -43,7 +43,7 @@ from kits_dist.utils.parallel import progress_bar, run_all
 from kits_dist.utils.text import listed
 
 if TYPE_CHECKING:
-    from kits_dist.inference.predictor import Predictor, Stage
+    from kits_dist.inference.predictor import CascadeStage, Predictor
 
 WORTH_S = 5  # other processes are started where they save more than they cost
 
@@ -169,22 +169,22 @@ def _evaluate_run(args: Args, group: Ranks) -> None:
 class _StageScores:
     """One of the label maps that runs are judged by, and what this process has of it."""
 
-    def __init__(self, stage: "Stage", output: Path):
+    def __init__(self, stage: "CascadeStage", output: Path):
         self.name, self.paints, self.output = stage.name, stage.regions, output
         self.regions = scored_regions(stage.regions)
         self.jobs: list[Job] = []
-        self.tiles: list[tuple[int, Tile]] = []
+        self.tiles: list[tuple[int, PanelRow]] = []
         self.findings: list[tuple[str, dict]] = []
 
     def add(self, number: int, case: Case, predicted: np.ndarray) -> Path:
         """Write a case's label map."""
         midline = case.body["axial"].center[1]
-        self.findings.append((case.case_id, findings(predicted, case.spacing_mm, self.paints, midline)))
+        self.findings.append((case.case_id, measure_label_map(predicted, case.spacing_mm, self.paints, midline)))
         path = self.output / "predictions" / f"{case.case_id}.nii.gz"
         write_nifti(path, predicted, case.geometry)
         return path
 
-    def gathered(self, args: Args, group: Ranks) -> tuple[list[CaseScore | str] | None, list[Tile]]:
+    def gathered(self, args: Args, group: Ranks) -> tuple[list[CaseScore | str] | None, list[PanelRow]]:
         """Scores, findings and pictures of all processes on rank 0; no scores elsewhere. All must call it."""
         tiles, found = group.gather(self.tiles), group.gather(self.findings)
         results = _results(score_job, self.jobs, group, args.workers)
@@ -200,7 +200,7 @@ STAGES = {
 
 
 def _conclude_stage(
-    stage: _StageScores, results: list[CaseScore | str], tiles: list[Tile], args: Args, store: Store, about: dict
+    stage: _StageScores, results: list[CaseScore | str], tiles: list[PanelRow], args: Args, store: Store, about: dict
 ) -> None:
     summary = summarize(_all_scored(results), store.meta["data"], args.split) | about
     summary |= {"stage": STAGES[stage.name]} if stage.name else {}
@@ -209,7 +209,7 @@ def _conclude_stage(
     of_case = dict(stage.findings)
     write_tables(stage.output, [one._replace(findings=of_case[one.case_id]) for one in results], summary)
     draw_cases(stage.output, store, stage.paints)
-    save_png(stage.output / "panel.png", panel(tiles, f"data: {summary['data']}   split: {args.split}"))
+    save_png(stage.output / "panel.png", contour_panel(tiles, f"data: {summary['data']}   split: {args.split}"))
     _print(summary, stage.output)
 
 
@@ -217,7 +217,7 @@ def _chosen_by(config: Config) -> str:
     return f"by {config.optim.best_by} of the validation cases of fold {config.data.fold}"
 
 
-def _outputs(args: Args, predictor: "Predictor") -> list[tuple["Stage", Path]]:
+def _outputs(args: Args, predictor: "Predictor") -> list[tuple["CascadeStage", Path]]:
     """Where each stage's tables go. A cascade of two runs belongs to its second one."""
     stages, runs = predictor.stages, [member.run for member in predictor.members]
     if len(runs) > (2 if len(stages) > 1 else 1) and not args.output:
@@ -231,11 +231,11 @@ def _outputs(args: Args, predictor: "Predictor") -> list[tuple["Stage", Path]]:
     return [(one, output.with_name(f"{output.name}_{one.name}") if one.name else output) for one in stages]
 
 
-def _largest_slice(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, case_id: str, levels: int) -> Tile:
+def _largest_slice(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, case_id: str, levels: int) -> PanelRow:
     """The slice with the most true tumor, or else the most true foreground: chosen by the truth, never by the score."""
     index = slice_with_most_tumor(truth)
     grey = np.clip(image[index].astype(np.float32) * 255 / levels, 0, 255).astype(np.uint8)
-    return Tile(grey, truth[index], predicted[index], f"{case_id} slice {index}")
+    return PanelRow(grey, truth[index], predicted[index], f"{case_id} slice {index}")
 
 
 def _evaluate_folder(args: Args, group: Ranks, folder: Path, output: Path, key: str = "predictions") -> None:

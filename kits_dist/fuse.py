@@ -19,9 +19,9 @@ from kits_dist.cli import MISSING
 from kits_dist.data.store import Store
 from kits_dist.evaluation.held_out import held_out
 from kits_dist.evaluation.metrics import dice
-from kits_dist.inference.ensemble import names_of
+from kits_dist.inference.ensemble import WeightedLogitEnsemble, describe_members
 from kits_dist.inference.predictor import Predictor
-from kits_dist.inference.region_models import PlaneModel, WeightedLogits, volume_of
+from kits_dist.inference.region_models import PlaneModel, predict_volume
 from kits_dist.labels import REGIONS
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
@@ -62,7 +62,7 @@ def main(args: Args) -> None:
         raise InputError(f"output={args.output} is a folder. Name the file, as {args.output}/fusion.json")
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     predictor = Predictor(args.run, args.batch_size)
-    members = [plane for run in predictor.members for plane in run.along_planes()]
+    members = [plane for run in predictor.members for plane in run.plane_models()]
     if len(members) < 2 or any(run.config.data.box != "body" for run in predictor.members):
         raise InputError(f"run={args.run}: name two or more runs that see the whole body, or one of several planes.")
     if (count := math.comb(round(1 / args.step) + len(members) - 1, len(members) - 1)) > MOST:
@@ -86,7 +86,9 @@ def main(args: Args) -> None:
     table = np.array(weights).T
     content = {
         "regions": list(regions),
-        "members": [name | {"weights": row.tolist()} for name, row in zip(names_of(members), table, strict=True)],
+        "members": [
+            name | {"weights": row.tolist()} for name, row in zip(describe_members(members), table, strict=True)
+        ],
         "data": store.meta["data"],
         "store_sha256": store.fingerprint(),
         "val": {"cases": len(case_ids), "dice": rows},
@@ -121,13 +123,13 @@ def _seen_by(members: list[PlaneModel], store: Store, case_ids: list[str]) -> It
     for case_id in progress_bar("predict val", "case", items=case_ids):
         row = store.row[case_id]
         label = np.asarray(store.label(row))
-        volumes = [volume_of(member, store.image(row), store.cases[row]) for member in members]
+        volumes = [predict_volume(member, store.image(row), store.cases[row]) for member in members]
         of_case = []
         for number, name in enumerate(members[0].regions):
             truth = np.isin(label, REGIONS[name])
             said = np.any([(volume[number] >= 0.5).numpy() for volume in volumes], axis=0)
             logits = [volume[number].numpy()[said].astype(np.float32) for volume in volumes]
-            sure = WeightedLogits.SURE
+            sure = WeightedLogitEnsemble.CLIP
             logits = [np.clip(p, sure, 1 - sure) for p in logits]
             stacked = np.stack([np.log(p / (1 - p)) for p in logits]).astype(np.float16)
             of_case.append(Seen(stacked, truth[said], int((truth & ~said).sum())))

@@ -19,7 +19,7 @@ from kits_dist.data.store import Case
 from kits_dist.distributed.ranks import Ranks, joined
 from kits_dist.imaging.nifti import write_nifti
 from kits_dist.imaging.scans import Scan, find_scans
-from kits_dist.inference.measurements import NOTE, findings
+from kits_dist.inference.measurements import NOTE, measure_label_map
 from kits_dist.inference.postprocessing import Rules, clean, load_rules
 from kits_dist.inference.predictor import Predictor
 from kits_dist.inference.region_models import PrecisionName, Tta
@@ -65,7 +65,7 @@ class Loaded(NamedTuple):
 class Predicted(NamedTuple):
     scan: Scan
     labels: np.ndarray  # (D, H, W) uint8
-    of_255: np.ndarray | None  # (R, D, H, W) uint8 probabilities
+    uint8_probabilities: np.ndarray | None  # (R, D, H, W) uint8 probabilities
     case: Case
 
 
@@ -116,8 +116,10 @@ def _predict(args: Args, predictor: Predictor, rules: Rules, scans: list[Scan], 
         if isinstance(loaded, InputError):
             return loaded
         scan, levels, case = loaded
-        of_255 = np.empty((len(predictor.regions), *levels.shape), np.uint8) if args.probabilities else None
-        return Predicted(scan, predictor.predict_levels(levels, case, of_255), of_255, case)
+        uint8_probabilities = (
+            np.empty((len(predictor.regions), *levels.shape), np.uint8) if args.probabilities else None
+        )
+        return Predicted(scan, predictor.predict_levels(levels, case, uint8_probabilities), uint8_probabilities, case)
 
     def write(predicted: Predicted | InputError) -> int | InputError:
         return predicted if isinstance(predicted, InputError) else _write(output, predicted, predictor, rules)
@@ -138,17 +140,17 @@ def _predict(args: Args, predictor: Predictor, rules: Rules, scans: list[Scan], 
 
 def _write(output: Path, predicted: Predicted, predictor: Predictor, rules: Rules) -> int:
     """The files of one scan, the JSON last. Returns the number of slices."""
-    scan, labels, of_255, case = predicted
+    scan, labels, uint8_probabilities, case = predicted
     labels = clean(labels, case.spacing_mm, rules)
     write_nifti(output / f"{scan.name}.nii.gz", labels, case.geometry)
-    if of_255 is not None:
-        for region, array in zip(predictor.regions, of_255, strict=True):
+    if uint8_probabilities is not None:
+        for region, array in zip(predictor.regions, uint8_probabilities, strict=True):
             write_nifti(output / f"{scan.name}_{region}.nii.gz", array, case.geometry, slope=1 / 255)
     midline = case.body["axial"].center[1]
     about = {
         "note": NOTE,
         "labels": f"{scan.name}.nii.gz",
-        "findings": findings(labels, case.spacing_mm, predictor.regions, midline),
+        "findings": measure_label_map(labels, case.spacing_mm, predictor.regions, midline),
         "spacing_mm": [round(mm, 5) for mm in case.spacing_mm],
         "regions": list(predictor.regions),
         "runs": [member.run.resolve().name for member in predictor.members],

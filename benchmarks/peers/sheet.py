@@ -13,7 +13,7 @@ from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.store import Store
 from kits_dist.distributed.ranks import Ranks
-from kits_dist.figures.contours import outlined, save_png
+from kits_dist.figures.contours import draw_contours, save_png
 from kits_dist.utils.errors import MissingPackage
 
 STILL = AugmentConfig(rotate_p=0, flip=0, scale_p=0, crop=0, noise_p=0)
@@ -49,7 +49,7 @@ def draw_sheet(path: str, store: Store, data: DataConfig, names: list[str]) -> N
         tiles = [*zip(still[:AT_REST], still_label, strict=False), *zip(drawn[:DRAWN], drawn_label, strict=False)]
         for column, (image, label) in enumerate(tiles):
             levels = (image[0] * norm.sd + norm.mean) * (255 / store.window.levels)
-            tile = outlined(np.clip(np.rint(levels), 0, 255).astype(np.uint8), label, TILE_PX)
+            tile = draw_contours(np.clip(np.rint(levels), 0, 255).astype(np.uint8), label, TILE_PX)
             picture.paste(Image.fromarray(tile), (column * (TILE_PX + 4) + 4, top + TEXT_PX))
     save_png(path, np.asarray(picture))
 

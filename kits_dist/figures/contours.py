@@ -9,7 +9,7 @@ from scipy import ndimage
 from kits_dist.labels import COLORS, LABEL_COLORS, REGIONS
 
 
-class Tile(NamedTuple):
+class PanelRow(NamedTuple):
     image: np.ndarray  # (H, W) uint8 levels of grey
     expected: np.ndarray  # (H, W) uint8 labels
     predicted: np.ndarray  # (H, W) uint8 labels
@@ -17,7 +17,7 @@ class Tile(NamedTuple):
     pixel_mm: tuple[float, float] = (1.0, 1.0)  # (row, column): what is drawn is as high and wide as the patient
 
 
-def panel(tiles: list[Tile], title: str, tile_px: int = 320) -> np.ndarray:
+def contour_panel(tiles: list[PanelRow], title: str, tile_px: int = 320) -> np.ndarray:
     """One row a slice: plain, expected, predicted. Returns (H, W, 3) uint8."""
     margin, head, text = 6, 44, 18
     width = 3 * (tile_px + margin) + margin
@@ -31,19 +31,19 @@ def panel(tiles: list[Tile], title: str, tile_px: int = 320) -> np.ndarray:
         y = head + row * (tile_px + text + margin)
         pen.text((margin, y), tile.caption, fill=(200, 200, 200))
         for column, labels in enumerate((None, tile.expected, tile.predicted)):
-            picture = outlined(tile.image, labels, tile_px, tile.pixel_mm)
+            picture = draw_contours(tile.image, labels, tile_px, tile.pixel_mm)
             sheet.paste(Image.fromarray(picture), (margin + column * (tile_px + margin), y + text))
     return np.asarray(sheet)
 
 
-class Pair(NamedTuple):
+class RenderedCase(NamedTuple):
     expected: np.ndarray  # (side, side, 3) uint8
     predicted: np.ndarray
     caption: str
     mm_per_px: float
 
 
-def side_by_side(pairs: list[Pair], title: str) -> np.ndarray:
+def surface_panel(pairs: list[RenderedCase], title: str) -> np.ndarray:
     """One row a pair of pictures with a bar of 50 mm; returns (H, W, 3) uint8."""
     margin, head, text = 6, 44, 18
     side = len(pairs[0].expected)
@@ -68,22 +68,22 @@ def side_by_side(pairs: list[Pair], title: str) -> np.ndarray:
     return np.asarray(sheet)
 
 
-class Thumb(NamedTuple):
-    picture: np.ndarray | None  # (THUMB_PX, THUMB_PX, 3) uint8; None: could not be read
+class Thumbnail(NamedTuple):
+    picture: np.ndarray | None  # (THUMBNAIL_PX, THUMBNAIL_PX, 3) uint8; None: could not be read
     caption: str
     mark: str  # error, warning, or nothing
 
 
-THUMB_PX = 150
+THUMBNAIL_PX = 150
 _MARKS = {"error": (230, 60, 50), "warning": (240, 170, 40)}
 
 
-def contact_sheet(thumbs: list[Thumb], title: str, columns: int = 10) -> np.ndarray:
+def contact_sheet(thumbs: list[Thumbnail], title: str, columns: int = 10) -> np.ndarray:
     """One small picture a case, in the order given, framed in the colour of its mark. Returns (H, W, 3) uint8."""
     margin, head, text = 6, 40, 34
     columns = max(4, min(columns, len(thumbs)))  # four: the title and its legend need the width
     rows = -(-len(thumbs) // columns)
-    step_x, step_y = THUMB_PX + margin, THUMB_PX + text + margin
+    step_x, step_y = THUMBNAIL_PX + margin, THUMBNAIL_PX + text + margin
     sheet = Image.new("RGB", (columns * step_x + margin, head + rows * step_y), (24, 24, 24))
     pen = ImageDraw.Draw(sheet)
     pen.text((margin, 4), title, fill="white")
@@ -92,11 +92,11 @@ def contact_sheet(thumbs: list[Thumb], title: str, columns: int = 10) -> np.ndar
         x, y = margin + i % columns * step_x, head + i // columns * step_y
         color = _MARKS.get(thumb.mark, (200, 200, 200))
         if thumb.picture is None:
-            pen.text((x + THUMB_PX // 2, y + THUMB_PX // 2), "not usable", fill=color, anchor="mm")
+            pen.text((x + THUMBNAIL_PX // 2, y + THUMBNAIL_PX // 2), "not usable", fill=color, anchor="mm")
         else:
             sheet.paste(Image.fromarray(thumb.picture), (x, y))
-        pen.rectangle((x - 1, y - 1, x + THUMB_PX, y + THUMB_PX), outline=color if thumb.mark else (60, 60, 60))
-        pen.text((x, y + THUMB_PX + 2), thumb.caption, fill=color)
+        pen.rectangle((x - 1, y - 1, x + THUMBNAIL_PX, y + THUMBNAIL_PX), outline=color if thumb.mark else (60, 60, 60))
+        pen.text((x, y + THUMBNAIL_PX + 2), thumb.caption, fill=color)
     return np.asarray(sheet)
 
 
@@ -108,7 +108,7 @@ def _legend(pen: ImageDraw.ImageDraw, right: int, top: int, colors: dict[str, tu
         pen.text((right + 14, top), name, fill=(200, 200, 200))
 
 
-def outlined(
+def draw_contours(
     image: np.ndarray, labels: np.ndarray | None, side_px: int, pixel_mm: tuple[float, float] = (1.0, 1.0)
 ) -> np.ndarray:
     """(H, W) grey and labels -> (side_px, side_px, 3) uint8, the larger side filling it, regions outlined."""

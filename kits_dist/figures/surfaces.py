@@ -18,7 +18,7 @@ AMBIENT = 0.3  # brightness of what turns away from the light
 LIGHT = np.array([-0.5, -0.35, -0.8])  # towards it: above, left, the viewer
 
 
-class View(NamedTuple):
+class Viewpoint(NamedTuple):
     """An orthographic camera in front of the patient, patient's right on the left, head up."""
 
     azimuth_deg: float = 25.0  # walking from the front towards the patient's left
@@ -47,12 +47,14 @@ class Camera(NamedTuple):
     mm_per_px: float
 
 
-def camera_at(shape: tuple[int, ...], spacing_mm: tuple[float, float, float], most_px: int, view: View) -> Camera:
+def fit_camera(
+    shape: tuple[int, ...], spacing_mm: tuple[float, float, float], most_px: int, viewpoint: Viewpoint
+) -> Camera:
     """A volume of `shape` fills the picture, whatever is in it: so label maps of one shape are drawn at one scale.
 
     The picture has at most `most_px` pixels a side, and no more than two for the smallest side of a voxel.
     """
-    axes = np.stack(view.axes)
+    axes = np.stack(viewpoint.axes)
     high_mm, wide_mm, deep_mm = np.abs(axes) @ (np.array(shape) * spacing_mm) + 4 * SMOOTH_MM  # of the turned box
     mm_per_px = max(high_mm / most_px, wide_mm / most_px, min(spacing_mm) / 2)
     side_px = round(max(high_mm, wide_mm) / mm_per_px)

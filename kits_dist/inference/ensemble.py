@@ -1,16 +1,45 @@
 """Weights with which the logits of several networks (three planes, say) are fused, region by region; tuned on `val`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from kits_dist.inference.region_models import PlaneModel
+from kits_dist.data.store import Case
+from kits_dist.inference.region_models import PlaneModel, RegionModel, SliceProbabilities
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
 
 
-def names_of(members: Sequence[PlaneModel]) -> list[dict]:
+class MeanEnsemble:
+    """Several models of the same regions: the mean of their probabilities."""
+
+    def __init__(self, members: Sequence[RegionModel]):
+        self.members, self.regions = members, members[0].regions
+
+    def probabilities(self, levels: np.ndarray, case: Case) -> Iterator[SliceProbabilities]:
+        for chunks in zip(*(member.probabilities(levels, case) for member in self.members), strict=True):
+            yield SliceProbabilities(chunks[0].slices, sum(chunk.probability for chunk in chunks) / len(chunks))
+
+
+class WeightedLogitEnsemble:
+    """Several models of the same regions: the weighted mean of their logits, region by region."""
+
+    CLIP = 1e-3  # a probability is taken as at least this far from 0 and 1: one sure network does not outvote all
+
+    def __init__(self, members: Sequence[RegionModel], weights: np.ndarray):
+        """weights: (M, R), 0 or more; those of a region sum to 1."""
+        self.members, self.regions = members, members[0].regions
+        self.weights = torch.from_numpy(weights).float()[:, None, :, None, None]
+
+    def probabilities(self, levels: np.ndarray, case: Case) -> Iterator[SliceProbabilities]:
+        for chunks in zip(*(member.probabilities(levels, case) for member in self.members), strict=True):
+            logits = torch.stack([chunk.probability for chunk in chunks]).logit(self.CLIP)
+            yield SliceProbabilities(chunks[0].slices, (logits * self.weights.to(logits.device)).sum(0).sigmoid())
+
+
+def describe_members(members: Sequence[PlaneModel]) -> list[dict]:
     """What a weight belongs to: a network, known by the sha256 of its file, along a plane."""
     return [
         {
@@ -28,7 +57,7 @@ def load_weights(path: str | Path, members: Sequence[PlaneModel]) -> np.ndarray:
     content = files.read_json(Path(path))
     try:
         regions, rows = list(content["regions"]), {_key(row): row["weights"] for row in content["members"]}
-        weights = np.array([rows[_key(name)] for name in names_of(members)], float)
+        weights = np.array([rows[_key(name)] for name in describe_members(members)], float)
     except KeyError as error:
         raise InputError(
             f"fusion={path} holds no weights for {error}. It was made for other runs, or for other steps of them; make "

@@ -16,7 +16,7 @@ NOTE = (
 )
 
 
-def findings(
+def measure_label_map(
     labels: np.ndarray,
     spacing_mm: tuple[float, float, float],
     regions: tuple[str, ...] = tuple(REGIONS),

@@ -11,18 +11,16 @@ from torch import Tensor
 from kits_dist.data.intensity import body_box
 from kits_dist.data.store import PLANES, Case
 from kits_dist.imaging.nifti import Volume
-from kits_dist.inference.cascade import Boxed, Cascade
-from kits_dist.inference.ensemble import load_weights
+from kits_dist.inference.cascade import Cascade, KidneyCropModel
+from kits_dist.inference.ensemble import MeanEnsemble, WeightedLogitEnsemble, load_weights
 from kits_dist.inference.region_models import (
-    Chunk,
-    Mean,
     PrecisionName,
     RegionModel,
     RunModel,
+    SliceProbabilities,
     Tta,
-    WeightedLogits,
-    in_batches,
-    volume_of,
+    batch_ranges,
+    predict_volume,
 )
 from kits_dist.labels import PAINT, REGIONS
 from kits_dist.utils import files
@@ -30,7 +28,7 @@ from kits_dist.utils.errors import InputError
 from kits_dist.utils.text import parse_folders
 
 
-class Stage(NamedTuple):
+class CascadeStage(NamedTuple):
     """One of the label maps that a cascade is judged by."""
 
     name: str  # "" for the whole
@@ -54,7 +52,7 @@ class Predictor:
         of the file `fusion`; those of data.box=kidney look into the kidneys that the others found.
 
         batch_size: slices at once. annotated: cases come with the boxes of their annotation, so that runs of
-        data.box=kidney can also be judged alone. precision: `region_models.precision_of` says what auto is.
+        data.box=kidney can also be judged alone. precision: `region_models.inference_precision` says what auto is.
         compiled: by torch.compile; worth its minute where there are many scans.
         Raises MissingInput / InputError when one holds no model or a damaged one, or they do not go together.
         """
@@ -77,27 +75,29 @@ class Predictor:
     @property
     def network_s(self) -> float:
         """Seconds that the networks have worked."""
-        return sum(member.watch.seconds for member in self.members)
+        return sum(member.timer.seconds for member in self.members)
 
     def predict(self, image: Volume) -> np.ndarray:
         """(D, H, W) HU -> (D, H, W) uint8 labels. Every slice is predicted; outside the window is background."""
         levels = self.levels_of(image)
         return self.predict_levels(levels, self.case_of(levels, image))
 
-    def predict_levels(self, levels: np.ndarray, case: Case, of_255: np.ndarray | None = None) -> np.ndarray:
+    def predict_levels(
+        self, levels: np.ndarray, case: Case, uint8_probabilities: np.ndarray | None = None
+    ) -> np.ndarray:
         """(D, H, W) uint8 levels of the window, as a store holds them -> (D, H, W) uint8 labels.
 
-        of_255   (R, D, H, W) uint8, filled with round(255 * probability): at least 128 exactly where it is inside
+        uint8_probabilities  (R, D, H, W), filled with round(255 * probability): at least 128 exactly where it is inside
         """
-        return self._painted(self.model.probabilities(levels, case), self.regions, levels.shape, of_255)
+        return self._painted(self.model.probabilities(levels, case), self.regions, levels.shape, uint8_probabilities)
 
     @property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[CascadeStage]:
         """The label maps of `predict_stages`, in their order; the whole comes last."""
         if isinstance(self.model, Cascade):
             first, second = self.model.first.regions, self.model.second.regions
-            return [Stage("phase1", first), Stage("phase2", second), Stage("", self.regions)]
-        return [Stage("phase2" if isinstance(self.model, Boxed) else "", self.regions)]
+            return [CascadeStage("phase1", first), CascadeStage("phase2", second), CascadeStage("", self.regions)]
+        return [CascadeStage("phase2" if isinstance(self.model, KidneyCropModel) else "", self.regions)]
 
     def predict_stages(self, levels: np.ndarray, case: Case) -> Iterator[np.ndarray]:
         """Of a cascade phase 1 alone, phase 2 in the boxes of the annotation, and the whole, which never sees those;
@@ -106,9 +106,10 @@ class Predictor:
             yield self.predict_levels(levels, case)
             return
         first, second = self.model.first, self.model.second
-        seen = volume_of(first, levels, case)
+        seen = predict_volume(first, levels, case)
         alone = (
-            Chunk(some, seen[:, some.start : some.stop].transpose(0, 1)) for some in in_batches(0, len(levels), 16)
+            SliceProbabilities(some, seen[:, some.start : some.stop].transpose(0, 1))
+            for some in batch_ranges(0, len(levels), 16)
         )
         yield self._painted(alone, first.regions, levels.shape)
         yield self._painted(second.probabilities(levels, case), second.regions, levels.shape)
@@ -116,14 +117,17 @@ class Predictor:
 
     @staticmethod
     def _painted(
-        chunks: Iterable[Chunk], regions: tuple[str, ...], shape: tuple[int, ...], of_255: np.ndarray | None = None
+        chunks: Iterable[SliceProbabilities],
+        regions: tuple[str, ...],
+        shape: tuple[int, ...],
+        uint8_probabilities: np.ndarray | None = None,
     ) -> np.ndarray:
         labels = np.empty(shape, np.uint8)
         for slices, probability in chunks:
             here = slice(slices.start, slices.stop)
             labels[here] = painted(probability >= 0.5, regions).cpu().numpy()  # sync
-            if of_255 is not None:
-                of_255[:, here] = (probability * 255).round().byte().transpose(0, 1).cpu().numpy()
+            if uint8_probabilities is not None:
+                uint8_probabilities[:, here] = (probability * 255).round().byte().transpose(0, 1).cpu().numpy()
         return labels
 
     def levels_of(self, image: Volume) -> np.ndarray:
@@ -156,22 +160,22 @@ def _together(members: list[RunModel], fusion: str, annotated: bool) -> RegionMo
                 f"{boxed[0].run} was trained with data.box=kidney: it looks into boxes that another run must find. "
                 f"Name that one too: run=[PHASE1,{boxed[0].run}]"
             )
-        return Boxed(boxed)
-    by_plane = [model.along_planes() for model in wide]
+        return KidneyCropModel(boxed)
+    by_plane = [model.plane_models() for model in wide]
     if fusion:
         if boxed:
             raise InputError(f"fusion={fusion}: weights are for runs that see the whole body. Leave it out.")
         flat = [one for planes in by_plane for one in planes]
-        return WeightedLogits(flat, load_weights(fusion, flat))
-    models = [planes[0] if len(planes) == 1 else Mean(planes) for planes in by_plane]
-    first = models[0] if len(models) == 1 else Mean(models)
+        return WeightedLogitEnsemble(flat, load_weights(fusion, flat))
+    models = [planes[0] if len(planes) == 1 else MeanEnsemble(planes) for planes in by_plane]
+    first = models[0] if len(models) == 1 else MeanEnsemble(models)
     if not boxed:
         return first
     if "kidney_and_mass" not in first.regions:
         raise InputError(
             f"{wide[0].run} predicts {', '.join(first.regions)}: without kidney_and_mass it finds no boxes."
         )
-    return Cascade(first, Boxed(boxed))
+    return Cascade(first, KidneyCropModel(boxed))
 
 
 def _same(what: str, a: RunModel, b: RunModel, of: Callable[[RunModel], object]) -> None:

@@ -5,7 +5,7 @@ a cascade (`cascade.py`); anything else that yields the same chunks.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -22,7 +22,7 @@ from kits_dist.data.slice_cache import slab_of
 from kits_dist.data.store import PLANES, Case, Normalization, View
 from kits_dist.distributed.precision import Precision, choose_precision
 from kits_dist.distributed.ranks import launched
-from kits_dist.inference.warping import inverse, part_of, warp
+from kits_dist.inference.warping import crop_affine, invert_affine, warp
 from kits_dist.models import build_model
 from kits_dist.models import weights as model_weights
 from kits_dist.models.probabilities import region_probabilities
@@ -33,7 +33,7 @@ Tta = Literal["none", "flip"]
 PrecisionName = Literal["auto", "fp32", "tf32", "fp16", "bf16"]  # precision
 
 
-class Chunk(NamedTuple):
+class SliceProbabilities(NamedTuple):
     slices: range  # consecutive axial slices
     probability: Tensor  # (n, R, H, W) float32 on the model's device
 
@@ -41,7 +41,7 @@ class Chunk(NamedTuple):
 class RegionModel(Protocol):
     regions: tuple[str, ...]
 
-    def probabilities(self, levels: np.ndarray, case: Case) -> Iterator[Chunk]:
+    def probabilities(self, levels: np.ndarray, case: Case) -> Iterator[SliceProbabilities]:
         """(D, H, W) uint8 levels of the window -> all axial slices in order, each once, some at a time."""
 
 
@@ -66,19 +66,19 @@ class RunModel:
         self.run, self.batch_size, self.tta, self.compiled = run, batch_size, tta, compiled
         self.regions = self.config.model.regions
         self.device = _device()
-        self.precision = precision_of(precision, self.config.train.precision, self.device)
+        self.precision = inference_precision(precision, self.config.train.precision, self.device)
         self.model = build_model(self.config.model, 1 + 2 * self.config.data.context, pretrained=False)
         model_weights.load_weights(self.model, weights, run / "model.safetensors")
         self.model.to(self.device, memory_format=torch.channels_last).eval()
         if compiled:
             self.model.compile()
-        self.watch = Stopwatch(self.device)
+        self.timer = DeviceTimer(self.device)
 
-    def along_planes(self) -> list["PlaneModel"]:
+    def plane_models(self) -> list["PlaneModel"]:
         """One model for each plane that the run was trained on."""
         return [PlaneModel(self, plane) for plane in self.config.data.planes]
 
-    def cut(self, stack: np.ndarray, view: View, box: Box3) -> Iterator[Chunk]:
+    def predict_stack(self, stack: np.ndarray, view: View, box: Box3) -> Iterator[SliceProbabilities]:
         """Slices of one plane, seen through the window that `view` asks for.
 
         stack   (N, rows, columns) uint8 levels
@@ -88,19 +88,19 @@ class RunModel:
         framing = augment_params.Framing(data.size_px, data.pixel_mm)
         matrix = augment_params.centred(framing, [view]).matrix[0]
         slices, rows, columns = box
-        back = part_of(inverse(matrix), columns.start, rows.start)
+        back = crop_affine(invert_affine(matrix), columns.start, rows.start)
         size = (rows.stop - rows.start, columns.stop - columns.start)
         # as in training, a sagittal slice is never mirrored: no patient has the back in front
         mirrored = self.tta == "flip" and view.plane != "sagittal"
-        for some in in_batches(slices.start, slices.stop, self.batch_size):
+        for some in batch_ranges(slices.start, slices.stop, self.batch_size):
             slabs = np.stack([slab_of(stack, i, data.context) for i in some])
             source = torch.from_numpy(slabs).to(self.device).float()
             seen = warp(source, matrix, framing.size_px).sub_(self.norm.mean).div_(self.norm.sd)
-            with self.watch.running():
-                probability = self.seen_both_ways(seen) if mirrored else self.seen(seen)
-            yield Chunk(some, warp(probability, back, size))
+            with self.timer.running():
+                probability = self.predict_batch_flipped(seen) if mirrored else self.predict_batch(seen)
+            yield SliceProbabilities(some, warp(probability, back, size))
 
-    def seen(self, image: Tensor) -> Tensor:
+    def predict_batch(self, image: Tensor) -> Tensor:
         """(n, C, H, W) normalised -> (n, R, H, W) float32 probabilities."""
         count = len(image)
         if self.compiled and count < self.batch_size:  # each other size of batch would be compiled anew
@@ -109,12 +109,12 @@ class RunModel:
         with torch.autocast(self.device.type, half, enabled=half is not None):
             return region_probabilities(self.model, image)[:count]
 
-    def seen_both_ways(self, image: Tensor) -> Tensor:
+    def predict_batch_flipped(self, image: Tensor) -> Tensor:
         """The mean with what is seen of the mirrored slices, which go through the network beside the plain ones: half
         as many slices at once, so that a pass holds no more images than without (at least two)."""
         means = []
         for some in image.split(max(1, self.batch_size // 2)):
-            plain, mirrored = self.seen(torch.cat([some, some.flip(-1)])).chunk(2)
+            plain, mirrored = self.predict_batch(torch.cat([some, some.flip(-1)])).chunk(2)
             means.append((plain + mirrored.flip(-1)) / 2)
         return torch.cat(means)
 
@@ -125,66 +125,43 @@ class PlaneModel:
     def __init__(self, of: RunModel, plane: str):
         self.of, self.plane, self.regions = of, plane, of.regions
 
-    def probabilities(self, levels: np.ndarray, case: Case) -> Iterator[Chunk]:
+    def probabilities(self, levels: np.ndarray, case: Case) -> Iterator[SliceProbabilities]:
         view = case.view(self.plane)
-        chunks = self.of.cut(levels.transpose(PLANES[self.plane]), view, tuple(slice(0, n) for n in view.shape))
+        chunks = self.of.predict_stack(
+            levels.transpose(PLANES[self.plane]), view, tuple(slice(0, n) for n in view.shape)
+        )
         if self.plane == "axial":
             yield from chunks
             return
         volume = torch.empty(len(self.regions), *levels.shape, dtype=torch.float16)  # 0.6 GB for 1,059 slices, 1 region
         along = volume.permute(0, *(1 + axis for axis in PLANES[self.plane]))
         for slices, probability in chunks:
-            along[:, slices.start : slices.stop] = halved(probability).transpose(0, 1).cpu()
-        for slices in in_batches(0, len(levels), self.of.batch_size):
-            yield Chunk(slices, volume[:, slices.start : slices.stop].transpose(0, 1).to(self.of.device).float())
+            along[:, slices.start : slices.stop] = to_half(probability).transpose(0, 1).cpu()
+        for slices in batch_ranges(0, len(levels), self.of.batch_size):
+            yield SliceProbabilities(
+                slices, volume[:, slices.start : slices.stop].transpose(0, 1).to(self.of.device).float()
+            )
 
 
-class Mean:
-    """Several models of the same regions: the mean of their probabilities."""
-
-    def __init__(self, members: Sequence[RegionModel]):
-        self.members, self.regions = members, members[0].regions
-
-    def probabilities(self, levels: np.ndarray, case: Case) -> Iterator[Chunk]:
-        for chunks in zip(*(member.probabilities(levels, case) for member in self.members), strict=True):
-            yield Chunk(chunks[0].slices, sum(chunk.probability for chunk in chunks) / len(chunks))
-
-
-class WeightedLogits:
-    """Several models of the same regions: the weighted mean of their logits, region by region."""
-
-    SURE = 1e-3  # a probability is taken as at least this far from 0 and 1: one sure network does not outvote all
-
-    def __init__(self, members: Sequence[RegionModel], weights: np.ndarray):
-        """weights: (M, R), 0 or more; those of a region sum to 1."""
-        self.members, self.regions = members, members[0].regions
-        self.weights = torch.from_numpy(weights).float()[:, None, :, None, None]
-
-    def probabilities(self, levels: np.ndarray, case: Case) -> Iterator[Chunk]:
-        for chunks in zip(*(member.probabilities(levels, case) for member in self.members), strict=True):
-            logits = torch.stack([chunk.probability for chunk in chunks]).logit(self.SURE)
-            yield Chunk(chunks[0].slices, (logits * self.weights.to(logits.device)).sum(0).sigmoid())
-
-
-def volume_of(model: RegionModel, levels: np.ndarray, case: Case) -> Tensor:
+def predict_volume(model: RegionModel, levels: np.ndarray, case: Case) -> Tensor:
     """(R, D, H, W) float16 on the CPU: all chunks of a case together."""
     volume = torch.empty(len(model.regions), *levels.shape, dtype=torch.float16)
     for slices, probability in model.probabilities(levels, case):
-        volume[:, slices.start : slices.stop] = halved(probability).transpose(0, 1).cpu()
+        volume[:, slices.start : slices.stop] = to_half(probability).transpose(0, 1).cpu()
     return volume
 
 
-def halved(probability: Tensor) -> Tensor:
+def to_half(probability: Tensor) -> Tensor:
     """float32 -> float16 on the same side of 0.5: rounding would paint what is just below."""
     half = probability.half()
     return torch.where((probability < 0.5) & (half >= 0.5), torch.nextafter(half, torch.zeros_like(half)), half)
 
 
-def in_batches(first: int, last: int, size: int) -> Iterator[range]:
+def batch_ranges(first: int, last: int, size: int) -> Iterator[range]:
     return (range(start, min(start + size, last)) for start in range(first, last, size))
 
 
-def precision_of(asked: PrecisionName, trained: str, device: torch.device) -> Precision:
+def inference_precision(asked: PrecisionName, trained: str, device: torch.device) -> Precision:
     """Of the forward pass, and why. Sets TF32 on or off for this process.
 
     asked     auto: fp32 on a CPU; on a GPU as `trained`, the run's train.precision, says: half where it trained so,
@@ -206,7 +183,7 @@ def precision_of(asked: PrecisionName, trained: str, device: torch.device) -> Pr
     return chosen
 
 
-class Stopwatch:
+class DeviceTimer:
     """Seconds that a device worked on what was asked within `running`; a GPU is not made to wait for it."""
 
     def __init__(self, device: torch.device):

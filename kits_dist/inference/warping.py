@@ -27,12 +27,12 @@ def warp(source: Tensor, matrix: np.ndarray, size_px: tuple[int, int]) -> Tensor
     return nn.functional.grid_sample(source, grid.expand(len(source), -1, -1, -1), align_corners=False)
 
 
-def inverse(matrix: np.ndarray) -> np.ndarray:
+def invert_affine(matrix: np.ndarray) -> np.ndarray:
     """(2, 3) affine -> the (2, 3) that undoes it."""
     linear = np.linalg.inv(matrix[:, :2].astype(np.float64))
     return np.concatenate([linear, -linear @ matrix[:, 2:]], axis=1)
 
 
-def part_of(matrix: np.ndarray, left: int, top: int) -> np.ndarray:
+def crop_affine(matrix: np.ndarray, left: int, top: int) -> np.ndarray:
     """(2, 3) affine -> the one whose output begins at pixel (left, top) of the former one's."""
     return np.concatenate([matrix[:, :2], matrix[:, 2:] + matrix[:, :2] @ [[left], [top]]], axis=1)

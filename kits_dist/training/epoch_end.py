@@ -12,7 +12,7 @@ from kits_dist.data import augment_reference
 from kits_dist.data.dataset import SliceDataset
 from kits_dist.data.samples import Samples, worth_seeing
 from kits_dist.data.store import PLANE_NAMES, Normalization, Store
-from kits_dist.figures.contours import Tile, panel
+from kits_dist.figures.contours import PanelRow, contour_panel
 from kits_dist.labels import regions_to_labels
 from kits_dist.models.probabilities import region_probabilities
 from kits_dist.training import checkpoint
@@ -66,7 +66,7 @@ class EpochEnd:
         self.tracker.log(progress.step, scores | best_so_far)
         if self.config.log.images and self.accelerator.is_main_process:
             title = f"data: {self.store.meta['data']}"
-            self.tracker.image(progress.step, "val/panel", partial(panel, self.tiles(), title))
+            self.tracker.image(progress.step, "val/panel", partial(contour_panel, self.tiles(), title))
         self.save(progress, is_best)
         words = "  ".join(f"{name} {value:.3f}" for name, value in validation.dice.items())
         best = "  best" if is_best else ""
@@ -113,7 +113,7 @@ class EpochEnd:
             files.write_bytes(Path(self.config.run) / REQUEUE, b"start the same command again with resume=auto\n")
         self.accelerator.wait_for_everyone()
 
-    def tiles(self) -> list[Tile]:
+    def tiles(self) -> list[PanelRow]:
         """The same validation slices each time, with expected and predicted labels."""
         tiles = []
         for image, grey, label, caption in self.shown:
@@ -121,7 +121,7 @@ class EpochEnd:
                 seen = image[None].to(self.accelerator.device)
                 inside = region_probabilities(self.train_step.eval_model, seen)[0] >= 0.5
             predicted = regions_to_labels(inside.cpu().numpy(), self.config.model.regions)
-            tiles.append(Tile(grey, label, predicted, caption))
+            tiles.append(PanelRow(grey, label, predicted, caption))
         return tiles
 
     @cached_property

@@ -24,9 +24,9 @@ def test_a_gpu_paints_what_the_cpu_paints(tmp_path, monkeypatch, planes):
         predictor = Predictor(run, 2, "flip", precision="auto" if kind == "cpu" else "tf32")
         assert predictor.members[0].device.type == kind
         levels = predictor.levels_of(scan())
-        of_255 = np.empty((len(ALL), *levels.shape), np.uint8)
-        labels[kind] = predictor.predict_levels(levels, predictor.case_of(levels, scan()), of_255)
-        shares[kind] = of_255.astype(int)
+        uint8_probabilities = np.empty((len(ALL), *levels.shape), np.uint8)
+        labels[kind] = predictor.predict_levels(levels, predictor.case_of(levels, scan()), uint8_probabilities)
+        shares[kind] = uint8_probabilities.astype(int)
         assert predictor.network_s > 0
     assert np.abs(shares["cuda"] - shares["cpu"]).max() <= 3  # TF32 keeps 10 bits, of 255 steps that is a quarter
     assert (labels["cuda"] != labels["cpu"]).mean() < 0.01
@@ -36,9 +36,9 @@ def seen_by(run, **how):
     """(3, D, H, W) probabilities in steps of 1/255, and the precision."""
     predictor = Predictor(run, 2, **how)
     levels = predictor.levels_of(scan())
-    of_255 = np.empty((len(ALL), *levels.shape), np.uint8)
-    predictor.predict_levels(levels, predictor.case_of(levels, scan()), of_255)
-    return of_255.astype(int), predictor.precision
+    uint8_probabilities = np.empty((len(ALL), *levels.shape), np.uint8)
+    predictor.predict_levels(levels, predictor.case_of(levels, scan()), uint8_probabilities)
+    return uint8_probabilities.astype(int), predictor.precision
 
 
 def test_half_precision_is_taken_where_the_run_trained_so_and_says_nearly_the_same(tmp_path):
@@ -64,10 +64,10 @@ def test_the_clock_counts_what_the_gpu_did_and_waits_only_when_asked(tmp_path):
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        with model.watch.running():
+        with model.timer.running():
             torch.ones(64, 64, device=model.device) @ torch.ones(64, 64, device=model.device)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    before = model.watch.seconds
+    before = model.timer.seconds
     predictor.predict_levels(levels, case)
     assert 0 < before < predictor.network_s

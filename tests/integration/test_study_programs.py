@@ -10,7 +10,7 @@ from benchmarks.lib import lines, study_runs
 from benchmarks.lib.lines import Ceiling, Line
 from benchmarks.lib.studies import Study
 from kits_dist.data.store import PLANES
-from kits_dist.inference.predictor import Stage
+from kits_dist.inference.predictor import CascadeStage
 from kits_dist.labels import REGIONS
 from tests.helpers import fork_server
 from tests.unit.benchmarks.test_studies import CASES, Machine
@@ -45,7 +45,7 @@ def test_a_cascade_is_evaluated_once_and_gives_three_tables(store, tmp_path, mon
         if "kits_dist.train" in words:
             Path(of["run"]).mkdir(parents=True)
             return 1.0
-        for stage in (Stage("phase1", ()), Stage("phase2", ()), Stage("", ())):
+        for stage in (CascadeStage("phase1", ()), CascadeStage("phase2", ()), CascadeStage("", ())):
             output = Path(of["output"])
             folder = output.with_name(f"{output.name}_{stage.name}") if stage.name else output
             folder.mkdir(parents=True)

@@ -245,8 +245,8 @@ def test_three_hundred_cases_are_a_page(tmp_path, capsys, monkeypatch):
     report = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert len(report["cases"]) == 9 and report["cases"][0]["shape"] == list(SHAPE)
     sheet = np.asarray(Image.open(tmp_path / "out" / "audit.png"))
-    assert sheet.shape[1] == 4 * (contours.THUMB_PX + 6) + 6 and sheet.shape[0] < 2 * contours.THUMB_PX
-    frames = [tuple(sheet[39, 6 + i * (contours.THUMB_PX + 6) + 70]) for i in range(4)]
+    assert sheet.shape[1] == 4 * (contours.THUMBNAIL_PX + 6) + 6 and sheet.shape[0] < 2 * contours.THUMBNAIL_PX
+    frames = [tuple(sheet[39, 6 + i * (contours.THUMBNAIL_PX + 6) + 70]) for i in range(4)]
     assert frames == [(230, 60, 50), (240, 170, 40), (60, 60, 60), (60, 60, 60)]  # error, warning, nothing
 
 
@@ -259,7 +259,7 @@ def test_the_sheet_shows_the_slice_with_the_most_tumor_outlined(tmp_path):
         for name in ("tumor", "kidney_and_mass")
     )
     rows, columns = np.flatnonzero(tumor.any(axis=1)), np.flatnonzero(kidney.any(axis=0))
-    scale = contours.THUMB_PX / 48  # the slice is 40 x 48, centred: 12.5 px above it
+    scale = contours.THUMBNAIL_PX / 48  # the slice is 40 x 48, centred: 12.5 px above it
     assert (rows.min(), rows.max()) == pytest.approx((12.5 + 12 * scale, 12.5 + 20 * scale), abs=2)
     assert columns.max() == pytest.approx(16 * scale, abs=2)
     scan.label[scan.label == 2] = 1

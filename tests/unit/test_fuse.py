@@ -9,8 +9,9 @@ import torch
 
 from kits_dist import fuse
 from kits_dist.inference import region_models
+from kits_dist.inference.ensemble import WeightedLogitEnsemble
 from kits_dist.inference.predictor import Predictor
-from kits_dist.inference.region_models import Chunk, WeightedLogits
+from kits_dist.inference.region_models import SliceProbabilities
 from kits_dist.utils.errors import InputError
 from tests.unit.inference.test_predictor import Threshold, export_run, scan
 
@@ -22,15 +23,15 @@ class Says:
         self.p = p
 
     def probabilities(self, levels, case):
-        yield Chunk(range(1), torch.full((1, 1, 1, 1), self.p))
+        yield SliceProbabilities(range(1), torch.full((1, 1, 1, 1), self.p))
 
 
 def test_logits_are_weighted():
-    fused = WeightedLogits([Says(0.9), Says(0.2)], np.array([[0.75], [0.25]]))
+    fused = WeightedLogitEnsemble([Says(0.9), Says(0.2)], np.array([[0.75], [0.25]]))
     ((_, p),) = fused.probabilities(None, None)
     expected = 0.75 * np.log(9) + 0.25 * np.log(0.25)
     assert p.item() == pytest.approx(1 / (1 + np.exp(-expected)))
-    sure = WeightedLogits([Says(1.0), Says(0.3), Says(0.3)], np.full((3, 1), 1 / 3))
+    sure = WeightedLogitEnsemble([Says(1.0), Says(0.3), Says(0.3)], np.full((3, 1), 1 / 3))
     assert 0.5 < next(sure.probabilities(None, None)).probability.item() < 0.99  # one sure network leads, within reason
 
 

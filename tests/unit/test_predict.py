@@ -19,8 +19,9 @@ from kits_dist.distributed.ranks import Ranks, launched
 from kits_dist.imaging.nifti import read_image, read_labels, same_grid
 from kits_dist.imaging.scans import find_scans
 from kits_dist.inference import region_models
+from kits_dist.inference.ensemble import MeanEnsemble
 from kits_dist.inference.predictor import Predictor, painted
-from kits_dist.inference.region_models import Chunk, Mean, RunModel, precision_of, region_probabilities
+from kits_dist.inference.region_models import RunModel, SliceProbabilities, inference_precision, region_probabilities
 from kits_dist.labels import REGIONS, regions_to_labels
 from kits_dist.models import build_model
 from kits_dist.models import weights as model_weights
@@ -96,7 +97,7 @@ def test_slices_and_their_mirror_images_in_one_pass_give_what_two_passes_give(tm
     seen = []
     model.model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     image = torch.randn(5, 1, 64, 96, generator=torch.Generator().manual_seed(0))
-    together = model.seen_both_ways(image)
+    together = model.predict_batch_flipped(image)
     assert seen == passes
     plain, mirrored = (region_probabilities(model.model, one) for one in (image, image.flip(-1)))
     assert (together - (plain + mirrored.flip(-1)) / 2).abs().max() < 1e-6  # float32 has 24 bits
@@ -159,15 +160,15 @@ def test_evaluate_and_predict_hand_on_how_the_network_runs(tmp_path, monkeypatch
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu/test_predict_gpu.py has its own")
 def test_bf16_is_another_precision_than_fp32_and_both_say_so(tmp_path, raw, capsys):
-    run, of_255 = real_run(tmp_path / "run", size_px="64x64"), {}
+    run, uint8_probabilities = real_run(tmp_path / "run", size_px="64x64"), {}
     image = raw / "case_00000" / "imaging.nii.gz"
     for asked, used in (("auto", "fp32: no GPU"), ("bf16", "bf16: as asked")):
         main(run, image, tmp_path / asked, precision=asked)
         assert f"precision {used}\n" in capsys.readouterr().out
         assert json.loads((tmp_path / asked / "imaging.json").read_text())["precision"] == used[:4]
         predictor = Predictor(run, precision=asked)
-        of_255[asked] = probabilities(predictor, read_image(image))
-    difference = np.abs(of_255["auto"] - of_255["bf16"]).max()
+        uint8_probabilities[asked] = probabilities(predictor, read_image(image))
+    difference = np.abs(uint8_probabilities["auto"] - uint8_probabilities["bf16"]).max()
     assert 1e-5 < difference < 0.05  # bf16 has 8 bits
 
 
@@ -196,7 +197,7 @@ def test_on_a_gpu_a_network_predicts_as_it_was_trained(monkeypatch, tf32_as_befo
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")  # the launcher's: not asked
-    assert precision_of(asked, trained, torch.device("cuda")).mode == mode
+    assert inference_precision(asked, trained, torch.device("cuda")).mode == mode
     assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (mode != "fp32")
 
 
@@ -248,9 +249,9 @@ def test_anything_that_yields_chunks_may_be_averaged():
         def probabilities(self, levels, case):
             for first in range(0, len(levels), 2):
                 slices = range(first, min(first + 2, len(levels)))
-                yield Chunk(slices, torch.full((len(slices), 1, 4, 4), self.value))
+                yield SliceProbabilities(slices, torch.full((len(slices), 1, 4, 4), self.value))
 
-    nested = Mean([Mean([Fixed(0.2), Fixed(0.4)]), Fixed(0.5)])
+    nested = MeanEnsemble([MeanEnsemble([Fixed(0.2), Fixed(0.4)]), Fixed(0.5)])
     chunks = list(nested.probabilities(np.zeros((3, 4, 4), np.uint8), None))
     assert [list(chunk.slices) for chunk in chunks] == [[0, 1], [2]]
     assert all(chunk.probability.unique().tolist() == pytest.approx([0.4]) for chunk in chunks)

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from kits_dist.figures import cases as case_figures
-from kits_dist.figures.cases import Chosen, as_painted, choose, draw_cases
+from kits_dist.figures.cases import SelectedCase, draw_cases, expected_labels, select_cases
 from kits_dist.imaging.nifti import write_nifti
 from kits_dist.labels import REGIONS
 
@@ -18,14 +18,14 @@ def table(path, rows, region="tumor"):
 
 def test_worst_median_and_best_of_those_that_have_the_region(tmp_path):
     rows = [("a", 0.9, 5), ("b", 0.1, 5), ("c", 1.0, 0), ("d", 0.5, 5), ("e", 0.0, 0), ("f", 0.6, 5)]
-    assert choose(table(tmp_path / "cases.csv", rows), "tumor") == [
-        Chosen("worst", "b", 0.1),
-        Chosen("median", "f", 0.6),
-        Chosen("best", "a", 0.9),
+    assert select_cases(table(tmp_path / "cases.csv", rows), "tumor") == [
+        SelectedCase("worst", "b", 0.1),
+        SelectedCase("median", "f", 0.6),
+        SelectedCase("best", "a", 0.9),
     ]
-    assert [one.rank for one in choose(table(tmp_path / "two.csv", rows[:2]), "tumor")] == ["worst", "median"]
-    assert choose(table(tmp_path / "one.csv", rows[:1]), "tumor") == [Chosen("worst", "a", 0.9)]
-    assert choose(table(tmp_path / "none.csv", rows[2:3]), "tumor") == []
+    assert [one.rank for one in select_cases(table(tmp_path / "two.csv", rows[:2]), "tumor")] == ["worst", "median"]
+    assert select_cases(table(tmp_path / "one.csv", rows[:1]), "tumor") == [SelectedCase("worst", "a", 0.9)]
+    assert select_cases(table(tmp_path / "none.csv", rows[2:3]), "tumor") == []
 
 
 @pytest.mark.parametrize("regions", [ALL, ("kidney_and_mass",), ("tumor",)], ids="+".join)
@@ -33,7 +33,7 @@ def test_a_perfect_prediction_looks_like_what_is_expected(store, tmp_path, regio
     cases = [case for case in store.cases if case.voxels["tumor"]][:3]
     for case in cases:
         truth = np.asarray(store.label(store.row[case.case_id]))
-        write_nifti(tmp_path / "predictions" / f"{case.case_id}.nii.gz", as_painted(truth, regions), case.geometry)
+        write_nifti(tmp_path / "predictions" / f"{case.case_id}.nii.gz", expected_labels(truth, regions), case.geometry)
     region = regions[-1]
     table(tmp_path / "cases.csv", [(case.case_id, k / 4, 1) for k, case in enumerate(cases)], region)
     draw_cases(tmp_path, store, regions)
@@ -66,6 +66,6 @@ def test_the_window_is_square_in_mm_and_within_the_slice(shape):
 
 def test_expected_shows_what_the_model_could_have_painted():
     truth = np.array([[[0, 1, 2, 3]]], np.uint8)
-    assert as_painted(truth, ("kidney_and_mass",)).tolist() == [[[0, 1, 1, 1]]]
-    assert as_painted(truth, ("tumor",)).tolist() == [[[0, 0, 2, 0]]]
-    assert as_painted(truth, ALL).tolist() == truth.tolist()
+    assert expected_labels(truth, ("kidney_and_mass",)).tolist() == [[[0, 1, 1, 1]]]
+    assert expected_labels(truth, ("tumor",)).tolist() == [[[0, 0, 2, 0]]]
+    assert expected_labels(truth, ALL).tolist() == truth.tolist()

@@ -3,22 +3,22 @@
 import numpy as np
 import pytest
 
-from kits_dist.figures.contours import outlined
-from kits_dist.figures.surfaces import BACKGROUND_GREY, View, camera_at, render
+from kits_dist.figures.contours import draw_contours
+from kits_dist.figures.surfaces import BACKGROUND_GREY, Viewpoint, fit_camera, render
 from kits_dist.labels import COLORS, CYST, KIDNEY, LABEL_COLORS, TUMOR
 from tests.unit.inference.test_measurements import ball
 
-FRONT = View(0, 0)
+FRONT = Viewpoint(0, 0)
 FIELD_MM = 80
 
 
-def picture(shapes, spacing=(1.0, 1.0, 1.0), view=FRONT, side_px=120):
+def picture(shapes, spacing=(1.0, 1.0, 1.0), viewpoint=FRONT, side_px=120):
     """shapes: (label, centre in mm, radius in mm) in a cube of 80 mm."""
     shape = tuple(round(FIELD_MM / mm) for mm in spacing)
     labels = np.zeros(shape, np.uint8)
     for label, centre, radius in shapes:
         labels[ball(shape, spacing, centre, radius)] = label
-    camera = camera_at(shape, spacing, side_px, view)
+    camera = fit_camera(shape, spacing, side_px, viewpoint)
     return render(labels, spacing, camera), camera.mm_per_px
 
 
@@ -29,9 +29,9 @@ def is_like(pixels, color):
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 0.8, 0.8), (1.0, 2.0, 0.7)])
-@pytest.mark.parametrize("view", [FRONT, View(), View(90, 0)], ids=["front", "oblique", "side"])
-def test_a_ball_is_round_and_of_its_size_whatever_the_voxels(spacing, view):
-    seen, mm_per_px = picture([(KIDNEY, (40, 40, 40), 25)], spacing, view)
+@pytest.mark.parametrize("viewpoint", [FRONT, Viewpoint(), Viewpoint(90, 0)], ids=["front", "oblique", "side"])
+def test_a_ball_is_round_and_of_its_size_whatever_the_voxels(spacing, viewpoint):
+    seen, mm_per_px = picture([(KIDNEY, (40, 40, 40), 25)], spacing, viewpoint)
     rows, columns = np.nonzero((seen != BACKGROUND_GREY).any(axis=2))
     high, wide = (np.ptp(axis) + 1 for axis in (rows, columns))
     for size in (high, wide):
@@ -60,7 +60,7 @@ def test_what_is_in_front_hides_what_is_behind_and_the_kidney_is_a_veil():
     assert not is_like(veiled[60, 60], COLORS["tumor"]) and not is_like(veiled[60, 60], COLORS["kidney_and_mass"])
     outside, _ = picture([(TUMOR, front, 10), (KIDNEY, back, 10)])
     assert is_like(outside[60, 60], COLORS["tumor"])
-    from_the_left, _ = picture([(KIDNEY, (40, 40, 20), 10), (TUMOR, (40, 40, 60), 10)], view=View(90, 0))
+    from_the_left, _ = picture([(KIDNEY, (40, 40, 20), 10), (TUMOR, (40, 40, 60), 10)], viewpoint=Viewpoint(90, 0))
     assert is_like(from_the_left[60, 60], COLORS["tumor"])  # azimuth walks to the patient's left
 
 
@@ -78,7 +78,7 @@ def test_nothing_is_a_grey_field():
 def test_a_structure_at_the_border_of_the_volume_is_closed():
     """Cut to its box a mask touches all borders; its surface lies half a voxel outside."""
     labels = np.full((10, 10, 10), KIDNEY, np.uint8)
-    camera = camera_at(labels.shape, (2.0, 2.0, 2.0), 64, FRONT)
+    camera = fit_camera(labels.shape, (2.0, 2.0, 2.0), 64, FRONT)
     rows, columns = np.nonzero((render(labels, (2.0, 2.0, 2.0), camera) != BACKGROUND_GREY).any(axis=2))
     assert (np.ptp(rows) + 1) * camera.mm_per_px == pytest.approx(20, abs=1)
     assert (np.ptp(columns) + 1) * camera.mm_per_px == pytest.approx(20, abs=1)
@@ -88,6 +88,6 @@ def test_contours_are_drawn_in_mm():
     """A square patch of 24 x 24 mm on pixels of 3 x 1 mm."""
     labels = np.zeros((20, 60), np.uint8)
     labels[6:14, 18:42] = KIDNEY
-    seen = outlined(np.zeros((20, 60), np.uint8), labels, 120, (3.0, 1.0))
+    seen = draw_contours(np.zeros((20, 60), np.uint8), labels, 120, (3.0, 1.0))
     rows, columns = np.nonzero((seen == COLORS["kidney_and_mass"]).all(axis=2))
     assert np.ptp(rows) + 1 == pytest.approx(48, abs=2) and np.ptp(columns) + 1 == pytest.approx(48, abs=2)

@@ -10,9 +10,9 @@ from kits_dist import evaluate, predict, prepare
 from kits_dist.data.kidneys import Kidney
 from kits_dist.imaging.nifti import Volume, kits_geometry, read_labels, write_nifti
 from kits_dist.inference import region_models
-from kits_dist.inference.cascade import Boxed, Part
+from kits_dist.inference.cascade import CropProbabilities, KidneyCropModel
 from kits_dist.inference.predictor import Predictor
-from kits_dist.inference.region_models import halved
+from kits_dist.inference.region_models import to_half
 from kits_dist.utils.errors import InputError
 from tests.unit.inference.test_predictor import Threshold, export_run
 
@@ -117,10 +117,10 @@ def test_a_box_larger_than_the_window_is_seen_whole(tmp_path, monkeypatch):
 
 def test_boxes_that_overlap_share_their_voxels(tmp_path, monkeypatch):
     one, two = runs(tmp_path, monkeypatch)
-    boxed = Boxed([Predictor(f"[{one},{two}]").members[1]])
+    boxed = KidneyCropModel([Predictor(f"[{one},{two}]").members[1]])
     parts = [
-        Part((slice(0, 3), slice(0, 4), slice(0, 4)), torch.full((2, 3, 4, 4), 0.8).half()),
-        Part((slice(2, 5), slice(2, 6), slice(2, 6)), torch.full((2, 3, 4, 4), 0.4).half()),
+        CropProbabilities((slice(0, 3), slice(0, 4), slice(0, 4)), torch.full((2, 3, 4, 4), 0.8).half()),
+        CropProbabilities((slice(2, 5), slice(2, 6), slice(2, 6)), torch.full((2, 3, 4, 4), 0.4).half()),
     ]
     laid = torch.cat([boxed.laid(parts, some, (8, 8)) for some in (range(0, 2), range(2, 3), range(3, 6))])
     expected = torch.zeros(6, 8, 8)
@@ -130,7 +130,7 @@ def test_boxes_that_overlap_share_their_voxels(tmp_path, monkeypatch):
 
 def test_rounding_to_half_precision_never_paints_a_voxel():
     p = torch.tensor([0.5, np.nextafter(np.float32(0.5), np.float32(0)), 0.49999, 0.2, 1.0])
-    assert ((halved(p) >= 0.5) == (p >= 0.5)).all() and torch.allclose(halved(p).float(), p, atol=1e-3)
+    assert ((to_half(p) >= 0.5) == (p >= 0.5)).all() and torch.allclose(to_half(p).float(), p, atol=1e-3)
 
 
 def test_runs_that_make_no_cascade_are_refused(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 from scipy.spatial.distance import pdist
 
 from kits_dist.imaging.nifti import kits_geometry, read_labels, write_nifti
-from kits_dist.inference.measurements import diameter_mm, findings
+from kits_dist.inference.measurements import diameter_mm, measure_label_map
 from kits_dist.labels import KIDNEY, REGIONS, TUMOR
 
 SHAPE, MM = (20, 60, 100), (3.0, 0.8, 0.8)
@@ -28,7 +28,7 @@ def patient():
 
 
 def test_volumes_by_hand(patient):
-    found = findings(patient, MM)
+    found = measure_label_map(patient, MM)
     voxel_ml = 3 * 0.8 * 0.8 / 1000
     assert found["kidney_right_ml"] == pytest.approx(720 * voxel_ml, abs=1e-3)
     assert found["kidney_left_ml"] == pytest.approx((1200 - 24) * voxel_ml, abs=1e-3)
@@ -36,7 +36,7 @@ def test_volumes_by_hand(patient):
     assert found["tumors"] == 0  # 0.046 ml: below the 0.1 ml that count as one
     patient[6:10, 22:27, 72:80] = TUMOR  # 160 voxels, 0.307 ml
     patient[5, 5, 5] = TUMOR  # a speck
-    assert findings(patient, MM)["tumors"] == 1
+    assert measure_label_map(patient, MM)["tumors"] == 1
 
 
 def test_left_is_left_however_the_file_is_stored(tmp_path, patient):
@@ -49,29 +49,29 @@ def test_left_is_left_however_the_file_is_stored(tmp_path, patient):
     assert nib.aff2axcodes(image.affine)[0] == "R"
     nib.save(image, tmp_path / "a.nii.gz")
     volume = read_labels(tmp_path / "a.nii.gz")
-    found = findings(volume.array, volume.spacing_mm)
+    found = measure_label_map(volume.array, volume.spacing_mm)
     assert (found["kidney_right_ml"], found["kidney_left_ml"]) == (2.0, 1.0)
     write_nifti(tmp_path / "b.nii.gz", volume.array, kits_geometry(volume.array.shape, (1, 1, 1)))
     again = read_labels(tmp_path / "b.nii.gz")
-    assert findings(again.array, again.spacing_mm) == found
+    assert measure_label_map(again.array, again.spacing_mm) == found
 
 
 def test_a_kidney_over_the_midline_stays_one_and_a_horseshoe_is_cut(patient):
-    both = findings(patient, MM)
-    over = findings(patient, MM, midline=20)  # 10 of the right kidney's 12 columns lie right of it
+    both = measure_label_map(patient, MM)
+    over = measure_label_map(patient, MM, midline=20)  # 10 of the right kidney's 12 columns lie right of it
     assert over["kidney_right_ml"] == both["kidney_right_ml"]
-    everything_left = findings(patient, MM, midline=5)
+    everything_left = measure_label_map(patient, MM, midline=5)
     assert everything_left["kidney_right_ml"] == 0
     patient[5:11, 20:30, 22:70] = KIDNEY  # the bridge: one piece of 80 columns, 10..90
-    horseshoe = findings(patient, MM, midline=50)
+    horseshoe = measure_label_map(patient, MM, midline=50)
     assert horseshoe["kidney_right_ml"] == pytest.approx(6 * 10 * 40 * 3 * 0.64 / 1000, abs=1e-3)
 
 
 def test_what_a_model_cannot_predict_is_absent(patient):
-    assert set(findings(patient, MM, ("kidney_and_mass",))) == {"kidney_right_ml", "kidney_left_ml"}
-    assert set(findings(patient, MM, ("tumor",))) == {"tumor_ml", "tumors", "tumor_diameter_mm"}
-    empty = findings(np.zeros(SHAPE, np.uint8), MM)
-    assert set(empty) == set(findings(patient, MM)) and not any(empty.values())
+    assert set(measure_label_map(patient, MM, ("kidney_and_mass",))) == {"kidney_right_ml", "kidney_left_ml"}
+    assert set(measure_label_map(patient, MM, ("tumor",))) == {"tumor_ml", "tumors", "tumor_diameter_mm"}
+    empty = measure_label_map(np.zeros(SHAPE, np.uint8), MM)
+    assert set(empty) == set(measure_label_map(patient, MM)) and not any(empty.values())
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 0.7, 0.7), (3.0, 0.8, 0.6)])
@@ -100,8 +100,8 @@ def test_only_the_largest_tumor_is_measured(patient):
     patient[5:11, 20:30, 10:20] = TUMOR  # 10 x 0.8 mm wide
     patient[6, 25, 80] = TUMOR
     alone = (patient == TUMOR) & (np.arange(100) < 50)
-    assert findings(patient, MM)["tumor_diameter_mm"] == pytest.approx(diameter_mm(alone, MM), abs=0.01)
+    assert measure_label_map(patient, MM)["tumor_diameter_mm"] == pytest.approx(diameter_mm(alone, MM), abs=0.01)
 
 
 def test_all_regions_are_asked_for_by_default():
-    assert tuple(REGIONS) == findings.__defaults__[0]
+    assert tuple(REGIONS) == measure_label_map.__defaults__[0]

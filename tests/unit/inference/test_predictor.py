@@ -11,7 +11,7 @@ from kits_dist.data import augment_reference
 from kits_dist.imaging.nifti import Volume, kits_geometry, read_labels, write_nifti
 from kits_dist.inference import region_models
 from kits_dist.inference.predictor import Predictor
-from kits_dist.inference.warping import inverse, warp
+from kits_dist.inference.warping import invert_affine, warp
 from kits_dist.models import weights as model_weights
 from kits_dist.utils.errors import InputError, JobFailed
 from tests.unit.imaging.test_nifti import HU, nifti_bytes
@@ -104,9 +104,9 @@ def test_warp_is_the_meaning_of_augment():
         )  # float32 coordinates on 0..200 noise
 
 
-def test_inverse():
+def test_inverse_affine():
     m = np.array([[0.9, 0.3, 2.5], [-0.2, 1.1, -3.2]])
-    point = inverse(m) @ [*(m @ [5, 7, 1]), 1]
+    point = invert_affine(m) @ [*(m @ [5, 7, 1]), 1]
     assert point == pytest.approx([5, 7])
 
 
