@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# The whole way on a fresh machine, no data and no GPU needed: phantom -> audit -> prepare -> train -> evaluate -> report.
-# Everything it makes lies under runs/demo/ (SEED=7 bash launch/demo.sh makes other patients, under runs/demo_seed7/).
+# Run the whole pipeline on synthetic patients: phantom -> audit -> prepare -> train -> evaluate -> report. Needs no data and no GPU.
+#
+#   bash launch/demo.sh
+#
+# All output goes to runs/demo/. SEED=7 bash launch/demo.sh generates other patients, in runs/demo_seed7/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/setup.sh
@@ -19,16 +22,16 @@ else
   launch=(--config_file launch/cpu.yaml)
 fi
 
-# A demo made with other settings (an older checkout, a GPU that came or went) is moved away, not mixed with this one.
+# Move a demo with other settings (from an older checkout, or from before a GPU was added) out of the way.
 settings="$cases $size $seed $(sha256sum <$config)"
 if [ -d "$demo" ] && [ "$(cat "$demo/.settings" 2>/dev/null)" != "$settings" ]; then
   mv "$demo" "$demo.$(date +%Y%m%d_%H%M%S)"
-  echo "demo: settings changed, the former demo was moved to $demo.*"
+  echo "demo: settings changed, the previous demo was moved to $demo.*"
 fi
 mkdir -p "$demo" && echo "$settings" >"$demo/.settings"
 
 step() { printf '\n== %s\n' "$*"; }
-step "1/5 phantom: $cases made-up patients"
+step "1/5 phantom: $cases synthetic patients"
 [ -f "$demo/raw/audit.json" ] || python -m kits_dist.phantom output="$demo/raw" cases=$cases size=$size seed="$seed"
 step "2/5 audit"
 python -m kits_dist.audit source="$demo/raw"
@@ -36,13 +39,13 @@ step "3/5 prepare: NIfTI -> slice store"
 python -m kits_dist.prepare source="$demo/raw" store="$demo/store"
 step "4/5 train ($([ "$gpus" -gt 0 ] && echo "$gpus GPU" || echo "2 processes on the CPU"))"
 accelerate launch "${launch[@]}" -m kits_dist.train config=$config data.store="$demo/store" run="$demo/run" resume=auto
-step "5/5 evaluate the test cases, which training never saw"
+step "5/5 evaluate the held-out test cases"
 python -m kits_dist.evaluate run="$demo/run" split=test
 python -m kits_dist.report run="$demo/run"
 
 cat <<END
 
-These are made-up patients: no figure here says anything about KiTS.
+These patients are synthetic: no score above says anything about KiTS.
   report      $demo/run/report.html
   pictures    $demo/run/evaluation/test/panel.png
   curves      .venv/bin/tensorboard --logdir runs

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv with everything, pinned and hashed; seconds when nothing changed.   bash launch/setup.sh
+# Install everything into .venv, pinned and hashed; takes seconds if nothing changed.   bash launch/setup.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,7 +11,7 @@ for candidate in "${PYTHON:-}" python3.11 python3.12 python3.13 python3; do
   fi
 done
 if [ -z "$python" ]; then
-  echo "setup: needs Python 3.11, 3.12 or 3.13. Install one, or name it: PYTHON=/path/to/python bash launch/setup.sh" >&2
+  echo "setup: needs Python 3.11, 3.12 or 3.13. Install one, or pass its path: PYTHON=/path/to/python bash launch/setup.sh" >&2
   exit 2
 fi
 
@@ -27,6 +27,6 @@ echo "setup: installing into .venv (about 6 GB with CUDA libraries; a minute wit
 echo "$wanted" >.venv/.kits_dist
 driver=$(cut -d. -f1 < <(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) || true)
 if [[ "$driver" =~ ^[0-9]+$ ]] && [ "$driver" -lt 580 ]; then
-  echo "setup: NVIDIA driver $driver is too old for CUDA 13 (580 or newer): .venv/bin/python -m kits_dist.doctor says what to do" >&2
+  echo "setup: NVIDIA driver $driver is too old for CUDA 13, which needs 580 or newer; .venv/bin/python -m kits_dist.doctor says what to do" >&2
 fi
 echo "setup: done"

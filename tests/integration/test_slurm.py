@@ -18,8 +18,8 @@ ARGUMENTS = [*EXACT, "optim.epochs=12", "train.timeout_s=120"]
 @pytest.mark.parametrize(
     ("job", "arguments", "folder", "words"),
     [
-        ("", ["data.store=s", "run=r"], ROOT, "is started by sbatch. Example: sbatch --nodes=2"),
-        ("7", ["data.store=s"], ROOT, "run= is missing: the folder of this run. Example: sbatch"),
+        ("", ["data.store=s", "run=r"], ROOT, "must be started by sbatch. Example: sbatch --nodes=2"),
+        ("7", ["data.store=s"], ROOT, "run= is missing: name the folder of this run. Example: sbatch"),
         ("7", ["data.store=s", "run="], ROOT, "run= is missing"),
         ("7", ["data.store=s", "run=r"], ROOT / "tests", "tests is not the checkout: cd there first. Example"),
     ],

@@ -201,7 +201,7 @@ def script(*arguments, **more) -> subprocess.CompletedProcess:
         (["store=x", "run=y"], "store=x holds no splits.json"),
         (["store={store}", "run=a,b"], "run=a,b holds a comma"),
         (["store=x", "run=y", "data.fold=3"], "data.fold=3 is set by this script"),
-        (["store=x", "run=y", "--lr"], "cannot read '--lr'"),
+        (["store=x", "run=y", "--lr"], "'--lr' is not an argument"),
     ],
 )
 def test_the_script_refuses_in_words(store, arguments, words):
