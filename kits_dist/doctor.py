@@ -1,23 +1,18 @@
 """What this machine can do, and what to set: `python -m kits_dist.doctor [store=DIR] [run=DIR]`.
 
-One line a topic: ok, warn or fail, what was found, how to mend it. Exit code 1 when something fails. Uses no network.
+Prints one line per topic: ok, warn or fail, what was found, how to fix it. The exit code is 1 when a check fails.
+Uses no network.
 """
 
-import os
-import platform
-import shutil
-import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 from kits_dist import cli
-from kits_dist.config import ModelConfig
-from kits_dist.data.store import Store, array_path
-from kits_dist.diagnostics import look_devices, look_host
-from kits_dist.diagnostics.facts import Check, Disk, Facts, StoreFacts
-from kits_dist.diagnostics.host import launch_command
-from kits_dist.diagnostics.verdict import judge
+from kits_dist.data.store import Store
+from kits_dist.diagnostics.checks import check_all, launch_command
+from kits_dist.diagnostics.facts import Check
+from kits_dist.diagnostics.probes import probe
 from kits_dist.utils.errors import InputError, JobFailed
 
 WIDTH = 100
@@ -25,70 +20,49 @@ WIDTH = 100
 
 @dataclass(frozen=True)
 class Args:
+    """Arguments of the command line."""
+
     store: str = ""
-    """Slice store to look at: does it fit the memory, how fast does its disk read."""
+    """Slice store to check: whether it fits into memory and how fast its disk reads."""
     run: str = ""
-    """Folder of a run to come, there already or not: is there room, how fast is its disk."""
+    """Folder of a future run, existing or not: whether its disk has enough space."""
 
 
 def main(args: Args) -> None:
+    """Check this machine and print the launch command that suits it. Raises JobFailed naming the checks that failed."""
     store = Store(args.store, key="store") if args.store else None
-    run = _existing(args.run) if args.run else None
-    facts = gather(store, run)
-    checks = judge(facts)
+    run = _existing_folder(args.run) if args.run else None
+    facts = probe(store, run)
+    checks = check_all(facts)
     for check in checks:
-        print(shown(check))
+        print(format_check(check))
     print(f"\nto train:\n{launch_command(facts, args.store or 'DIR', args.run or 'DIR')}", flush=True)
-    if failed := [check.topic for check in checks if check.level == "fail"]:
-        raise JobFailed(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}. Mend them first.")
+
+    failed = [check.topic for check in checks if check.level == "fail"]
+    if failed:
+        raise JobFailed(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}. Fix them first.")
 
 
-def gather(store: Store | None, run: Path | None) -> Facts:
-    """Look at everything, a few seconds; `run` is a folder that exists."""
-    found = look_devices.torch_facts() | look_devices.driver_facts()
-    found |= look_devices.dali_facts(on_gpu=bool(found.get("gpus")))
-    found |= look_host.core_facts() | look_host.memory_facts() | look_host.shm_facts() | look_host.port_facts()
-    found |= look_host.launcher_config()
-    if store:
-        arrays = [
-            array_path(store.path, "axial", case.case_id, kind) for case in store.cases for kind in ("image", "label")
-        ]
-        gb = sum(entry["bytes"] for entry in store.meta["files"].values()) / 1e9
-        slices = sum(case.shape[0] for case in store.cases)
-        found["store"] = StoreFacts(len(store.cases), slices, gb, store.meta["data"])
-        found["store_disk"] = Disk(shutil.disk_usage(store.path).free / 1e9, *look_host.read_speed(arrays))
-    if run:
-        found["run_disk"] = look_host.disk_speed(run)
-    encoder = ModelConfig().encoder
-    return Facts(
-        system=platform.system(),
-        python=sys.version_info[:3],
-        visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
-        accelerate=look_devices.installed("accelerate") or "",
-        encoder=encoder,
-        encoder_cached=look_host.encoder_cached(encoder),
-        **found,
-    )
-
-
-def shown(check: Check) -> str:
-    """`ok    topic      what was found`, wrapped; a fix that does not fit stands below, in one piece to copy."""
-    hang = " " * 17
+def format_check(check: Check) -> str:
+    """Return `ok    topic      what was found`, wrapped; a fix that does not fit stands below, in one piece to copy."""
+    indent = " " * 17
     text = f"{check.level:<4}  {check.topic:<9}  {check.found}"
-    text = textwrap.fill(text, WIDTH, subsequent_indent=hang, break_long_words=False, break_on_hyphens=False)
+    text = textwrap.fill(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     if not check.fix:
         return text
     if "\n" not in check.fix and len(text.splitlines()[-1]) + len(check.fix) + 5 <= WIDTH:
         return f"{text}  -> {check.fix}"
-    return f"{text}\n{hang}-> " + check.fix.replace("\n", f"\n{hang}   ")
+    return f"{text}\n{indent}-> " + check.fix.replace("\n", f"\n{indent}   ")
 
 
-def _existing(run: str) -> Path:
-    """The folder, or the nearest one above it that is there. Raises InputError for a file."""
-    there = next((path for path in (Path(run), *Path(run).parents) if path.exists()), None)
-    if there is None or not there.is_dir():
-        raise InputError(f"run={run}: {there or 'its drive'} is no folder. Name another one.")
-    return there
+def _existing_folder(run: str) -> Path:
+    """Return the folder, or its nearest parent that exists. Raises InputError when that is a file."""
+    for path in (Path(run), *Path(run).parents):
+        if path.is_dir():
+            return path
+        if path.exists():
+            break
+    raise InputError(f"run={run}: no folder can be made there. Name another one.")
 
 
 if __name__ == "__main__":

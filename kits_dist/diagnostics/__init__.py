@@ -1,4 +1,4 @@
-"""What a machine must have to train: `look_*` gather `Facts`, `devices` and `host` judge them, one `Check` a topic.
+"""Whether a machine can train: `probes` collects `Facts`, `checks` turns them into one `Check` per topic.
 
-Judging touches nothing, so tests can describe machines that are not at hand.
+The checks touch nothing, so tests describe machines that are not at hand.
 """

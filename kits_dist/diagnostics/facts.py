@@ -1,105 +1,78 @@
-"""What `kits_dist.doctor` knows of a machine, and what it says of it. GB are 10^9 bytes throughout."""
+"""What is known about a machine, and the result of one check. GB are 10^9 bytes throughout."""
 
-import re
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-Level = Literal["ok", "warn", "fail"]
-
 
 class Check(NamedTuple):
-    level: Level
+    """The result for one topic."""
+
+    level: Literal["ok", "warn", "fail"]
     topic: str
     found: str
-    fix: str = ""  # one command or key; empty when ok
+    fix: str = ""  # a command or a key to set; empty when ok
 
 
 class Gpu(NamedTuple):
+    """A GPU that torch sees."""
+
     name: str
-    capability: tuple[int, int]  # compute capability; (0, 0) when not told
-    total_gb: float
+    capability: tuple[int, int]  # compute capability
     free_gb: float
-
-
-class Disk(NamedTuple):
-    free_gb: float
-    read_mb_s: float | None  # None: not measured
-    cold: bool  # the page cache was told to let go of the files before they were read
-    write_mb_s: float | None = None  # to the disk, not to the cache
+    error: str = ""  # why a small computation on it failed
 
 
 class StoreFacts(NamedTuple):
+    """A slice store and the disk that holds it."""
+
     cases: int
     slices: int
     gb: float
     data: str  # kits, phantom or painted
+    read_mb_s: float | None  # slices at random; None: too little data to time
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A machine; the defaults are one without a GPU of which little is known."""
+    """A machine. The defaults describe one without a GPU about which little is known."""
 
-    system: str  # Linux, Darwin, Windows
-    python: tuple[int, ...]
-
-    torch: str  # version; empty where it cannot be imported, and torch_error says why
+    system: str = "Linux"  # or Darwin, Windows
+    torch: str = ""  # version; empty when torch cannot be imported
     torch_error: str = ""
-    cuda: str | None = None  # CUDA that torch is built for
-    archs: tuple[str, ...] = ()  # code in that build: sm_90, compute_120, ...
-    gpus: tuple[Gpu, ...] = ()  # that torch sees
-    broken: dict[int, str] = field(default_factory=dict)  # of these, the ones that could not compute, and their words
-    gpu_error: str = ""  # what torch said when it saw none
+    cuda: str | None = None  # the CUDA version that torch is built for
+    archs: tuple[str, ...] = ()  # the GPUs that it holds code for: sm_90, compute_120, ...
+    gpus: tuple[Gpu, ...] = ()
+    gpu_error: str = ""  # why torch sees no GPU
     visible: str | None = None  # CUDA_VISIBLE_DEVICES
-    precision: tuple[str, str] | None = None  # what train.precision=auto takes, and why
-    bf16_cores: bool = False  # the CPU multiplies bfloat16 itself (AVX512-BF16 or AMX)
-    nccl: str = ""  # version
-    gloo: bool = True
-    no_peer: tuple[tuple[int, int], ...] = ()  # pairs of GPUs that cannot read each other's memory
-    nvlink: bool = False
-    iommu: bool = False  # it translates the GPUs' addresses
+    precision: tuple[str, str] | None = None  # what train.precision=auto selects, and why
 
-    driver: str = ""  # version, from nvidia-smi or the kernel
-    driver_cuda: tuple[int, int] | None = None  # newest CUDA that the driver runs
-    smi_gpus: tuple[Gpu, ...] = ()  # that nvidia-smi sees
-    smi_error: str = ""
+    driver_gpus: int = 0  # GPUs that the driver lists, whether or not this process may use them
+    driver_cuda: tuple[int, int] | None = None  # the newest CUDA version that the driver supports
 
     dali: dict[str, str] = field(default_factory=dict)  # installed wheels and their versions
-    dali_ran: tuple[str, ...] = ()  # where a tiny pipeline came to the right result: cpu, gpu
+    dali_ran: tuple[str, ...] = ()  # devices on which a small pipeline gave the right result: CPU, GPU
     dali_error: str = ""
 
-    core_ids: tuple[int, ...] = (0,)  # that this process may use
-    cpu_quota: float | None = None  # cores' worth of time that a container allows
-    memory_gb: float | None = None  # of the machine or, where less, of the container
-    available_gb: float | None = None
-    container_limit: bool = False  # memory_gb is a container's
-    shm_gb: float | None = None  # size of /dev/shm; None where there is none
+    core_ids: tuple[int, ...] = (0,)  # cores that this process may use
+    cpu_quota: float | None = None  # cores' worth of time that a container or a job may use
+    bf16_cores: bool = False  # the CPU has bfloat16 instructions
+    memory_gb: float | None = None  # available to this process
+    shm_gb: float | None = None  # size of /dev/shm
     port_free: bool = True
-    loopback_error: str = ""  # why no port at all can be opened
 
     store: StoreFacts | None = None
-    store_disk: Disk | None = None
-    run_disk: Disk | None = None
-
-    accelerate: str = ""
-    default_config: dict | None = None  # accelerate's own, of this user; {} when it cannot be read
+    run_free_gb: float | None = None  # space on the disk of the run
+    accelerate_config: dict | None = None  # the user's default configuration; {} when it cannot be read
     encoder: str = "resnet34"
     encoder_cached: bool = False
 
     @property
-    def meant(self) -> tuple[Gpu, ...]:
-        """The GPUs to train on, once torch sees them: none where they are hidden on purpose."""
-        return self.gpus or (() if self.visible in ("", "-1") else self.smi_gpus)
+    def num_gpus(self) -> int:
+        """The number of GPUs to train on once torch sees them; 0 where they are hidden on purpose."""
+        hidden = self.visible in ("", "-1")
+        return len(self.gpus) or (0 if hidden else self.driver_gpus)
 
     @property
-    def processes(self) -> int:
-        """That the recommended launch starts."""
-        return len(self.meant) or min(2, len(self.core_ids))
-
-
-def version(text: str) -> tuple[int, ...]:
-    """Major and minor: 2.15.0+cu132 -> (2, 15)."""
-    return tuple(int(n) for n in re.findall(r"\d+", text)[:2])
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count} {word}" + ("" if count == 1 else "s")
+    def num_processes(self) -> int:
+        """The number of processes that the recommended launch starts."""
+        return self.num_gpus or min(2, len(self.core_ids))

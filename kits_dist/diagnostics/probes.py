@@ -1,0 +1,248 @@
+"""Machine -> facts: libraries, GPUs, cores, memory, disks, ports. What is absent keeps its default, never an error."""
+
+import contextlib
+import ctypes
+import os
+import platform
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kits_dist.config import ModelConfig
+from kits_dist.data.store import Store, array_path
+from kits_dist.diagnostics.checks import PORT
+from kits_dist.diagnostics.facts import Facts, Gpu, StoreFacts
+
+BLOCK = 2 * 512 * 512  # bytes of a slice and its label
+PROBE_BYTES = 256_000_000  # read at most
+PROBE_S = 0.8  # and for no longer than this
+
+
+def probe(store: Store | None, run: Path | None) -> Facts:
+    """Collect everything, in a few seconds. `run` is an existing folder."""
+    found = torch_facts() | driver_facts() | cpu_facts()
+    found |= dali_facts(on_gpu=bool(found.get("gpus")))
+    if Path("/dev/shm").is_dir():
+        found["shm_gb"] = shutil.disk_usage("/dev/shm").total / 1e9
+    if run is not None:
+        found["run_free_gb"] = shutil.disk_usage(run).free / 1e9
+    encoder = ModelConfig().encoder
+    return Facts(
+        system=platform.system(),
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        port_free=is_free(PORT),
+        store=None if store is None else store_facts(store),
+        accelerate_config=accelerate_config(),
+        encoder=encoder,
+        encoder_cached=encoder_cached(encoder),
+        **found,
+    )
+
+
+def torch_facts() -> dict[str, Any]:
+    """Report versions, and whether each GPU computes."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a CUDA library is missing or of another version
+        return {"torch_error": _first_line(error)}
+
+    found = {"torch": torch.__version__, "cuda": torch.version.cuda, "archs": tuple(torch.cuda.get_arch_list())}
+    with warnings.catch_warnings(record=True) as warned:  # torch warns about what it cannot use
+        warnings.simplefilter("always")
+        try:
+            if torch.cuda.is_available():
+                found["gpus"] = tuple(_gpu(i) for i in range(torch.cuda.device_count()))
+            found["gpu_error"] = _first_line(warned[0].message) if warned else ""
+        except RuntimeError as error:  # CUDA cannot be initialized
+            found["gpu_error"] = _first_line(error)
+        with contextlib.suppress(ImportError, RuntimeError):  # accelerate is missing, or the GPU is broken
+            from kits_dist.distributed.precision import choose_precision
+
+            chosen = choose_precision("auto", "no")
+            found["precision"] = (chosen.mode, chosen.reason)
+    return found
+
+
+def _gpu(index: int) -> Gpu:
+    import torch
+
+    about = torch.cuda.get_device_properties(index)
+    free = about.total_memory
+    error = ""
+    try:
+        torch.ones(8, device=f"cuda:{index}").sum().item()  # sync
+        free = torch.cuda.mem_get_info(index)[0]
+    except RuntimeError as failed:
+        error = _first_line(failed)
+    return Gpu(about.name, (about.major, about.minor), free / 1e9, error)
+
+
+def driver_facts(root: Path = Path("/")) -> dict[str, Any]:
+    """Report what the NVIDIA driver supports, which a build of torch or a container may hide."""
+    found: dict[str, Any] = {"driver_gpus": len(list(root.glob("proc/driver/nvidia/gpus/*")))}
+    version = ctypes.c_int()
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libcuda.so.1")
+        if library.cuDriverGetVersion(ctypes.byref(version)) == 0:  # needs neither a GPU nor cuInit
+            found["driver_cuda"] = (version.value // 1000, version.value % 1000 // 10)  # 13020 is CUDA 13.2
+    return found
+
+
+_PIPELINE = """
+import sys
+from nvidia.dali import fn, pipeline_def, types
+device = sys.argv[1].lower()
+@pipeline_def(batch_size=1, num_threads=1, device_id=0 if device == "gpu" else None)
+def flipped():
+    return fn.flip(fn.constant(idata=7, shape=(8, 8, 1), layout="HWC", dtype=types.UINT8, device=device))
+(output,) = flipped().run()
+assert (output.as_cpu().as_array() == 7).all(), "wrong pixels"
+"""
+
+
+def dali_facts(on_gpu: bool) -> dict[str, Any]:
+    """Report the installed wheels, and whether DALI works: tried in a child process, which a wrong wheel may kill."""
+    wheels = {}
+    for distribution in metadata.distributions():
+        if distribution.name.startswith("nvidia-dali-cuda"):
+            wheels[distribution.name] = distribution.version
+    ran = []
+    error = ""
+    if len(wheels) == 1:
+        for device in ("CPU", "GPU") if on_gpu else ("CPU",):
+            error = pipeline_error(device)
+            if error:
+                break
+            ran.append(device)
+    return {"dali": wheels, "dali_ran": tuple(ran), "dali_error": error}
+
+
+def pipeline_error(device: str) -> str:
+    """Run a small pipeline; return why it failed, or an empty string."""
+    command = [sys.executable, "-c", _PIPELINE, device]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        return f"{device}: no answer within 120 s"
+    if done.returncode == 0:
+        return ""
+    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return f"{device}: {lines[-1]}"
+
+
+def cpu_facts(root: Path = Path("/")) -> dict[str, Any]:
+    """Report cores and memory, within what the control groups (version 2) of a container or a job allow."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    found: dict[str, Any] = {
+        "core_ids": tuple(sorted(os.sched_getaffinity(0)) if has_affinity else range(os.cpu_count() or 1))
+    }
+    found["bf16_cores"] = not {"avx512_bf16", "amx_bf16"}.isdisjoint(_text(root / "proc/cpuinfo").split())
+
+    quotas = [text.split() for text in _group_texts(root, "cpu.max")]  # `QUOTA PERIOD` or `max PERIOD`
+    shares = [int(quota) / int(period) for quota, period in quotas if quota != "max"]
+    found["cpu_quota"] = min(shares, default=None)
+
+    memory = dict(line.split(":", 1) for line in _text(root / "proc/meminfo").splitlines())
+    if "MemAvailable" in memory:
+        limits = [int(text) for text in _group_texts(root, "memory.max") if text != "max"]
+        found["memory_gb"] = min([int(memory["MemAvailable"].split()[0]) * 1024, *limits]) / 1e9
+    return found
+
+
+def _group_texts(root: Path, name: str) -> list[str]:
+    """Read a file of this process's control group and of every group around it: any of them may set a limit."""
+    group = Path(_text(root / "proc/self/cgroup").removeprefix("0::/"))
+    texts = [_text(root / "sys/fs/cgroup" / part / name) for part in (group, *group.parents)]
+    return [text for text in texts if text]
+
+
+def is_free(port: int) -> bool:
+    """Return whether a rendezvous can listen at this port."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch: a port just left counts as free
+            probe.bind(("", port))
+    except OSError:
+        return False
+    return True
+
+
+def store_facts(store: Store) -> StoreFacts:
+    """Report what a store holds and how fast its slices are read."""
+    arrays = [
+        array_path(store.path, "axial", case.case_id, kind) for case in store.cases for kind in ("image", "label")
+    ]
+    gb = sum(entry["bytes"] for entry in store.meta["files"].values()) / 1e9
+    slices = sum(case.shape[0] for case in store.cases)
+    return StoreFacts(len(store.cases), slices, gb, store.meta["data"], read_speed(arrays))
+
+
+def read_speed(paths: list[Path]) -> float | None:
+    """Return MB/s of reading blocks of one slice at random from the disk; None when there are too few blocks.
+
+    Pages that another process has mapped stay in the page cache: next to a running training the result is too high.
+    """
+    order = random.Random(0)
+    paths = order.sample(paths, min(len(paths), 100))  # open at once
+    blocks = [(path, start) for path in paths for start in range(0, path.stat().st_size - BLOCK + 1, BLOCK)]
+    order.shuffle(blocks)
+    if len(blocks) < 16:
+        return None
+
+    with contextlib.ExitStack() as stack:
+        files = {path: stack.enter_context(open(path, "rb", buffering=0)) for path in paths}
+        if hasattr(os, "posix_fadvise"):
+            for file in files.values():
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        total = 0
+        began = time.perf_counter()
+        for path, start in blocks[: PROBE_BYTES // BLOCK]:
+            files[path].seek(start)
+            total += len(files[path].read(BLOCK))
+            if time.perf_counter() - began > PROBE_S:
+                break
+        return total / (time.perf_counter() - began) / 1e6
+
+
+def accelerate_config() -> dict | None:
+    """Return accelerate's default configuration of this user; None without one, {} when it cannot be read."""
+    config = None
+    with contextlib.suppress(ImportError, OSError):
+        from accelerate.commands.config.config_args import default_config_file
+
+        text = Path(default_config_file).read_text()
+        config = {}
+        with contextlib.suppress(yaml.YAMLError):
+            config = yaml.safe_load(text)  # JSON is yaml
+    return config if config is None or isinstance(config, dict) else {}
+
+
+def encoder_cached(name: str) -> bool:
+    """Return whether the hub's cache holds the weights. The table of repository names takes 6 s to import."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return False
+    snapshots = Path(constants.HF_HUB_CACHE) / f"models--smp-hub--{name}.imagenet" / "snapshots"
+    return any(snapshots.glob("*/model.safetensors"))
+
+
+def _text(path: Path) -> str:
+    """Return the text of a file; empty when it does not exist or cannot be read."""
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _first_line(message: object) -> str:
+    return (str(message).strip() or type(message).__name__).splitlines()[0]
