@@ -1,0 +1,1 @@
+"""Generate phantoms, CTs for real annotations, and deformed variants of annotated cases."""
