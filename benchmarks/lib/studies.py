@@ -30,7 +30,7 @@ from kits_dist.config import as_plain
 from kits_dist.data.store import Store
 from kits_dist.evaluation import comparison
 from kits_dist.evaluation.bootstrap import Bootstrap
-from kits_dist.evaluation.metrics import Figures
+from kits_dist.evaluation.metrics import Metrics
 from kits_dist.labels import REGIONS
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, JobFailed
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
     name: str
     variant: Variant
-    cases: dict[str, Figures]  # {case: {REGION_dice: mean over seeds}}
+    cases: dict[str, Metrics]  # {case: {REGION_dice: mean over seeds}}
     by_seed: dict[str, list[float]]  # {region: mean over cases, one a seed}
     training_s: list[float | None]  # one a seed, start of Python included; None where it was interrupted
 
@@ -89,7 +89,7 @@ def _total(seconds: list[float | None]) -> float | None:
     return None if None in seconds else sum(seconds)
 
 
-def mean_over_seeds(tables: list[dict[str, Figures]]) -> dict[str, Figures]:
+def mean_over_seeds(tables: list[dict[str, Metrics]]) -> dict[str, Metrics]:
     """Several cases.csv of the same cases -> {case: {REGION_dice: mean}}. Raises InputError where cases differ."""
     if any(table.keys() != tables[0].keys() for table in tables):
         raise InputError("the seeds of one variant were scored on different cases: delete its folder, run it again.")

@@ -23,7 +23,7 @@ from benchmarks.lib.lines import slug
 from kits_dist import cli
 from kits_dist.config import Config, as_plain
 from kits_dist.data.store import Store
-from kits_dist.evaluation.metrics import Figures
+from kits_dist.evaluation.metrics import Metrics
 from kits_dist.evaluation.tables import read_cases
 from kits_dist.labels import REGIONS
 from kits_dist.utils import files
@@ -256,12 +256,12 @@ def _program(words: list[str], log: Path, place: Place) -> float:
     return time.monotonic() - begin
 
 
-def tables_of(study: Study, variant: Variant, seed: int) -> dict[str, dict[str, Figures]]:
+def tables_of(study: Study, variant: Variant, seed: int) -> dict[str, dict[str, Metrics]]:
     """{evaluation: its cases.csv}. Raises InputError."""
     return {one.name: read_cases(study.scores_folder(variant, seed, one) / "cases.csv") for one in variant.evaluations}
 
 
-def mean_dice(table: dict[str, Figures]) -> dict[str, float]:
+def mean_dice(table: dict[str, Metrics]) -> dict[str, float]:
     """{region: mean over cases}, of the challenge's regions that the table has."""
     first = next(iter(table.values()))
     regions = [name for name in REGIONS if f"{name}_dice" in first]

@@ -1,0 +1,1 @@
+"""Scores of label maps: Dice, surface distances, lesions, their means over cases, and comparisons of systems."""

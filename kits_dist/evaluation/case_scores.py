@@ -1,6 +1,6 @@
-"""The label maps of a case, as files or arrays -> its figures. Definitions: README, "How it scores".
+"""The label maps of a case, as files or arrays -> its metrics. All definitions: kits_dist/evaluation/README.md.
 
-A figure that a case does not have (a distance where one side is empty) is None, and counted beside the mean.
+A metric that is undefined for a case (a distance where one mask is empty) is None, and counted next to the mean.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from kits_dist.evaluation.lesions import detect
-from kits_dist.evaluation.metrics import SIZES, WEIGHTS, CaseScore, Figures, dice, size_of, slice_counts
+from kits_dist.evaluation.metrics import SIZES, WEIGHTS, CaseScore, Metrics, column, dice, size_of, slice_counts
 from kits_dist.evaluation.surface_distance import Surface, surface_of, surface_scores
 from kits_dist.imaging import annotators
 from kits_dist.imaging.foreground import Foreground, check_grids, crop_to_common_box, foreground_of, read_foreground
@@ -23,10 +23,10 @@ Reference = Literal["file", "majority", "samples"]
 
 
 class Job(NamedTuple):
-    """What to read and score; small enough to be sent to another process."""
+    """The files of a case to read and score; small enough to be sent to another process."""
 
     case_id: str
-    prediction: Path | None  # None: there is none, which scores 0
+    prediction: Path | None  # None: missing, which scores 0
     truth: Path  # a label map, a store's label.npy, or (majority, samples) the case's folder with segmentations/
     regions: Regions
     reference: Reference = "file"
@@ -34,7 +34,7 @@ class Job(NamedTuple):
 
 
 def score_job(job: Job) -> CaseScore | str:
-    """Read and score a case; what is wrong with its files is returned as text, so that others go on."""
+    """Read and score a case; a fault of its files is returned as a message, so that the other cases are scored."""
     try:
         references = _references(job)
         truth = references[0][0]
@@ -48,8 +48,8 @@ def score_job(job: Job) -> CaseScore | str:
     return score_foreground(job.case_id, predicted, references, job.regions)
 
 
-def score_raters(job: Job) -> CaseScore | str:
-    """Each annotator of the case job.truth against the majority of the others: the mean over annotators."""
+def score_rater_job(job: Job) -> CaseScore | str:
+    """Score each annotator of the case job.truth against the majority of the others, and average over annotators."""
     try:
         pairs = annotators.leave_one_out_pairs(annotators.read_annotations(job.truth))
     except InputError as error:
@@ -59,7 +59,7 @@ def score_raters(job: Job) -> CaseScore | str:
 
 
 def _references(job: Job) -> list[tuple[Foreground, int]]:
-    """The reference label maps, each with how often it counts."""
+    """Return the reference label maps, each with its number of repeats."""
     if job.reference == "samples":
         return annotators.samples(annotators.read_annotations(job.truth))
     if job.reference == "majority":
@@ -70,12 +70,12 @@ def _references(job: Job) -> list[tuple[Foreground, int]]:
 
 
 def score_case(
-    case_id: str, predicted: np.ndarray, truth: np.ndarray, spacing_mm: tuple[float, ...], regions: Regions
+    case_id: str, predicted: np.ndarray, truth: np.ndarray, spacing_mm: tuple[float, float, float], regions: Regions
 ) -> CaseScore:
-    """(D, H, W) uint8 label maps of one grid -> the figures of the case."""
+    """Score two (D, H, W) uint8 label maps of one grid; spacing_mm is (d, h, w)."""
     if predicted.shape != truth.shape:
         raise ValueError(f"score_case: predicted is {predicted.shape} but truth is {truth.shape}.")
-    geometry = kits_geometry(truth.shape, tuple(spacing_mm))
+    geometry = kits_geometry(truth.shape, spacing_mm)
     maps = [foreground_of(Volume(array, geometry)) for array in (predicted, truth)]
     return score_foreground(case_id, maps[0], [(maps[1], 1)], regions)
 
@@ -83,23 +83,24 @@ def score_case(
 def score_foreground(
     case_id: str, predicted: Foreground, references: list[tuple[Foreground, int]], regions: Regions
 ) -> CaseScore:
-    """The mean over the references of the figures of the prediction against each."""
+    """Score a prediction against every reference, and average over the references with their repeats."""
     surfaces = _surfaces(predicted, regions)
     scores = [_score_pair(case_id, predicted, surfaces, truth, regions) for truth, _ in references]
-    return mean_score(scores, [often for _, often in references])
+    return mean_score(scores, [repeats for _, repeats in references])
 
 
-def _surfaces(one: Foreground, regions: Regions) -> dict[str, Surface]:
+def _surfaces(foreground: Foreground, regions: Regions) -> dict[str, Surface]:
     surfaces = {}
     for name, labels in regions.items():
-        inside = region_mask(one.array, labels)
+        inside = region_mask(foreground.array, labels)
         box = bounding_box(inside)
-        corner = tuple(c + part.start for c, part in zip(one.corner, box, strict=True))
-        surfaces[name] = surface_of(inside[box], one.spacing_mm, corner)
+        corner = tuple(c + part.start for c, part in zip(foreground.corner, box, strict=True))
+        surfaces[name] = surface_of(inside[box], foreground.spacing_mm, corner)
     return surfaces
 
 
 def region_mask(array: np.ndarray, labels: tuple[int, ...]) -> np.ndarray:
+    """Return where `array` holds one of the labels; faster than np.isin for so few."""
     inside = array == labels[0]
     for label in labels[1:]:
         inside |= array == label
@@ -109,15 +110,17 @@ def region_mask(array: np.ndarray, labels: tuple[int, ...]) -> np.ndarray:
 def _score_pair(
     case_id: str, predicted: Foreground, surfaces: dict[str, Surface], truth: Foreground, regions: Regions
 ) -> CaseScore:
-    spacing_mm, voxel_ml = truth.spacing_mm, float(np.prod(truth.spacing_mm)) / 1000
+    spacing_mm = truth.spacing_mm
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
     true_surfaces = _surfaces(truth, regions)
     (ours, theirs), _ = crop_to_common_box([predicted, truth])
-    figures = {}
+
+    scored: dict[str, Metrics] = {}
     for name, rows in slice_counts(ours, theirs, regions).items():
         tp, fp, fn = counts = rows.sum(axis=0)
         rows = rows[rows.any(axis=1)]
         surface = surface_scores(surfaces[name], true_surfaces[name], spacing_mm, TOLERANCES_MM.get(name))
-        figures[name] = {
+        scored[name] = {
             "dice": float(dice(counts)),
             "surface_dice": surface.surface_dice,
             "dice_slice": float(dice(rows).mean()) if len(rows) else None,
@@ -132,60 +135,62 @@ def _score_pair(
             "predicted_ml": (tp + fp) * voxel_ml,
         }
         if name not in TOLERANCES_MM:
-            del figures[name]["surface_dice"]
+            del scored[name]["surface_dice"]
     lesions = _lesions(ours, theirs, voxel_ml) if "tumor" in regions else {}
-    return CaseScore(case_id, figures, lesions)
+    return CaseScore(case_id, scored, lesions)
 
 
-def _lesions(predicted: np.ndarray, truth: np.ndarray, voxel_ml: float) -> Figures:
+def _lesions(predicted: np.ndarray, truth: np.ndarray, voxel_ml: float) -> Metrics:
     ours, theirs = (region_mask(array, REGIONS["tumor"]) for array in (predicted, truth))
     box = bounding_box(ours | theirs)
-    found = detect(ours[box], theirs[box], voxel_ml)
-    figures: Figures = {
-        "true": len(found.lesions),
-        "found": sum(one.dice > 0 for one in found.lesions),
-        "false_positives": found.false_positives,
+    detection = detect(ours[box], theirs[box], voxel_ml)
+    metrics: Metrics = {
+        "true": len(detection.lesions),
+        "found": sum(lesion.dice > 0 for lesion in detection.lesions),
+        "false_positives": detection.false_positives,
     }
     for size in SIZES:
-        of_size = [one.dice for one in found.lesions if size_of(one.ml) == size]
-        figures |= {
+        of_size = [lesion.dice for lesion in detection.lesions if size_of(lesion.ml) == size]
+        metrics |= {
             size: len(of_size),
             f"{size}_found": sum(score > 0 for score in of_size),
             f"{size}_dice": float(np.mean(of_size)) if of_size else None,
         }
-    return figures
+    return metrics
 
 
 def missed(score: CaseScore) -> CaseScore:
-    """A case without prediction, scored as empty: 0 in every region, also where the truth is empty too."""
+    """Score a case without a prediction: 0 in every region, also where the truth is empty too."""
     zero = {"dice": 0.0, "surface_dice": 0.0, "miss": 1}
     regions = {
-        name: figures | {key: value for key, value in zero.items() if key in figures}
-        for name, figures in score.regions.items()
+        name: metrics | {key: value for key, value in zero.items() if key in metrics}
+        for name, metrics in score.regions.items()
     }
     return score._replace(regions=regions)
 
 
-def mean_score(scores: list[CaseScore], often: list[int]) -> CaseScore:
-    """One case scored several times -> the mean of every figure, each score counted `often`.
+def mean_score(scores: list[CaseScore], repeats: list[int]) -> CaseScore:
+    """Average the scores of one case, each counted `repeats` times.
 
-    A distance that one of them lacks is not known of the case, and a miss in one is a miss.
+    A distance that is undefined in one of them is undefined for the case, and a miss in one is a miss.
     """
     if len(scores) == 1:
         return scores[0]
-    regions = {name: _mean_figures([one.regions[name] for one in scores], often) for name in scores[0].regions}
-    for name, figures in regions.items():
-        figures["miss"] = max(one.regions[name]["miss"] for one in scores)
-    return CaseScore(scores[0].case_id, regions, _mean_figures([one.lesions for one in scores], often))
+    regions = {}
+    for name in scores[0].regions:
+        rows = [score.regions[name] for score in scores]
+        regions[name] = _mean_metrics(rows, repeats) | {"miss": int(column(rows, "miss").max())}
+    return CaseScore(scores[0].case_id, regions, _mean_metrics([score.lesions for score in scores], repeats))
 
 
-def _mean_figures(rows: list[Figures], often: list[int]) -> Figures:
-    means: Figures = {}
+def _mean_metrics(rows: list[Metrics], repeats: list[int]) -> Metrics:
+    means: Metrics = {}
     for key in rows[0]:
-        values = [row[key] for row in rows]
-        weights = [n * (row[WEIGHTS[key]] if key in WEIGHTS else 1) for row, n in zip(rows, often, strict=True)]
-        if key in WEIGHTS:  # where there are no slices, or no lesions of a size, there is nothing to know
-            values = [value or 0.0 for value in values]
-        known = None not in values and sum(weights) > 0
-        means[key] = float(np.dot(values, weights) / sum(weights)) if known else None
+        values = column(rows, key)
+        weights = np.array(repeats, float)
+        if key in WEIGHTS:  # without slices, or lesions of a size, the value is undefined but has no weight either
+            values = np.nan_to_num(values)
+            weights *= column(rows, WEIGHTS[key])
+        known = weights.sum() > 0 and not np.isnan(values).any()
+        means[key] = float(values @ weights / weights.sum()) if known else None
     return means

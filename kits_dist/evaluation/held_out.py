@@ -1,4 +1,4 @@
-"""Which cases a run may be scored on: those of its store that training has not seen."""
+"""The cases that a run may be scored on: those of its store that it was not trained on."""
 
 from __future__ import annotations
 
@@ -15,30 +15,33 @@ Split = Literal["test", "val"]
 
 
 def held_out(predictor: Predictor, split: Split, store: str = "") -> tuple[Store, list[str]]:
-    """The run's store (or the one it has moved to) and the case ids of `split`.
+    """Return the run's store (or `store`, where it has moved) and the case ids of `split`.
 
-    Raises InputError for an empty split, another window, or cases that the run was trained on.
+    Raises InputError for an empty split, another window, a plane that was not prepared, or cases that the run was
+    trained on.
     """
     config = predictor.config
     opened = Store(store or config.data.store, key="store")
     case_ids = opened.splits.test if split == "test" else opened.splits.select(config.data.fold)[1]
     if not case_ids:
         raise InputError(f"split={split}: this store has no such cases (it holds {len(opened.cases)}).")
+
     if opened.window != predictor.window:
         raise InputError(
             f"the run was trained on HU {list(predictor.window)} but the store {opened.path} holds "
             f"{list(opened.window)}. Prepare a store with the run's window: window_hu=[...]"
         )
     wanted = {plane for member in predictor.members for plane in member.config.data.planes}
-    if absent := sorted(wanted - set(opened.planes)):
+    absent = sorted(wanted - set(opened.planes))
+    if absent:
         raise InputError(
-            f"the run looks along {', '.join(absent)}, which the store {opened.path} was not prepared for. Prepare it "
-            "with planes=[axial,coronal,sagittal]"
+            f"the run predicts {', '.join(absent)} slices, which the store {opened.path} was not prepared for. Prepare "
+            "it with planes=[axial,coronal,sagittal]"
         )
-    seen = [case for case in case_ids if opened.cases[opened.row[case]].voxels_sha256 in predictor.trained_on]
-    if seen:
+    trained_on = [case for case in case_ids if opened.cases[opened.row[case]].voxels_sha256 in predictor.trained_on]
+    if trained_on:
         raise InputError(
-            f"split={split}: the run was trained on {listed(seen)}; such a score says nothing about new patients. "
-            "Use split=test with the store that the run was trained on."
+            f"split={split}: the run was trained on {listed(trained_on)}; such a score says nothing about new "
+            "patients. Use split=test with the store that the run was trained on."
         )
     return opened, case_ids

@@ -1,11 +1,11 @@
-"""The figures of all cases -> summary.json: means, their intervals, and over what each was taken."""
+"""The metrics of all cases -> summary.json: means, their intervals, and what each mean is taken over."""
 
 from typing import Any
 
 import numpy as np
 
 from kits_dist.evaluation.bootstrap import Bootstrap
-from kits_dist.evaluation.metrics import MEANS, SIZES, WEIGHTS, CaseScore, Figures, dice
+from kits_dist.evaluation.metrics import MEANS, SIZES, WEIGHTS, CaseScore, Metrics, column, dice
 from kits_dist.labels import PLAIN, REGIONS, TOLERANCES_MM
 
 NOTE = (
@@ -14,12 +14,12 @@ NOTE = (
     "(DeepMind's definition, the challenge's tolerances). dice_pooled: counts of all cases summed first. dice_slice: "
     "mean over all slices with the region in truth or prediction. hd95_mm, assd_mm: weighted by area, mean over the "
     "distance_cases where both sides have the region; misses: cases where exactly one side has it. Lesions: components "
-    "(26 neighbours) of tumor, found when the prediction touches them. ci95: bootstrap over cases, 10,000 resamples."
+    "(26 neighbors) of tumor, found when the prediction touches them. ci95: bootstrap over cases, 10,000 resamples."
 )
 
 
 def summarize(scores: list[CaseScore], data: str, split: str) -> dict[str, Any]:
-    """The content of summary.json. Raises ValueError for no cases."""
+    """Return the content of summary.json. Raises ValueError for an empty list."""
     if not scores:
         raise ValueError("summarize: no case was scored.")
     bootstrap = Bootstrap(len(scores))
@@ -31,16 +31,17 @@ def summarize(scores: list[CaseScore], data: str, split: str) -> dict[str, Any]:
     return summary | {"definition": NOTE}
 
 
-def _region(name: str, rows: list[Figures], bootstrap: Bootstrap) -> dict[str, Any]:
-    figures: dict[str, Any] = {"labels": list((REGIONS | PLAIN)[name])}
+def _region(name: str, rows: list[Metrics], bootstrap: Bootstrap) -> dict[str, Any]:
+    metrics: dict[str, Any] = {"labels": list((REGIONS | PLAIN)[name])}
     if name in TOLERANCES_MM:
-        figures["tolerance_mm"] = TOLERANCES_MM[name]
+        metrics["tolerance_mm"] = TOLERANCES_MM[name]
     for key in MEANS:
         if key in rows[0]:
-            figures |= _mean(rows, key, key, bootstrap)
+            metrics |= _mean(rows, key, key, bootstrap)
+
     counts = np.stack([column(rows, key) for key in ("true_positive", "false_positive", "false_negative")])
     tp, fp, fn = counts
-    return figures | {
+    return metrics | {
         "dice_pooled": float(dice(counts.sum(axis=1))),
         "dice_pooled_ci95": bootstrap.interval(2 * tp, 2 * tp + fp + fn),
         "dice_median": float(np.median(column(rows, "dice"))),
@@ -51,9 +52,9 @@ def _region(name: str, rows: list[Figures], bootstrap: Bootstrap) -> dict[str, A
     }
 
 
-def _lesions(rows: list[Figures], bootstrap: Bootstrap) -> dict[str, Any]:
+def _lesions(rows: list[Metrics], bootstrap: Bootstrap) -> dict[str, Any]:
     true, found, wrong = (column(rows, key) for key in ("true", "found", "false_positives"))
-    figures: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "true": _total(rows, "true"),
         "found": _total(rows, "found"),
         "sensitivity": float(found.sum() / true.sum()) if true.any() else None,
@@ -64,12 +65,12 @@ def _lesions(rows: list[Figures], bootstrap: Bootstrap) -> dict[str, Any]:
     }
     for size in SIZES:
         counts = {"true": _total(rows, size), "found": _total(rows, f"{size}_found")}
-        figures[size] = counts | _mean(rows, f"{size}_dice", "dice", bootstrap)
-    return figures
+        metrics[size] = counts | _mean(rows, f"{size}_dice", "dice", bootstrap)
+    return metrics
 
 
-def _mean(rows: list[Figures], key: str, name: str, bootstrap: Bootstrap) -> dict[str, Any]:
-    """{name: mean over the cases that have the figure, name_ci95: its interval}; None where no case has it."""
+def _mean(rows: list[Metrics], key: str, name: str, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Return {name: mean over the cases where the metric is defined, name_ci95: its interval}; None for no case."""
     values = column(rows, key)
     weights = np.where(np.isnan(values), 0, column(rows, WEIGHTS[key]) if key in WEIGHTS else 1)
     weighted = np.nan_to_num(values) * weights
@@ -77,12 +78,7 @@ def _mean(rows: list[Figures], key: str, name: str, bootstrap: Bootstrap) -> dic
     return {name: mean, f"{name}_ci95": bootstrap.interval(weighted, weights)}
 
 
-def column(rows: list[Figures], key: str) -> np.ndarray:
-    """(cases,) float64, NaN where a case does not have the figure."""
-    return np.array([np.nan if row[key] is None else row[key] for row in rows], float)
-
-
-def _total(rows: list[Figures], key: str) -> float:
-    """A sum of counts: whole, but for means over several references."""
+def _total(rows: list[Metrics], key: str) -> float:
+    """Return a sum of counts: an integer, except for means over several references."""
     total = float(column(rows, key).sum())
     return int(total) if total.is_integer() else total

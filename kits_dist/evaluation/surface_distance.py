@@ -1,8 +1,8 @@
 """Distances between the surfaces of two masks: surface Dice, HD95, ASSD, as DeepMind's surface-distance defines them.
 
-A surface element sits on a corner of the voxel grid whose eight voxels are neither all inside nor all outside. Its area
-is that of the triangles which marching cubes would put there; its distance to another surface is that to the nearest
-element of it. (Nikolov et al. 2018, arXiv:1809.04430; github.com/google-deepmind/surface-distance)
+A surface element is a corner of the voxel grid whose eight voxels are neither all inside nor all outside. Its area is
+that of the triangles which marching cubes would put there; its distance to another surface is the distance to the
+nearest element of that surface. (Nikolov et al. 2018, arXiv:1809.04430; github.com/google-deepmind/surface-distance)
 """
 
 import functools
@@ -10,14 +10,15 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 PERCENT = 95
 
-# The 14 kinds of eight voxels around a corner, up to turning, mirroring and exchange of inside and outside. The key has
-# bit 4d + 2h + w set where voxel (d, h, w) is inside. Marching cubes puts the vertices of its triangles halfway between
-# an inner and an outer voxel; written here is each triangle's area vector without signs, in eighths of a voxel's faces
-# across d, h and w. Scaled by the faces' areas, the length of that vector is the triangle's area at any spacing.
+# The 14 configurations of the eight voxels around a corner, up to rotation, reflection and exchange of inside and
+# outside. The key has bit 4d + 2h + w set where voxel (d, h, w) is inside. Marching cubes puts the vertices of its
+# triangles halfway between an inner and an outer voxel. The value holds each triangle's area vector without signs, in
+# eighths of a voxel's faces perpendicular to d, h and w: scaled by the faces' areas, its length is the triangle's area
+# at any spacing.
 _TRIANGLES = {
     0b00000000: (),
     0b00000001: ((1, 1, 1),),
@@ -37,19 +38,23 @@ _TRIANGLES = {
 
 
 class Surface(NamedTuple):
+    """The surface elements of a mask."""
+
     corners: np.ndarray  # (N, 3) int64, in lexicographic order: corner (d, h, w) is the outer one of voxel (d, h, w)
     areas_mm2: np.ndarray  # (N,) float64
 
 
 class SurfaceScores(NamedTuple):
+    """Agreement of two surfaces."""
+
     surface_dice: float | None  # None: no tolerance was given
-    hd95_mm: float | None  # None: one side is empty, or both
+    hd95_mm: float | None  # None: one surface is empty, or both
     assd_mm: float | None
 
 
 @functools.lru_cache(maxsize=64)
 def element_areas_mm2(spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """(256,) float64: area of the surface element for each way in which eight voxels can be inside or outside."""
+    """Return (256,) float64: the area of the surface element for each configuration of eight voxels."""
     d, h, w = spacing_mm
     faces_mm2 = np.array([h * w, d * w, d * h])
     table = np.full(256, np.nan)
@@ -59,46 +64,44 @@ def element_areas_mm2(spacing_mm: tuple[float, float, float]) -> np.ndarray:
         for axes in itertools.permutations(range(3)):
             area = np.linalg.norm(vectors[:, axes] * faces_mm2, axis=1).sum()
             for steps in itertools.product((1, -1), repeat=3):
-                turned = eight.transpose(axes)[tuple(slice(None, None, step) for step in steps)]
-                same = int((turned.ravel() << np.arange(8)).sum())
-                table[same] = table[255 - same] = area
+                rotated = eight.transpose(axes)[tuple(slice(None, None, step) for step in steps)]
+                equivalent = int((rotated.ravel() << np.arange(8)).sum())
+                table[equivalent] = table[255 - equivalent] = area
     return table
 
 
 def surface_of(
     mask: np.ndarray, spacing_mm: tuple[float, float, float], corner: tuple[int, ...] = (0, 0, 0)
 ) -> Surface:
-    """(D, H, W) bool -> its surface; outside of the array nothing is inside, so cut the array to the mask first.
+    """Return the surface of a (D, H, W) bool mask; voxels beyond the array count as outside.
 
-    corner   voxel of a larger grid at which the array begins; the surface's corners count from there
+    corner   voxel of a larger grid at which the array begins; added to the surface's corners
+
+    The cost follows the size of the array: crop it to the mask first.
     """
     code = mask.view(np.uint8)
     for axis, shift in ((2, 1), (1, 2), (0, 4)):
         code = _with_next(code, axis, shift)
     at = np.flatnonzero(code - np.uint8(1) < 254)  # 0 and 255 are no surface
     corners = np.stack(np.unravel_index(at, code.shape), axis=1) + corner
-    return Surface(corners, element_areas_mm2(tuple(map(float, spacing_mm)))[code.ravel()[at]])
+    d, h, w = map(float, spacing_mm)
+    return Surface(corners, element_areas_mm2((d, h, w))[code.ravel()[at]])
 
 
 def _with_next(code: np.ndarray, axis: int, shift: int) -> np.ndarray:
-    """One longer along `axis`: each place holds the bits of the voxel before it, and `shift` bits higher those of its
-    own."""
-    shape = list(code.shape)
-    shape[axis] += 1
-    joined = np.zeros(shape, np.uint8)
-    before, own = ([slice(None)] * 3 for _ in range(2))
-    before[axis], own[axis] = slice(1, None), slice(None, -1)
-    joined[tuple(before)] = code
-    joined[tuple(own)] |= code << np.uint8(shift)
-    return joined
+    """Join each voxel's bits with those of the next along `axis`, `shift` bits higher; the axis grows by one."""
+    before, after = ([(0, 0)] * 3 for _ in range(2))
+    before[axis] = (1, 0)
+    after[axis] = (0, 1)
+    return np.pad(code, before) | np.pad(code << np.uint8(shift), after)
 
 
 def surface_scores(
     predicted: Surface, truth: Surface, spacing_mm: tuple[float, float, float], tolerance_mm: float | None = None
 ) -> SurfaceScores:
-    """Agreement of two surfaces of one grid; it does not matter which is which.
+    """Measure the agreement of two surfaces of one grid; the result is symmetric in them.
 
-    surface_dice   share of both areas that lies within the tolerance of the other surface; both empty 1, one empty 0
+    surface_dice   share of both areas within the tolerance of the other surface; both empty 1, one empty 0
     hd95_mm        the larger of the two directions' 95th percentiles of the distance, weighted by area
     assd_mm        mean distance over both surfaces, weighted by area
     """
@@ -113,34 +116,36 @@ def surface_scores(
     surface_dice = None
     if tolerance_mm is not None:
         surface_dice = float(sum(areas[mm <= tolerance_mm].sum() for mm, areas in sides) / total)
-    assd = sum((mm * areas).sum() for mm, areas in sides) / total  # a dot product would wake BLAS threads for nothing
+    # a dot product would start BLAS threads, which do not pay off here
+    assd = sum((mm * areas).sum() for mm, areas in sides) / total
     return SurfaceScores(surface_dice, max(_percentile(*side) for side in sides), float(assd))
 
 
 def nearest_mm(of: Surface, to: Surface, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """(N,) float64: distance from each element `of` one surface `to` the nearest element of another, not empty one."""
+    """Return (N,) float64: the distance from each element `of` a surface `to` the nearest of another, non-empty one."""
     mm = np.zeros(len(of.corners))
-    apart = np.flatnonzero(~_contained(of.corners, to.corners))  # of a fair prediction half lies on the truth
+    apart = np.flatnonzero(~_contained(of.corners, to.corners))  # half of a fair prediction's surface lies on the truth
     if len(apart):
         there = of.corners[apart]
-        # without balancing and compacting the tree costs less than it saves: every point is asked once
-        tree = cKDTree(to.corners * spacing_mm, balanced_tree=False, compact_nodes=False)
+        # each point is queried once, so balancing and compacting the tree would cost more than they save
+        tree = KDTree(to.corners * spacing_mm, balanced_tree=False, compact_nodes=False)
         nearest = tree.query(there * spacing_mm)[1]
         mm[apart] = np.sqrt((((there - to.corners[nearest]) * spacing_mm) ** 2).sum(axis=1))
     return mm
 
 
 def _contained(corners: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """(N,) bool: which corners are also `among` those, both in lexicographic order."""
-    keys, others = (np.ravel_multi_index(c.T, (1 << 20,) * 3) for c in (corners, among))
+    """Return (N,) bool: which corners are also `among` the others, both in lexicographic order."""
+    keys, others = (np.asarray(np.ravel_multi_index(tuple(c.T), (1 << 20,) * 3)) for c in (corners, among))
     at = np.searchsorted(others, keys)
     return others[np.minimum(at, len(others) - 1)] == keys
 
 
 def _percentile(mm: np.ndarray, areas: np.ndarray) -> float:
-    """The distance within which 95 % of the area lies."""
-    apart = mm > 0  # the others come first: they need no sorting
+    """Return the distance within which 95 % of the area lies."""
+    apart = mm > 0  # the others come first and need no sorting
     order = np.argsort(mm[apart])
-    mm, areas = np.append(0.0, mm[apart][order]), np.append(areas[~apart].sum(), areas[apart][order])
+    mm = np.append(0.0, mm[apart][order])
+    areas = np.append(areas[~apart].sum(), areas[apart][order])
     within = np.cumsum(areas)
     return float(mm[np.searchsorted(within, within[-1] * PERCENT / 100)])

@@ -1,7 +1,7 @@
-"""Figures as files and text: cases.csv (ours, every figure), challenge.csv (the challenge's own), summary.json.
+"""Scores as files and text: cases.csv (every metric), challenge.csv (the challenge's format), summary.json.
 
-cases.csv has a row a case and no summary row; REGION_FIGURE, lesions_FIGURE and findings_FIGURE are its columns, an
-empty field is a figure that the case does not have.
+cases.csv has one row per case and no summary row. Its columns are REGION_METRIC, lesions_METRIC and
+findings_MEASUREMENT; an empty field is a metric that is undefined for the case.
 """
 
 import csv
@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from kits_dist.evaluation.metrics import SIZES, CaseScore, Figures
+from kits_dist.evaluation.metrics import SIZES, CaseScore, Metrics
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
 
@@ -18,19 +18,20 @@ _SIZES = dict(zip(SIZES, ("< 5 ml", "5-30 ml", "> 30 ml"), strict=True))
 
 
 def write_tables(folder: Path, scores: list[CaseScore], summary: dict) -> None:
-    """Each file in one step, summary.json last: a folder that has it has the tables it speaks of."""
+    """Write the tables of an evaluation, each atomically and summary.json last: where it exists, the others do too."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").unlink(missing_ok=True)
     rows = {score.case_id: score.row() for score in scores}
     files.write_bytes(folder / "cases.csv", _cases_csv(rows).encode())
-    if (text := _challenge_csv(rows)) is not None:
-        files.write_bytes(folder / "challenge.csv", text.encode())
-    else:  # a run of other regions wrote it
+    text = _challenge_csv(rows)
+    if text is None:  # there may be one of an earlier run of other regions
         (folder / "challenge.csv").unlink(missing_ok=True)
+    else:
+        files.write_bytes(folder / "challenge.csv", text.encode())
     files.write_json(folder / "summary.json", summary)
 
 
-def _cases_csv(rows: dict[str, Figures]) -> str:
+def _cases_csv(rows: dict[str, Metrics]) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["case", *next(iter(rows.values()))])
@@ -39,9 +40,9 @@ def _cases_csv(rows: dict[str, Figures]) -> str:
     return text.getvalue()
 
 
-def _challenge_csv(rows: dict[str, Figures]) -> str | None:
-    """As kits23/evaluation/metrics.py writes it, no line end behind the last row; None where a region is missing."""
-    columns = [f"{region}_{figure}" for figure in ("dice", "surface_dice") for region in _CHALLENGE]
+def _challenge_csv(rows: dict[str, Metrics]) -> str | None:
+    """Format as kits23/evaluation/metrics.py, without a final line end; return None where a region is missing."""
+    columns = [f"{region}_{metric}" for metric in ("dice", "surface_dice") for region in _CHALLENGE]
     if any(column not in row for row in rows.values() for column in columns):
         return None
     head = [f"{short}_{name}" for short in ("Dice", "SD") for name in _CHALLENGE.values()]
@@ -52,8 +53,8 @@ def _challenge_csv(rows: dict[str, Figures]) -> str | None:
     return "\n".join(lines)
 
 
-def read_cases(path: Path) -> dict[str, Figures]:
-    """cases.csv -> {case: {column: value}}. Raises InputError naming the file."""
+def read_cases(path: Path) -> dict[str, Metrics]:
+    """Read cases.csv as {case: {column: value}}. Raises InputError naming the file."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -66,30 +67,32 @@ def read_cases(path: Path) -> dict[str, Figures]:
             f"{path}: not a table of cases ({type(error).__name__}: {error}). Run evaluate again."
         ) from error
     if not rows or len(read) < len(rows):
-        raise InputError(f"{path}: no cases, or one of them twice. Run evaluate again.")
+        raise InputError(f"{path}: no cases, or a case twice. Run evaluate again.")
     return read
 
 
 def read_scores(path: Path, regions: Iterable[str]) -> list[CaseScore]:
-    """cases.csv of `regions` -> what it was written from, to ten digits. Raises InputError naming the file."""
-    groups = (*sorted(regions, key=len, reverse=True), "lesions", "findings")  # kidney begins kidney_and_mass, too
+    """Read cases.csv of `regions` as scores, precise to ten digits. Raises InputError naming the file."""
+    # the longest name first: kidney is also the beginning of kidney_and_mass
+    groups = (*sorted(regions, key=len, reverse=True), "lesions", "findings")
     scores = []
     for case_id, row in read_cases(path).items():
-        parts: dict[str, Figures] = {group: {} for group in groups}
+        parts: dict[str, Metrics] = {group: {} for group in groups}
         for column, value in row.items():
             group = next((group for group in groups if column.startswith(f"{group}_")), None)
             if group is None:
                 raise InputError(f"{path}: {column} is of none of {', '.join(groups)}. Run evaluate again.")
             parts[group][column.removeprefix(f"{group}_")] = value
-        if bare := [region for region in regions if "dice" not in parts[region]]:
-            raise InputError(f"{path}: no column {bare[0]}_dice. Run evaluate again.")
-        lesions, findings = parts.pop("lesions"), parts.pop("findings")
-        scores.append(CaseScore(case_id, {region: parts[region] for region in regions}, lesions, findings))
+        for region in regions:
+            if "dice" not in parts[region]:
+                raise InputError(f"{path}: no column {region}_dice. Run evaluate again.")
+        of_regions = {region: parts[region] for region in regions}
+        scores.append(CaseScore(case_id, of_regions, parts["lesions"], parts["findings"]))
     return scores
 
 
 def as_text(summary: dict) -> str:
-    """The table a person reads; its figures are those of summary.json, distances in mm."""
+    """Format a summary as a table for the terminal, distances in mm."""
     head = f"data: {summary['data']}   split: {summary['split']}   cases: {summary['cases']}"
     if "reference" in summary:
         head += f"   reference: {summary['reference']}"
@@ -109,19 +112,25 @@ def as_text(summary: dict) -> str:
     return "\n".join(lines + _lesion_lines(summary.get("lesions")))
 
 
+def print_summary(summary: dict, folder: Path) -> None:
+    """Print the table of an evaluation and where its files are."""
+    print(as_text(summary))
+    print(f"tables and pictures: {folder}")
+
+
 def _lesion_lines(lesions: dict | None) -> list[str]:
     if lesions is None:
         return []
-    words = f"tumors found: {lesions['found']:g} of {lesions['true']:g}"
+    found = f"tumors found: {lesions['found']:g} of {lesions['true']:g}"
     if lesions["sensitivity"] is not None:
-        words += f" ({_f(lesions['sensitivity'])}, {_interval(lesions['sensitivity_ci95'])})"
-    words += f"; false ones: {lesions['false_positives_per_case']:.2f} a case"
+        found += f" ({_f(lesions['sensitivity'])}, {_interval(lesions['sensitivity_ci95'])})"
+    found += f"; false positives: {lesions['false_positives_per_case']:.2f} per case"
     sizes = [
         f"{title}: {lesions[size]['found']:g} of {lesions[size]['true']:g}, Dice {_f(lesions[size]['dice'])}"
         for size, title in _SIZES.items()
         if lesions[size]["true"]
     ]
-    return [words, *(["  " + "   ".join(sizes)] if sizes else [])]
+    return [found, "  " + "   ".join(sizes)] if sizes else [found]
 
 
 def _f(value: float | None, digits: int = 3) -> str:

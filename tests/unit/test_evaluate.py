@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kits_dist import evaluate
+from kits_dist.evaluation import score_jobs
 from kits_dist.imaging.datasets import MARKER
 from kits_dist.imaging.nifti import kits_geometry, read_labels, write_nifti
 from kits_dist.labels import REGIONS
@@ -138,7 +139,7 @@ def test_the_table_of_cases_has_no_summary_row_and_json_no_nan(folders, tmp_path
     assert summary["lesions"]["under_5_ml"]["dice"] == 0 and summary["lesions"]["over_30_ml"]["dice"] is None
     assert "NaN" not in (tmp_path / "out" / "summary.json").read_text()
     said = capsys.readouterr().out
-    assert "tumors found: 0 of 6 (0.000, 0.000 .. 0.000); false ones: 0.00 a case" in said and "nan" not in said
+    assert "tumors found: 0 of 6 (0.000, 0.000 .. 0.000); false positives: 0.00 per case" in said and "nan" not in said
 
 
 def test_regions_that_a_system_cannot_predict_are_absent(folders, tmp_path):
@@ -263,9 +264,9 @@ def test_other_processes_are_started_where_they_pay_off(folders, tmp_path, monke
         asked.append((len(items), workers))
         return [(item, function(item)) for item in items]
 
-    monkeypatch.setattr(evaluate, "run_all", here)
+    monkeypatch.setattr(score_jobs, "run_all", here)
     run(*folders, tmp_path / "quick")
-    monkeypatch.setattr(evaluate, "WORTH_S", 0)
+    monkeypatch.setattr(score_jobs, "WORTH_S", 0)
     run(*folders, tmp_path / "long")
     assert asked == [(5, 1), (5, available_cores())]  # the first case was scored to see how long one takes
     assert same_tables(tmp_path / "quick", tmp_path / "long")

@@ -9,6 +9,7 @@ import pytest
 
 from kits_dist import evaluate, postprocess, predict
 from kits_dist.data.store import Store, array_path
+from kits_dist.evaluation import score_run
 from kits_dist.imaging.nifti import read_labels, write_nifti
 from kits_dist.inference import region_models
 from kits_dist.inference.postprocessing import FILE, Rules
@@ -137,7 +138,7 @@ def test_an_unfinished_evaluation_leaves_no_summary(noisy, monkeypatch):
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "write_nifti", killed)
+    monkeypatch.setattr(score_run, "write_nifti", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate.main(evaluate.Args(run=str(noisy)))
     assert not (noisy / "evaluation" / "test" / "summary.json").exists()

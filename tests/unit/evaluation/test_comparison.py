@@ -63,7 +63,7 @@ def test_pairs_without_a_figure_are_counted_out():
     none = comparison.compare(a, {case: row | {"tumor_hd95_mm": None} for case, row in b.items()}, ("A", "B"))
     assert none["tumor"]["hd95_mm"]["pairs"] == 0 and none["tumor"]["hd95_mm"]["p"] is None
     text = comparison.as_text({"a": "A", "b": "B", "data": "phantom", "cases": 4, "notes": [], "regions": none})
-    assert "no case where both have it" in text
+    assert "undefined for A or B in every case" in text
 
 
 def test_other_cases_are_refused_by_name():
@@ -127,7 +127,7 @@ def test_what_cannot_be_compared(systems, capsys):
     with pytest.raises(MissingInput, match="no cases.csv there, nor in evaluation/test/"):
         evaluate.main(evaluate.Args(compare=(str(systems / "truth"), pair[1])))
     with pytest.raises(InputError, match="takes two folders"):
-        evaluate.Args(compare=("a",))
+        evaluate.main(evaluate.Args(compare=("a",)))
     summary = json.loads((out / "a" / "summary.json").read_text())
     (out / "a" / "summary.json").write_text(json.dumps(summary | {"data": "phantom", "reference": "samples"}))
     evaluate.main(evaluate.Args(compare=pair))

@@ -75,11 +75,11 @@ def change(path, **values):
 
 
 def test_a_table_of_cases_is_read_back_as_it_was_scored(store, tmp_path):
-    scores = [scored(store, case_id, 1)._replace(findings={"tumor_ml": 1.5, "gone": None}) for case_id in store.row]
+    scores = [scored(store, case_id, 1)._replace(measurements={"tumor_ml": 1.5, "gone": None}) for case_id in store.row]
     write_tables(tmp_path, scores, {})
     again = read_scores(tmp_path / "cases.csv", list(REGIONS))
     for a, b in zip(scores, again, strict=True):
-        assert (a.case_id, a.regions.keys(), a.findings) == (b.case_id, b.regions.keys(), b.findings)
+        assert (a.case_id, a.regions.keys(), a.measurements) == (b.case_id, b.regions.keys(), b.measurements)
         for name, figures in (*a.regions.items(), ("lesions", a.lesions)):  # kidney is told apart from kidney_and_mass
             read = b.lesions if name == "lesions" else b.regions[name]
             assert read.keys() == figures.keys()
@@ -172,7 +172,7 @@ def test_a_table_never_mixes_weights(folder, store):
     with_test(folder, store, {"two_kidneys": True})
     crossval.main(crossval.Args(run=str(folder)))
     change(folder / FILE, rules={})
-    with pytest.raises(InputError, match="evaluation/test is not after the rules of postprocess.json"):
+    with pytest.raises(InputError, match="evaluation/test was not made with the rules of postprocess.json"):
         cross_validation.table(folder)
     for path in (folder / FILE, folder / "evaluation" / "test" / "summary.json"):
         change(path, step=[1])
