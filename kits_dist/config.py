@@ -1,8 +1,9 @@
-"""What a training run is: frozen dataclasses with the poster's method as defaults; yaml holds only differences.
+"""Configuration of a training run: frozen dataclasses whose defaults are the poster's method; yaml holds differences.
 
 Values that cannot work are refused here, before a GPU is touched. The docstring under a field is its help text.
 """
 
+import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,40 +27,43 @@ _PLANES = {"axial", "coronal", "sagittal"}
 
 @dataclass(frozen=True)
 class DataConfig:
+    """The store, its split, and how slices become batches."""
+
     store: str = MISSING
     """Folder written by kits_dist.prepare."""
     fold: int | str = 0
-    """Validation fold 0..4; `all` trains and validates on every case outside the test set."""
+    """Validation fold, counted from 0; `all` trains and validates on every case outside the test set."""
     batch_size: int = 128
-    """Slices per process and step; the global batch is this times the processes."""
+    """Slices per process and step; the global batch is this times the number of processes."""
     size_px: tuple[int, int] = (512, 512)
-    """(height, width) the network sees, multiples of 32; also written 256x256."""
+    """Height and width of the network's input, multiples of 32; 256x256 is also accepted."""
     pixel_mm: float | None = None
-    """Resample every case to this pixel size; none keeps each case's own pixels."""
+    """Pixel size to which every case is resampled; `none` keeps the pixel size of each case."""
     slices: Literal["all", "kidney"] = "all"
-    """Train on all slices, or on those within `margin` of a kidney."""
+    """Train on `all` slices, or only on those within `data.margin` slices of a `kidney`."""
     margin: int = 10
-    """Slices kept above and below the kidneys when slices=kidney."""
+    """Slices kept above and below the kidneys with data.slices=kidney."""
     planes: tuple[str, ...] = ("axial",)
-    """Cut along these: axial, coronal, sagittal, as the store was prepared."""
+    """Planes to cut along: `axial`, `coronal`, `sagittal`; the store must have been prepared with them."""
     box: Literal["body", "kidney"] = "body"
-    """kidney: a sample is one slice of one kidney's box (phase 2 of a cascade)."""
+    """What a sample shows: the `body`, or the box around one `kidney` (second phase of a cascade)."""
     box_margin_mm: float = 20.0
-    """Kept around each kidney on all sides when box=kidney."""
+    """Margin around each kidney on all sides with data.box=kidney, in mm."""
     context: int = 0
-    """Neighbouring slices on each side, as further input channels."""
+    """Neighboring slices on each side, given to the network as further input channels."""
     backend: Literal["dali", "opencv", "fixed"] = "dali"
-    """opencv: CPU threads; fixed: one batch repeated, a ceiling."""
+    """Data loader: `dali`; `opencv`, which uses CPU threads; or `fixed`, one repeated batch, to measure the ceiling."""
     residency: Literal["mmap", "gpu", "auto"] = "mmap"
-    """gpu: training slices stay in GPU memory; auto: where they fit."""
+    """Where training slices are kept: `mmap`, in files; `gpu`, in GPU memory; `auto`, in GPU memory if they fit."""
     sampler: Literal["natural", "foreground", "tumor", "cyst", "case"] = "natural"
-    """What each epoch is made of."""
+    """Composition of an epoch: `natural` takes each slice once; `foreground`, `tumor` and `cyst` give slices with
+    that label the share `data.share`; `case` gives every case the same number."""
     share: float = 0.33
-    """Of the epoch for slices with any label, tumor or cyst (sampler=foreground, tumor, cyst)."""
+    """Share of an epoch for slices with the label that `data.sampler` names."""
     threads: int = 0
-    """CPU threads of the backend per process; 0 divides the cores among this machine's processes."""
+    """CPU threads of the loader per process; 0 divides the cores among the processes of a machine."""
     prefetch: int = 2
-    """Batches prepared ahead."""
+    """Number of batches prepared ahead."""
 
     def __post_init__(self) -> None:
         _require(
@@ -82,55 +86,57 @@ class DataConfig:
         )
         _require(
             self.box == "body" or self.slices == "all",
-            "data.box=kidney takes the slices of each kidney's box: leave out data.slices, set data.box_margin_mm.",
+            "data.box=kidney takes the slices of each kidney's box. Leave out data.slices; set data.box_margin_mm.",
         )
         _require(0 <= self.box_margin_mm <= 200, f"data.box_margin_mm={self.box_margin_mm} mm: use 0..200.")
-        _require(0 <= self.context <= 8, f"data.context={self.context} must lie in 0..8 neighbours on each side.")
+        _require(0 <= self.context <= 8, f"data.context={self.context} neighbors on each side: use 0..8.")
         _require(self.pixel_mm is None or 0.1 <= self.pixel_mm <= 20, f"data.pixel_mm={self.pixel_mm} mm: use 0.1..20.")
         _require(
-            self.fold == "all" or isinstance(self.fold, int) and self.fold >= 0,
-            f"data.fold={self.fold!r}: a fold number from 0, or all.",
+            self.fold == "all" or (isinstance(self.fold, int) and self.fold >= 0),
+            f"data.fold={self.fold!r}: use a fold number from 0, or all.",
         )
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
+    """Random changes to training slices. Each is drawn per sample with its own probability."""
+
     rotate_deg: float = 15.0
-    """Rotation drawn from +- this, in degrees."""
+    """Largest rotation in either direction, in degrees."""
     rotate_p: float = 0.5
     """Probability of a rotation."""
     flip: float = 0.5
     """Probability of a left-right flip."""
     scale: tuple[float, float] = (0.85, 1.15)
-    """Magnification range."""
+    """Range of the magnification factor."""
     scale_p: float = 0.3
     """Probability of a magnification."""
     crop: float = 1.0
-    """Probability of a random window of size_px; otherwise it is centred on the body."""
+    """Probability of a window at a random place; otherwise it is centered on the body."""
     box_mm: float = 10.0
-    """Each side of a kidney's box is moved by up to +- this, in mm (data.box=kidney)."""
+    """Largest shift of each side of a kidney's box in either direction, in mm (data.box=kidney)."""
     shift_mm: float = 10.0
-    """The window is moved by up to this along each axis, in mm."""
+    """Largest shift of the window along each axis in either direction, in mm."""
     shift_p: float = 0.0
-    """Probability of such a move."""
+    """Probability of a shift."""
     blur_px: tuple[float, float] = (0.5, 1.5)
-    """Sd of Gaussian blur, in pixels of the network."""
+    """Range of the standard deviation of the Gaussian blur, in pixels of the network's input."""
     blur_p: float = 0.0
-    """Probability of blur."""
+    """Probability of a blur."""
     brightness_hu: float = 20.0
-    """HU added, drawn from +- this."""
+    """Largest change of brightness in either direction, in HU."""
     brightness_p: float = 0.0
     """Probability of a change of brightness."""
     contrast: tuple[float, float] = (0.75, 1.25)
-    """Factor on the distance from the middle of the HU window."""
+    """Range of the contrast factor, applied to the distance from the middle of the HU window."""
     contrast_p: float = 0.0
     """Probability of a change of contrast."""
     gamma: tuple[float, float] = (0.7, 1.5)
-    """Exponent on the HU window scaled to 0..1."""
+    """Range of the exponent applied to the HU window scaled to 0..1."""
     gamma_p: float = 0.0
-    """Probability of a gamma curve."""
+    """Probability of a gamma correction."""
     noise_hu: float = 15.0
-    """Sd of Gaussian noise drawn from 0 to this, in HU."""
+    """Largest standard deviation of the Gaussian noise, in HU."""
     noise_p: float = 0.15
     """Probability of noise."""
 
@@ -156,18 +162,21 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """The network and what it predicts."""
+
     arch: str = "unet"
-    """Simple_unet (5 levels, no pretraining) or any architecture of segmentation_models_pytorch."""
+    """Architecture: `simple_unet` (5 levels, no pretraining) or any architecture of segmentation_models_pytorch."""
     encoder: str = "resnet34"
-    """Any encoder of segmentation_models_pytorch; not used by simple_unet."""
+    """Encoder of segmentation_models_pytorch; `simple_unet` does not use it."""
     encoder_weights: str = "imagenet"
-    """Imagenet, none, or the path of a .safetensors or .pth state dict."""
+    """Pretrained weights of the encoder: `imagenet`, `none`, or the path of a .safetensors or .pth state dict."""
     width: int = 64
-    """Channels of the first level, doubled at each of the next; a resnet unet takes less untrained."""
+    """Channels of the first level, doubled at each further level; other values than 64 need `simple_unet`, or a
+    ResNet U-Net without pretrained weights."""
     regions: tuple[str, ...] = ("kidney_and_mass",)
-    """Nested sigmoids to predict: kidney_and_mass, mass, tumor."""
+    """Nested regions to predict, one sigmoid each: `kidney_and_mass`, `mass`, `tumor`."""
     prior: float = 0.01
-    """Probability of every region in every pixel at the start; 0.5 leaves the head as it is drawn."""
+    """Probability of every region in every pixel before training; 0.5 keeps the random initialization."""
 
     def __post_init__(self) -> None:
         ordered = tuple(name for name in REGIONS if name in self.regions)
@@ -181,36 +190,39 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
+    """The optimizer, its schedule, and the loss."""
+
     name: Literal["adam", "adamw", "sgd"] = "adam"
-    """Optimiser; sgd has Nesterov momentum 0.9."""
+    """Optimizer; `sgd` uses Nesterov momentum 0.9."""
     lr: float = 1e-3
-    """Learning rate at its highest."""
+    """Highest learning rate."""
     scale_lr: Literal["none", "linear", "sqrt"] = "none"
-    """Grow the rate with the number of processes."""
+    """Factor on the learning rate: `linear`, the number of processes; `sqrt`, its square root; `none`, 1."""
     weight_decay: float = 0.0
-    """L2 (adam, sgd) or decoupled (adamw)."""
+    """Weight decay: an L2 penalty for `adam` and `sgd`, decoupled for `adamw`."""
     epochs: int = 100
-    """Passes over the training slices, at most."""
+    """Maximum number of passes over the training slices."""
     patience: int = 10
-    """Validations without improvement before early stopping; 0 never stops early."""
+    """Validations without improvement before early stopping; 0 turns early stopping off."""
     best_by: Literal["loss", "dice"] = "loss"
-    """What makes a checkpoint the best: validation loss, or mean val Dice."""
+    """Criterion of the best checkpoint: lowest validation `loss`, or highest mean validation `dice`."""
     accumulate: int = 1
-    """Steps of batch_size per optimiser step."""
+    """Batches accumulated per optimizer step."""
     schedule: Literal["constant", "cosine", "poly"] = "constant"
-    """Learning rate over the run."""
+    """Shape of the learning rate over the run, after the warm-up."""
     warmup_steps: int = 0
-    """Optimiser steps of linear warm-up."""
+    """Optimizer steps of linear warm-up."""
     clip_norm: float | None = None
-    """Clip the gradient's norm to this; none does not clip."""
+    """Maximum norm of the gradient; `none` turns clipping off."""
     ema: float = 0.0
-    """Decay of averaged weights, which are then judged and kept, as 0.999; 0 keeps the last ones."""
+    """Decay of the exponential moving average of the weights, such as 0.999, which is then validated and saved; 0
+    turns it off."""
     loss: Literal["bce", "dice", "bce_dice", "focal", "tversky"] = "bce"
-    """On region logits."""
+    """Loss, computed on the region logits."""
     pos_weight: tuple[float, ...] | None = None
-    """Weight of inside pixels in BCE and focal, one per region."""
+    """Weight of the pixels inside a region in BCE and focal loss, one value per region."""
     region_weight: tuple[float, ...] | None = None
-    """Weight of each region in the loss; none: all the same."""
+    """Weight of each region in the loss; `none` weights all alike."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.lr < math.inf, f"optim.lr={self.lr} must be 0 or more, and finite.")
@@ -233,30 +245,32 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
+    """How the training runs: precision, processes, checkpoints."""
+
     precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"
-    """auto: the launcher's, else bf16, fp16 or fp32."""
+    """Numerical precision; `auto` takes the launcher's, otherwise bf16, fp16 or fp32, whichever the device supports."""
     compile: bool = False
-    """Torch.compile network and loss as one graph; half a minute or more at the start."""
+    """Compile the network and the loss with torch.compile; takes half a minute or more at the start."""
     channels_last: bool = True
-    """Memory order that tensor cores want."""
+    """Use the channels-last memory format, which tensor cores prefer."""
     sync_bn: bool = False
-    """Batch norm over the batches of all GPUs; slower, for small batches."""
+    """Compute batch norm over the batches of all GPUs; slower, useful with small batches."""
     deterministic: bool = False
-    """Bit-equal repeats; slower on a GPU, and log.jsonl names what has no such kernel."""
+    """Make runs repeat bit for bit; slower on a GPU, and log.jsonl names operations without such a kernel."""
     bucket_mb: int = 25
-    """Gradients travel between processes in pieces of so many MB, while others are computed."""
+    """Size of the gradient buckets that DDP exchanges while it computes the next ones, in MB."""
     gradients: Literal["fp32", "bf16"] = "fp32"
-    """As which they travel; bf16: half the bytes, rounded to 8 bits."""
+    """Data type in which gradients are exchanged; `bf16` halves the bytes and keeps 8 bits of precision."""
     static_graph: bool = False
-    """Promises DDP that all steps use the same weights in the same order."""
+    """Promise DDP that every step uses the same weights in the same order."""
     profile: bool = False
-    """A trace of a few steps into RUN/profile, and where their time went, in words."""
+    """Write a trace of a few steps to RUN/profile, with a summary of where the time went."""
     save_every_steps: int = 0
-    """Checkpoints between validations; 0 saves at the end of each epoch only."""
+    """Steps between checkpoints within an epoch; 0 saves at the end of each epoch only."""
     keep: int = 2
-    """Checkpoints kept beside the best one."""
+    """Checkpoints kept in addition to the best one."""
     timeout_s: int = 600
-    """How long a rank waits for the others, at the start and in each step, before it gives up."""
+    """Seconds that a rank waits for the others, at the start and in each step, before it aborts."""
 
     def __post_init__(self) -> None:
         _require(self.save_every_steps >= 0, f"train.save_every_steps={self.save_every_steps} must be 0 or more.")
@@ -265,17 +279,19 @@ class TrainConfig:
         _require(1 <= self.bucket_mb <= 1024, f"train.bucket_mb={self.bucket_mb} MB: use 1..1024.")
         _require(
             not (self.static_graph and self.deterministic),
-            "train.static_graph=true sorts the gradients anew in the third step of each start, so a resumed run would "
-            "not be bit-equal. Leave it out, or train.deterministic.",
+            "train.static_graph=true reorders the gradients in the third step after each start, so a resumed run would "
+            "not be bit-equal. Leave it or train.deterministic out.",
         )
 
 
 @dataclass(frozen=True)
 class LogConfig:
+    """What is logged, and how often."""
+
     every_steps: int = 10
-    """A line of loss, rate and speed every so many optimiser steps."""
+    """Optimizer steps between log lines of loss, learning rate and speed."""
     images: int = 4
-    """Slices in the TensorBoard panel of each validation; 0 draws none."""
+    """Slices in the TensorBoard panel of each validation; 0 turns the panel off."""
 
     def __post_init__(self) -> None:
         _require(self.every_steps > 0, f"log.every_steps={self.every_steps} must be at least 1.")
@@ -284,12 +300,14 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class Config:
+    """A training run."""
+
     run: str = MISSING
-    """Folder of this run; everything it makes lies there."""
+    """Folder of this run; everything it writes goes there."""
     resume: Literal["none", "auto"] = "none"
-    """Auto continues from the last good checkpoint in `run`, if any."""
+    """`auto` continues from the last good checkpoint in `run`, if there is one."""
     seed: int = 0
-    """Of weights, order and augmentation."""
+    """Seed of the weights, the sample order and the augmentation."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -307,22 +325,17 @@ class Config:
             )
         _require(
             not self.train.static_graph or self.optim.accumulate == 1,
-            f"train.static_graph=true with optim.accumulate={self.optim.accumulate}: DDP's reducer fails where a pass "
-            "that exchanges nothing comes first. Leave one of them out.",
+            f"train.static_graph=true with optim.accumulate={self.optim.accumulate}: DDP fails when a backward pass "
+            "without an exchange of gradients comes first. Leave one of them out.",
         )
         _require(0 <= self.seed < 2**31, f"seed={self.seed}: use 0..{2**31 - 1}.")
 
 
 def as_plain(config: Any) -> dict:
-    """Nested dict of yaml types; tuples become lists."""
-    return yaml.safe_load(yaml.safe_dump(_listed(asdict(config))))
+    """Return the configuration as nested dicts of yaml types; tuples become lists."""
+    return json.loads(json.dumps(asdict(config), sort_keys=True))
 
 
 def save_config(config: Config, path: Path) -> None:
+    """Write the configuration as yaml; loading it with `config=` returns an equal one."""
     files.write_bytes(path, yaml.safe_dump(as_plain(config), sort_keys=False).encode())
-
-
-def _listed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
-    return [_listed(item) for item in value] if isinstance(value, (tuple, list)) else value
