@@ -5,5 +5,6 @@ cd "$(dirname "$0")/.."
 bash launch/setup.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-export OMP_WAIT_POLICY=passive  # threads that wait do not spin: there are test files beside each other; -n 0: one by one
-exec .venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile "$@"
+export OMP_WAIT_POLICY=passive # test files run at the same time, so threads that wait must not spin; -n 0: one by one
+unset PYTHONDONTWRITEBYTECODE  # tests start a hundred processes: compile torch's sources once, not in each of them
+exec .venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder "$@"

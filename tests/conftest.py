@@ -16,7 +16,7 @@ SHAPES = [(5, 64, 80), (4, 63, 65), (6, 64, 64), (3, 96, 70), (7, 64, 64), (4, 7
 def write_case(root: Path, number: int, shape: tuple[int, int, int], spacing_mm=(3.0, 0.8, 0.8), seed: int = 0) -> None:
     """A body disc with a kidney, a tumor and (even numbers) a cyst: enough for everything but learning."""
     generator = np.random.default_rng([seed, number])
-    d, h, w = shape
+    _, h, w = shape
     y, x = np.mgrid[:h, :w]
     image = np.full(shape, -1000.0, np.float32)
     label = np.zeros(shape, np.uint8)
@@ -37,6 +37,21 @@ def write_case(root: Path, number: int, shape: tuple[int, int, int], spacing_mm=
     folder = root / f"case_{number:05d}"
     write_nifti(folder / "imaging.nii.gz", np.rint(image).astype(np.int16), geometry)
     write_nifti(folder / "aggregated_MAJ_seg.nii.gz", label, geometry)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest files first, and keep the tests of a file in one worker, which makes its fixtures once.
+
+    A test marked `spread` shares no expensive fixture with others and may run in any worker of pytest-xdist.
+    """
+    minutes: dict[Path, float] = {}
+    for item in items:
+        if item.get_closest_marker("spread") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(item.config.rootpath))))
+        for mark in item.iter_markers("slow"):
+            minutes[item.path] = max(mark.kwargs.get("minutes", 0), minutes.get(item.path, 0))
+    items.sort(key=lambda item: -minutes.get(item.path, 0))
 
 
 @pytest.fixture(scope="session")
