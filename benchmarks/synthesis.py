@@ -17,7 +17,7 @@ from benchmarks.lib.study_runs import check_counts, configuration
 from benchmarks.lib.study_setup import recipe
 from kits_dist import cli, phantom, prepare
 from kits_dist.config import Config
-from kits_dist.data.samples import select
+from kits_dist.data.samples import select_samples
 from kits_dist.data.store import Store
 from kits_dist.utils.errors import InputError
 
@@ -101,7 +101,7 @@ def painted(folder: Path, labels: str, cases: int, augment: int) -> str:
 def slices_of(store: str, config: Config) -> int:
     """Training slices of an epoch."""
     opened = Store(store)
-    return len(select(opened, opened.splits.select(config.data.fold)[0], config.data, near_kidney=True).rows)
+    return len(select_samples(opened, opened.splits.select(config.data.fold)[0], config.data, training=True).rows)
 
 
 if __name__ == "__main__":

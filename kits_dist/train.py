@@ -183,7 +183,7 @@ def train(config: Config, request: StopRequest) -> None:
                 bar.set_postfix(epoch=f"{epoch + 1}/{config.optim.epochs}", loss=f"{mean_loss:.4f}", refresh=False)
             with torch.profiler.record_function(BETWEEN):
                 if epoch_done:
-                    on_gpu, resident = accelerator.device.type == "cuda", isinstance(dataset.pixels, GpuSlices)
+                    on_gpu, resident = accelerator.device.type == "cuda", isinstance(dataset.slice_source, GpuSlices)
                     slow_side = bottleneck_hint(timer.epoch_wait(), config.data, on_gpu, resident)
                     progress, sentence = epoch_end.end_epoch(progress, epoch)
                     tracker.log(progress.step, {"perf/verdict": slow_side})
@@ -252,7 +252,7 @@ def _introduction(facts: dict, runtime: Runtime, config: Config, dataset: SliceD
         f"{facts['global batch']} a step"
     )
     yield f"precision {runtime.precision.mode}: {runtime.precision.reason}"
-    yield f"data backend {config.data.backend}, slices from {dataset.pixels.about}"
+    yield f"data backend {config.data.backend}, slices from {dataset.slice_source.description}"
     yield (
         f"data: {facts['data']}; {len(dataset.rows)} training slices of {len(train_cases)} cases, "
         f"{len(val_cases)} validation cases; {config.optim.epochs} epochs = {facts['steps']} steps"

@@ -55,7 +55,7 @@ class Slices(Dataset):
         found = [np.asarray(stack[index]) for stack in (store.image(case), store.label(case))]
         found = [_padded(array, size_px) for array in found]
         if self.centred:
-            matrix = augment_params.centred(self.dataset.framing, [store.cases[case].view("axial")]).matrix[0]
+            matrix = augment_params.centered(self.dataset.grid, [store.cases[case].slice_geometry("axial")]).matrix[0]
             left, top = np.maximum(matrix[:, 2], 0).astype(int)
             found = [array[top : top + size_px[0], left : left + size_px[1]] for array in found]
         return found[0], found[1]

@@ -1,8 +1,8 @@
-"""What is done to each sample, as numbers: drawn in NumPy, from (seed, round, sample) and nothing else.
+"""Augmentation parameters of each sample, drawn in NumPy from (seed, round, sample) and nothing else.
 
-The sampler's round is the epoch, where each epoch holds each sample once. So a sample looks the same in any batch, on
+A round of the sampler is the epoch where each epoch holds each sample once, so a sample looks the same in any batch, on
 any rank and after a resume. All geometry (rotation, flip, magnification, shift, resampling, window) is one 2x3 matrix,
-hence one interpolation. What the numbers do to pixels: `augment.apply`.
+hence one interpolation. What the parameters do to pixels is defined in `augment_reference.apply`.
 """
 
 from typing import NamedTuple
@@ -10,20 +10,20 @@ from typing import NamedTuple
 import numpy as np
 
 from kits_dist.config import AugmentConfig
+from kits_dist.data.counter_rng import hashed, mix
 from kits_dist.data.intensity import Box, Window
-from kits_dist.data.shuffle import hashed, mix
-from kits_dist.data.store import View
+from kits_dist.data.store import SliceGeometry
 
 _STREAMS = (
     *("rotate", "angle", "flip", "scale", "zoom", "crop", "row", "column", "noise", "noise_sd", "noise_offset"),
     *("shift", "shift_y", "shift_x", "blur", "blur_px", "brightness", "bias", "contrast", "gain", "gamma", "exponent"),
     *("top", "bottom", "left", "right"),
 )
-# each stream's own key: multiples of the golden ratio, as splitmix64 steps
+# One key per stream: multiples of the golden ratio, the increments of splitmix64.
 _KEYS = np.array([[k * 0x9E3779B97F4A7C15 % 2**64] for k in range(1, len(_STREAMS) + 1)], np.uint64)
 
 
-class Params(NamedTuple):
+class AugmentParams(NamedTuple):
     """What is done to each of B samples."""
 
     matrix: np.ndarray  # (B, 2, 3) float32, output (x, y) -> source (x, y), in pixels
@@ -32,7 +32,7 @@ class Params(NamedTuple):
     bias: np.ndarray  # (B,) float32 levels
     gamma: np.ndarray  # (B,) float32 exponent, 1 = none
     noise_sd: np.ndarray  # (B,) float32 levels, 0 = no noise
-    noise_offset: np.ndarray  # (B,) int32, where in the noise bank this sample's noise begins
+    noise_offset: np.ndarray  # (B,) int32, where this sample's noise begins in `augment_reference.noise_bank`
 
     @property
     def linear(self) -> np.ndarray:
@@ -40,127 +40,173 @@ class Params(NamedTuple):
         return (self.gain != 1) | (self.bias != 0)
 
 
-class Framing(NamedTuple):
-    """What the network sees of a slice: a window of size_px pixels of `pixel_mm`."""
+class OutputGrid(NamedTuple):
+    """The pixel grid of the network's input: a window of size_px pixels of `pixel_mm`."""
 
     size_px: tuple[int, int]  # (H, W)
     pixel_mm: float | None  # None: the slice's own pixels if axial, else square ones as wide as its columns
 
-    def ratios(self, views: list[View]) -> np.ndarray:
-        """(B, 2) source pixels per output pixel, (row, column); larger where the window would not hold a box that it
-        must."""
-        spacing = np.array([view.spacing_mm for view in views])
+    def source_per_output(self, geometries: list[SliceGeometry]) -> np.ndarray:
+        """Return (B, 2) source pixels per output pixel, (row, column).
+
+        Larger where the window would otherwise be too small for a box that must fit.
+        """
+        spacing = np.array([geometry.spacing_mm for geometry in geometries])
         if self.pixel_mm is not None:
-            ratios = self.pixel_mm / spacing[:, 1:]
+            ratio = self.pixel_mm / spacing[:, 1:]
         else:
-            axial = np.array([view.plane == "axial" for view in views])
-            ratios = np.where(axial[:, None], 1.0, spacing[:, 2:] / spacing[:, 1:])
-        sizes = np.array([view.body.size for view in views])
-        least = np.maximum(1, (sizes / (ratios * self.size_px)).max(axis=1))
-        return ratios * np.where([view.whole for view in views], least, 1)[:, None]
+            axial = np.array([geometry.plane == "axial" for geometry in geometries])
+            ratio = np.where(axial[:, None], 1.0, spacing[:, 2:] / spacing[:, 1:])
+
+        box_sizes = np.array([geometry.box.size for geometry in geometries])
+        enlarged = np.maximum(1, (box_sizes / (ratio * self.size_px)).max(axis=1))
+        return ratio * np.where([geometry.box_must_fit for geometry in geometries], enlarged, 1)[:, None]
 
 
-def uniforms(seed: int, rounds: np.ndarray, sample: np.ndarray) -> dict[str, np.ndarray]:
-    """{stream: (B,) float64 in [0, 1)}, a counter-based hash of (seed, round, sample, stream)."""
-    state = hashed(seed, rounds, sample)
+def uniforms(seed: int, rounds: np.ndarray, samples: np.ndarray) -> dict[str, np.ndarray]:
+    """Return {stream: (B,) float64 in [0, 1)}, a counter-based hash of (seed, round, sample, stream)."""
+    state = hashed(seed, rounds, samples)
     return dict(zip(_STREAMS, (mix(state + _KEYS) >> np.uint64(11)) * 2.0**-53, strict=True))
 
 
 def draw(
-    config: AugmentConfig, framing: Framing, views: list[View], window: Window, u: dict[str, np.ndarray], bank_size: int
-) -> Params:
-    """Parameters for B samples from their uniforms; `views` holds what each sample was cut from.
+    config: AugmentConfig,
+    grid: OutputGrid,
+    geometries: list[SliceGeometry],
+    window: Window,
+    u: dict[str, np.ndarray],
+    noise_offsets: int,
+) -> AugmentParams:
+    """Return the parameters of B samples, computed from their uniforms.
 
-    A sagittal slice is never mirrored: that would turn front to back, which no patient shows.
+    geometries      of the B slices the samples are cut from
+    window          HU window, which converts HU to levels
+    u               what `uniforms` returned for the samples
+    noise_offsets   at how many places of the noise bank a sample's noise can begin
+
+    A sagittal slice is never mirrored: that would swap front and back, which no patient shows.
     """
-    views = [_jittered(view, config.box_mm, u, i) if view.whole else view for i, view in enumerate(views)]
+    geometries = [
+        _jittered(geometry, config.box_mm, u, i) if geometry.box_must_fit else geometry
+        for i, geometry in enumerate(geometries)
+    ]
     degrees = np.where(u["rotate"] < config.rotate_p, (2 * u["angle"] - 1) * config.rotate_deg, 0.0)
-    symmetric = np.array([view.plane != "sagittal" for view in views])
-    mirror = np.where((u["flip"] < config.flip) & symmetric, -1.0, 1.0)
-    zoom = np.where(u["scale"] < config.scale_p, _between(config.scale, u["zoom"]), 1.0)
-    random_window = u["crop"] < config.crop
-    where = np.stack([u["row"], u["column"]], axis=1)
-    corners = _corners(views, framing, where, random_window)
-    way_mm = (2 * np.stack([u["shift_y"], u["shift_x"]], axis=1) - 1) * config.shift_mm
-    spacing = np.array([view.spacing_mm[1:] for view in views])
-    corners += np.where((u["shift"] < config.shift_p)[:, None], way_mm / spacing, 0)
+    may_flip = np.array([geometry.plane != "sagittal" for geometry in geometries])
+    mirror = np.where((u["flip"] < config.flip) & may_flip, -1.0, 1.0)
+    zoom = np.where(u["scale"] < config.scale_p, _log_uniform(config.scale, u["zoom"]), 1.0)
 
-    gain = np.where(u["contrast"] < config.contrast_p, _between(config.contrast, u["gain"]), 1.0)
-    brighter = np.where(u["brightness"] < config.brightness_p, (2 * u["bias"] - 1) * config.brightness_hu, 0.0)
-    return Params(
-        matrices(framing, views, corners, degrees, mirror, zoom),
-        blur=_drawn(u["blur"] < config.blur_p, _between(config.blur_px, u["blur_px"]), 0),
+    place = np.stack([u["row"], u["column"]], axis=1)
+    corners = _corners(grid, geometries, place, u["crop"] < config.crop)
+    shift_mm = (2 * np.stack([u["shift_y"], u["shift_x"]], axis=1) - 1) * config.shift_mm
+    spacing = np.array([geometry.spacing_mm[1:] for geometry in geometries])
+    corners += np.where((u["shift"] < config.shift_p)[:, None], shift_mm / spacing, 0)
+
+    # Contrast is a factor on the distance from the middle of the window, so it adds to the bias.
+    gain = np.where(u["contrast"] < config.contrast_p, _log_uniform(config.contrast, u["gain"]), 1.0)
+    brighter_hu = np.where(u["brightness"] < config.brightness_p, (2 * u["bias"] - 1) * config.brightness_hu, 0.0)
+    bias = (1 - gain) * window.levels / 2 + brighter_hu / window.step_hu
+    noise_sd = u["noise_sd"] * config.noise_hu / window.step_hu
+    return AugmentParams(
+        matrix=matrices(grid, geometries, corners, degrees, mirror, zoom),
+        blur=_where(u["blur"] < config.blur_p, _log_uniform(config.blur_px, u["blur_px"]), 0),
         gain=gain.astype(np.float32),
-        bias=((1 - gain) * window.levels / 2 + brighter / window.step_hu).astype(np.float32),
-        gamma=_drawn(u["gamma"] < config.gamma_p, _between(config.gamma, u["exponent"]), 1),
-        noise_sd=_drawn(u["noise"] < config.noise_p, u["noise_sd"] * config.noise_hu / window.step_hu, 0),
-        noise_offset=(u["noise_offset"] * bank_size).astype(np.int32),
+        bias=bias.astype(np.float32),
+        gamma=_where(u["gamma"] < config.gamma_p, _log_uniform(config.gamma, u["exponent"]), 1),
+        noise_sd=_where(u["noise"] < config.noise_p, noise_sd, 0),
+        noise_offset=(u["noise_offset"] * noise_offsets).astype(np.int32),
     )
 
 
-def _jittered(view: View, most_mm: float, u: dict[str, np.ndarray], i: int) -> View:
-    """Each side of a kidney's box moved by whole pixels, as a network might have found it: within the slice, and not
-    past the opposite side."""
-    way = (2 * np.array([u[side][i] for side in Box._fields]) - 1) * most_mm
-    mm, length = np.repeat(view.spacing_mm[1:], 2), np.repeat(view.shape[1:], 2)
-    moved = Box(*np.clip(np.array(view.body) + np.rint(way / mm).astype(int), 0, length).tolist())
-    return view._replace(body=moved) if min(moved.size) > 0 else view
+def _jittered(geometry: SliceGeometry, max_mm: float, u: dict[str, np.ndarray], i: int) -> SliceGeometry:
+    """Move each side of a kidney's box by whole pixels, as a network might have predicted it.
+
+    The box stays within the slice; a move that would leave it empty is not made.
+    """
+    move_mm = (2 * np.array([u[side][i] for side in Box._fields]) - 1) * max_mm
+    pixel_mm, limits = np.repeat(geometry.spacing_mm[1:], 2), np.repeat(geometry.shape[1:], 2)
+    moved = Box(*np.clip(np.array(geometry.box) + np.rint(move_mm / pixel_mm).astype(int), 0, limits).tolist())
+    return geometry._replace(box=moved) if min(moved.size) > 0 else geometry
 
 
-def _between(limits: tuple[float, float], u: np.ndarray) -> np.ndarray:
-    """Log-uniform, so that halving is as likely as doubling."""
+def _log_uniform(limits: tuple[float, float], u: np.ndarray) -> np.ndarray:
+    """Halving is as likely as doubling."""
     low, high = limits
     return low * (high / low) ** u
 
 
-def _drawn(chosen: np.ndarray, values: np.ndarray, neutral: float) -> np.ndarray:
-    return np.where(chosen, values, neutral).astype(np.float32)
+def _where(drawn: np.ndarray, values: np.ndarray, neutral: float) -> np.ndarray:
+    return np.where(drawn, values, neutral).astype(np.float32)
 
 
-def centred(framing: Framing, views: list[View]) -> Params:
-    """No augmentation: the window centred on the body. What validation and prediction see."""
-    still = np.zeros(len(views))
-    corners = _corners(views, framing, np.zeros((len(views), 2)), still > 0)
-    matrix = matrices(framing, views, corners, still, still + 1, still + 1)
-    none, one = np.zeros(len(views), np.float32), np.ones(len(views), np.float32)
-    return Params(matrix, none, one, none, one, none, np.zeros(len(views), np.int32))
+def centered(grid: OutputGrid, geometries: list[SliceGeometry]) -> AugmentParams:
+    """Return parameters without augmentation, the window centered on each box: for validation and prediction."""
+    zero = np.zeros(len(geometries), np.float32)
+    one = zero + 1
+    corners = _corners(grid, geometries, np.zeros((len(geometries), 2)), zero > 0)
+    return AugmentParams(
+        matrix=matrices(grid, geometries, corners, degrees=zero, mirror=one, zoom=one),
+        blur=zero,
+        gain=one,
+        bias=zero,
+        gamma=one,
+        noise_sd=zero,
+        noise_offset=zero.astype(np.int32),
+    )
 
 
 def matrices(
-    framing: Framing, views: list[View], corners: np.ndarray, degrees: np.ndarray, mirror: np.ndarray, zoom: np.ndarray
+    grid: OutputGrid,
+    geometries: list[SliceGeometry],
+    corners: np.ndarray,
+    degrees: np.ndarray,
+    mirror: np.ndarray,
+    zoom: np.ndarray,
 ) -> np.ndarray:
-    """(B, 2, 3) float32. Rotation, mirror (-1: left-right) and magnification act in mm about the window's centre.
+    """Return the (B, 2, 3) float32 matrices from output (x, y) to source (x, y).
 
     corners   (B, 2) source (row, column) of the window's upper left corner
+    degrees   (B,) rotation
+    mirror    (B,) -1 flips left and right, 1 does not
+    zoom      (B,) magnification
+
+    Rotation, mirror and magnification act in mm about the center of the window.
     """
-    ratio = framing.ratios(views)[:, ::-1]  # (B, 2) as (x, y)
-    spacing = np.array([view.spacing_mm[:0:-1] for view in views])  # (B, 2) mm, (x, y)
-    half = np.array(framing.size_px[::-1]) / 2
+    ratio = grid.source_per_output(geometries)[:, ::-1]  # (B, 2) as (x, y)
+    spacing = np.array([geometry.spacing_mm[:0:-1] for geometry in geometries])  # (B, 2) mm, (x, y)
+    half = np.array(grid.size_px[::-1]) / 2
     angle = np.deg2rad(degrees)
-    cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
-    turn = np.stack([np.stack([cos * mirror, -sin], -1), np.stack([sin * mirror, cos], -1)], 1)  # (B, 2, 2), mm -> mm
-    linear = turn * (ratio * spacing)[:, None, :] / spacing[:, :, None]
-    centre = corners[:, ::-1] + half * ratio
-    offset = centre - linear @ half
+    cos = np.cos(angle) / zoom
+    sin = np.sin(angle) / zoom
+    rotation = np.stack([np.stack([cos * mirror, -sin], -1), np.stack([sin * mirror, cos], -1)], 1)  # (B, 2, 2) in mm
+    linear = rotation * (ratio * spacing)[:, None, :] / spacing[:, :, None]
+    center = corners[:, ::-1] + half * ratio
+    offset = center - linear @ half
     return np.concatenate([linear, offset[:, :, None]], axis=2).astype(np.float32)
 
 
-def _corners(views: list[View], framing: Framing, where: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """(B, 2) row and column of each window's corner in source pixels: placed by `where` in [0, 1)^2 if moved, else
-    centred on the box.
+def _corners(grid: OutputGrid, geometries: list[SliceGeometry], place: np.ndarray, random: np.ndarray) -> np.ndarray:
+    """Return the (B, 2) row and column of each window's upper left corner, in source pixels.
 
-    A window larger than the slice holds it whole, and one that must hold a box does so wherever it is placed. Along an
-    axis that keeps its pixels the corner is a whole number: an odd difference of sizes would otherwise put an identity
+    place    (B, 2) in [0, 1): where in the room there is, used where `random`
+    random   (B,) bool; False: centered on the box
+
+    A window larger than the slice holds all of it, and one that must hold a box does so wherever it is placed. Along an
+    axis that is not resampled the corner is a whole number: an odd difference of sizes would otherwise put an identity
     crop on half pixels and blur it.
     """
-    ratios = framing.ratios(views)
-    unscaled, windows = ratios == 1, ratios * framing.size_px
-    boxes, whole = np.array([view.body for view in views]), np.array([[view.whole] for view in views])
+    ratio = grid.source_per_output(geometries)
+    unscaled = ratio == 1
+    window = ratio * grid.size_px
+    boxes = np.array([geometry.box for geometry in geometries])
+    must_fit = np.array([[geometry.box_must_fit] for geometry in geometries])
     near, far = boxes[:, ::2], boxes[:, 1::2]  # (top, left), (bottom, right)
-    room = np.array([view.shape[1:] for view in views]) - windows
-    low, high = np.minimum(room, 0), np.maximum(room, 0)
-    low = np.where(whole, np.maximum(low, far - windows), low)
-    high = np.where(whole, np.maximum(low, np.minimum(high, near)), high)
-    placed = low + np.where(unscaled, np.floor(where * (high - low + 1)), where * (high - low))
-    centred = np.clip((near + far) / 2 - windows / 2, low, high)
-    return np.where(moved[:, None], placed, np.where(unscaled, np.floor(centred), centred))
+
+    room = np.array([geometry.shape[1:] for geometry in geometries]) - window
+    low = np.minimum(room, 0)
+    high = np.maximum(room, 0)
+    low = np.where(must_fit, np.maximum(low, far - window), low)
+    high = np.where(must_fit, np.maximum(low, np.minimum(high, near)), high)
+
+    placed = low + np.where(unscaled, np.floor(place * (high - low + 1)), place * (high - low))
+    centered = np.clip((near + far) / 2 - window / 2, low, high)
+    return np.where(random[:, None], placed, np.where(unscaled, np.floor(centered), centered))

@@ -1,10 +1,11 @@
-"""What augmentation means, in NumPy: `apply`, with which every backend is compared.
+"""The reference for augmentation, in NumPy: every backend is compared with `apply`.
 
-First the one warp; then, each only where it was drawn: blur, contrast and brightness, gamma, noise; the result is
-clipped to the HU window again.
+Steps: one warp; then, each only where it was drawn: blur, contrast and brightness, gamma, noise. After a step that can
+leave the HU window, values are clipped to it.
 
-Conventions, those of DALI's warp_affine: a pixel covers [i, i+1), its centre is at i + 0.5; the matrix maps an output
-point (x, y) to the source point; images are linear, labels nearest; outside the slice there is level 0 and background.
+Conventions are those of DALI's warp_affine: a pixel covers [i, i+1) and its center is at i + 0.5; the matrix maps an
+output point (x, y) to the source point; images are interpolated linearly, labels take the nearest pixel; outside the
+slice the level is 0 and the label background.
 """
 
 import math
@@ -13,38 +14,44 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
-from kits_dist.data.augment_params import Params
+from kits_dist.data.augment_params import AugmentParams
 from kits_dist.data.store import Normalization
 
 
 @lru_cache(maxsize=2)
-def noise_bank(need: int) -> np.ndarray:
-    """Fixed field of standard normals, 1-D float32; a sample's noise is `need` of them from its drawn offset.
+def noise_bank(size: int) -> np.ndarray:
+    """Return the noise bank: one fixed 1-D field of float32 standard normals, the same in every process.
 
-    A bank makes noise a pure function of the sample (a DALI random operator depends on batch and order) and is faster
-    than drawing: a slice instead of a generator.
+    size   normals that one sample takes: a slice of the bank that begins at the sample's noise_offset
+
+    With a bank a batch is a pure function of its sample ids, where the random operators of DALI depend on the batch and
+    its order. It is faster, too: a slice of an array instead of a generator per sample.
     """
     generator = np.random.Generator(np.random.Philox(key=[0, 0]))
-    return generator.standard_normal(max(2**22, 2 * need) + need, dtype=np.float32)
+    return generator.standard_normal(max(2**22, 2 * size) + size, dtype=np.float32)
 
 
-def bank_offsets(need: int) -> int:
-    """How many offsets a sample that needs `need` normals can begin at."""
-    return len(noise_bank(need)) - need
+def noise_offsets(size: int) -> int:
+    """Return at how many places of the noise bank the noise of a sample of `size` normals can begin."""
+    return len(noise_bank(size)) - size
 
 
 def apply(
     slab: np.ndarray,
     label: np.ndarray,
-    params: Params,
+    params: AugmentParams,
     i: int,
     size_px: tuple[int, int],
     levels: int,
     norm: Normalization,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The reference: sample i of `params` on (F, H, W) uint8 levels and (H, W) uint8 labels.
+    """Return the augmented sample i of `params`: (F, h, w) float32 normalized image and (h, w) uint8 label.
 
-    Returns ((F, h, w) float32 normalised, (h, w) uint8).
+    slab      (F, H, W) uint8 levels, the slice and its neighbors
+    label     (H, W) uint8
+    size_px   (h, w)
+    levels    highest level, the upper end of the HU window
+    norm      mean and sd of levels
     """
     image = warp_linear(slab, params.matrix[i], size_px)
     if params.blur[i] > 0:
@@ -54,14 +61,13 @@ def apply(
     if params.gamma[i] != 1:
         image = levels * (image / levels) ** params.gamma[i]
     if params.noise_sd[i] > 0:
-        need = image.size
-        noise = noise_bank(need)[params.noise_offset[i] :][:need].reshape(image.shape)
-        image = np.clip(image + params.noise_sd[i] * noise, 0, levels)
+        noise = noise_bank(image.size)[params.noise_offset[i] :][: image.size]
+        image = np.clip(image + params.noise_sd[i] * noise.reshape(image.shape), 0, levels)
     return ((image - norm.mean) / norm.sd).astype(np.float32), warp_nearest(label, params.matrix[i], size_px)
 
 
 def blur(image: np.ndarray, sd_px: float) -> np.ndarray:
-    """(F, h, w) -> (F, h, w) float32, each frame for itself; 3 sd wide, mirrored at the border without doubling it."""
+    """Blur (F, h, w) float32 frames by a Gaussian cut at 3 sd, mirrored at the border without repeating the edge."""
     radius = math.ceil(3 * sd_px)
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sd_px) ** 2)
     kernel /= kernel.sum()
@@ -71,11 +77,10 @@ def blur(image: np.ndarray, sd_px: float) -> np.ndarray:
 
 
 def warp_linear(slab: np.ndarray, matrix: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
-    """(F, H, W) -> (F, h, w) float32; taps outside the slice count as 0."""
+    """Warp (F, H, W) to (F, h, w) float32 by bilinear interpolation; pixels outside the slice count as 0."""
     x, y = source_points(matrix, size_px)
-    x, y = x - 0.5, y - 0.5
-    left, top = np.floor(x).astype(int), np.floor(y).astype(int)
-    fx, fy = x - left, y - top
+    left, top = np.floor(x - 0.5).astype(int), np.floor(y - 0.5).astype(int)
+    fx, fy = x - 0.5 - left, y - 0.5 - top
     padded = np.pad(slab.astype(np.float32), ((0, 0), (1, 1), (1, 1)))
     height, width = slab.shape[1:]
 
@@ -88,7 +93,7 @@ def warp_linear(slab: np.ndarray, matrix: np.ndarray, size_px: tuple[int, int]) 
 
 
 def warp_nearest(label: np.ndarray, matrix: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
-    """(H, W) -> (h, w), 0 outside."""
+    """Warp (H, W) to (h, w) by nearest neighbor; 0 outside the slice."""
     x, y = (np.floor(v).astype(int) for v in source_points(matrix, size_px))
     height, width = label.shape
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
@@ -96,7 +101,7 @@ def warp_nearest(label: np.ndarray, matrix: np.ndarray, size_px: tuple[int, int]
 
 
 def source_points(matrix: np.ndarray, size_px: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """(h, w) x and y, float64, of where each output pixel's centre lies in the slice."""
+    """Return x and y, each (h, w) float64: where the center of each output pixel lies in the slice."""
     y, x = np.mgrid[: size_px[0], : size_px[1]] + 0.5
     m = matrix.astype(np.float64)
     return m[0, 0] * x + m[0, 1] * y + m[0, 2], m[1, 0] * x + m[1, 1] * y + m[1, 2]

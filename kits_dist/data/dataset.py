@@ -1,4 +1,4 @@
-"""Positions in the stream -> what a backend needs on the host: mapped views of slices and drawn parameters."""
+"""SliceDataset: positions in the stream of samples -> what a backend needs on the host, before any pixel is touched."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,94 +7,120 @@ import numpy as np
 
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment_params, augment_reference
+from kits_dist.data.augment_params import AugmentParams, OutputGrid
 from kits_dist.data.sampler import TrainOrder
-from kits_dist.data.samples import Samples, groups_of
+from kits_dist.data.samples import Samples, build_groups
 from kits_dist.data.slice_cache import GpuSlices, MappedSlices
-from kits_dist.data.store import PLANE_NAMES, Normalization, Store, View
+from kits_dist.data.store import PLANE_NAMES, Normalization, SliceGeometry, Store
+
+_NO_NOISE = np.empty((0, 0, 0), np.float32)
 
 
 class HostBatch(NamedTuple):
-    """B samples before any pixel is touched. Slices differ in size from case to case."""
+    """B samples as views of slices and drawn parameters. Slices differ in size from case to case."""
 
-    slabs: list  # B times (F, H, W, 1) uint8, F = 1 + 2 * context; arrays, or tensors in a GPU's memory
+    slabs: list  # B times (F, H, W, 1) uint8, F = 1 + 2 * context; arrays, or tensors in GPU memory
     labels: list  # B times (H, W, 1) uint8
-    params: augment_params.Params
-    normals: list[np.ndarray]  # B times (F, h, w) float32 of the noise bank; empty where no noise was drawn
+    params: AugmentParams
+    noise: list[np.ndarray]  # B times (F, h, w) float32 standard normals; empty where no noise was drawn
     identity: np.ndarray  # (B, 3) int32: case, slice index, plane
 
 
 class SliceDataset:
-    """The samples of one split: `batch(positions)` is a pure function of (store, config, seed, positions).
-
-    Raises JobFailed when a file of the store was cut or removed meanwhile.
-    """
+    """The samples of one split; `batch(positions)` is a pure function of (store, config, seed, positions)."""
 
     def __init__(
         self,
         store: Store,
         samples: Samples,
         data: DataConfig,
-        changes: AugmentConfig | None,
+        *,
+        augment: AugmentConfig | None,
         seed: int,
         norm: Normalization,
-        pixels: MappedSlices | GpuSlices | None = None,
+        slice_source: MappedSlices | GpuSlices | None = None,
     ):
-        """changes: None takes samples in order, unaugmented (validation). pixels: where
-        the slices lie; None: in the store's mapped files."""
-        self.store, self.data, self.changes, self.seed, self.norm = store, data, changes, seed, norm
+        """Set up the order of samples.
+
+        augment        None: samples in their given order, unaugmented (validation)
+        norm           mean and sd of the training voxels
+        slice_source   where slices are read from; None: the store's mapped files
+        """
+        self.store, self.data, self.augment, self.seed, self.norm = store, data, augment, seed, norm
         self.rows, self.kidneys = samples
-        self._keys = samples.keys(len(store.slices.case))
-        self.pixels = pixels or MappedSlices(store, data.context)
-        self.order = TrainOrder(groups_of(store, samples, data), seed) if changes else None
-        self.framing = augment_params.Framing(data.size_px, data.pixel_mm)
-        self._views = self._all_views()
+        self.slice_source = slice_source or MappedSlices(store, data.context)
+        self.order = TrainOrder(build_groups(store, samples, data), seed) if augment else None
+        self.grid = OutputGrid(data.size_px, data.pixel_mm)
         self.frames = 1 + 2 * data.context
-        self.noise_need = self.frames * data.size_px[0] * data.size_px[1]
+        self._keys = samples.keys(len(store.slices.case))
+        self._geometries = self._all_geometries()
 
     def batch(self, positions: np.ndarray) -> HostBatch:
+        """Return the samples at these (B,) positions of the stream.
+
+        Raises JobFailed where a file of the store was cut or removed since the store was opened.
+        """
         rounds, samples = self.order.at(positions) if self.order else (np.zeros_like(positions), positions)
         rows = self.rows[samples]
         table = self.store.slices
         case, index, plane = table.case[rows], table.index[rows], table.plane[rows]
+
         stacks = [(c, PLANE_NAMES[p]) for c, p in zip(case.tolist(), plane.tolist(), strict=True)]
-        self.pixels.check(set(stacks))
-        of_kidney = stacks if self.kidneys is None else zip(case.tolist(), self.kidneys[samples].tolist(), strict=True)
-        views = [self._views[one] for one in of_kidney]
-        if self.changes:
-            u = augment_params.uniforms(self.seed, rounds, self._keys[samples])
-            offsets = augment_reference.bank_offsets(self.noise_need)
-            params = augment_params.draw(self.changes, self.framing, views, self.store.window, u, offsets)
-        else:
-            params = augment_params.centred(self.framing, views)
-        slabs = [self.pixels.slab(stack, i) for stack, i in zip(stacks, index.tolist(), strict=True)]
-        labels = [self.pixels.label(stack, i) for stack, i in zip(stacks, index.tolist(), strict=True)]
-        identity = np.stack([case, index, plane], axis=1).astype(np.int32)
-        return HostBatch(slabs, labels, params, self._normals(params), identity)
+        self.slice_source.check(set(stacks))
+        places = list(zip(stacks, index.tolist(), strict=True))
 
-    def _all_views(self) -> dict[tuple, View]:
-        """By (case, plane), or by (case, number of its kidney)."""
-        cases = enumerate(self.store.cases)
+        params = self._params(rounds, samples, self._geometries_of(samples, stacks))
+        return HostBatch(
+            slabs=[self.slice_source.slab(stack, i) for stack, i in places],
+            labels=[self.slice_source.label(stack, i) for stack, i in places],
+            params=params,
+            noise=self._noise(params),
+            identity=np.stack([case, index, plane], axis=1).astype(np.int32),
+        )
+
+    def _all_geometries(self) -> dict[tuple, SliceGeometry]:
+        """{(case, plane) or (case, kidney): geometry}. Computed once, because every batch needs them."""
+        cases = list(enumerate(self.store.cases))
         if self.kidneys is None:
-            return {(i, plane): case.view(plane) for i, case in cases for plane in self.store.planes}
-        margin = self.data.box_margin_mm
-        return {(i, k): case.kidney_view(one, margin) for i, case in cases for k, one in enumerate(case.kidneys)}
+            return {(row, plane): case.slice_geometry(plane) for row, case in cases for plane in self.store.planes}
+        return {
+            (row, k): case.kidney_geometry(kidney, self.data.box_margin_mm)
+            for row, case in cases
+            for k, kidney in enumerate(case.kidneys)
+        }
 
-    def _normals(self, params: augment_params.Params) -> list[np.ndarray]:
-        """Views of the bank: contiguous because the bank is 1-D. Only noisy samples carry any to the device."""
+    def _geometries_of(self, samples: np.ndarray, stacks: list[tuple[int, str]]) -> list[SliceGeometry]:
+        if self.kidneys is None:
+            return [self._geometries[stack] for stack in stacks]
+        kidneys = self.kidneys[samples].tolist()
+        return [self._geometries[case, kidney] for (case, _), kidney in zip(stacks, kidneys, strict=True)]
+
+    def _params(self, rounds: np.ndarray, samples: np.ndarray, geometries: list[SliceGeometry]) -> AugmentParams:
+        if self.augment is None:
+            return augment_params.centered(self.grid, geometries)
+        u = augment_params.uniforms(self.seed, rounds, self._keys[samples])
+        offsets = augment_reference.noise_offsets(self._noise_size)
+        return augment_params.draw(self.augment, self.grid, geometries, self.store.window, u, offsets)
+
+    @property
+    def _noise_size(self) -> int:
+        """Normals that one sample takes."""
+        return self.frames * self.data.size_px[0] * self.data.size_px[1]
+
+    def _noise(self, params: AugmentParams) -> list[np.ndarray]:
+        """Return views of the noise bank. Only samples with noise have any, so that no other is copied to the GPU."""
         if not (params.noise_sd > 0).any():
-            return [_NO_NORMALS] * len(params.noise_sd)
-        bank, shape = augment_reference.noise_bank(self.noise_need), (self.frames, *self.data.size_px)
+            return [_NO_NOISE] * len(params.noise_sd)
+        bank = augment_reference.noise_bank(self._noise_size)
+        shape = (self.frames, *self.data.size_px)
         return [
-            bank[offset : offset + self.noise_need].reshape(shape) if sd > 0 else _NO_NORMALS
+            bank[offset : offset + self._noise_size].reshape(shape) if sd > 0 else _NO_NOISE
             for sd, offset in zip(params.noise_sd, params.noise_offset, strict=True)
         ]
 
 
-_NO_NORMALS = np.empty((0, 0, 0), np.float32)
+class BatchPlan(NamedTuple):
+    """Which positions of the stream this rank takes at each step."""
 
-
-class Plan(NamedTuple):
-    """Which positions this rank takes at each step."""
-
-    positions: Callable[[int], np.ndarray]
-    num_batches: int | None  # None: endless
+    positions: Callable[[int], np.ndarray]  # step -> (B,) positions
+    num_batches: int | None  # of one pass; None: endless

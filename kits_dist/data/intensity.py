@@ -1,4 +1,4 @@
-"""HU <-> uint8 levels, and where the body lies in them. One meaning for `prepare` and for prediction on a new scan."""
+"""HU -> uint8 levels, and the body's bounding box: the same for `prepare` and for prediction on a new scan."""
 
 from typing import NamedTuple
 
@@ -7,14 +7,14 @@ from scipy import ndimage
 
 
 class Window(NamedTuple):
-    """HU clipped to [low, high] and kept as uint8: [0, 200] has 201 integer levels, so nothing is lost."""
+    """HU window [low, high], stored as uint8 levels: [0, 200] has 201 integer levels, so clipping is the only loss."""
 
     low: float
     high: float
 
     @property
     def step_hu(self) -> float:
-        """HU per level: 1 up to 255 HU of width; a wider window is quantised."""
+        """HU per level: 1 up to 255 HU of width; a wider window is quantized."""
         return max(1.0, (self.high - self.low) / 255)
 
     @property
@@ -23,7 +23,7 @@ class Window(NamedTuple):
         return round((self.high - self.low) / self.step_hu)
 
     def to_levels(self, hu: np.ndarray) -> np.ndarray:
-        """(...) HU -> (...) uint8. Non-integer HU are rounded to the nearest level."""
+        """Convert HU of any shape to uint8 levels, rounding to the nearest level."""
         clipped = np.clip(hu, self.low, self.high)
         if hu.dtype.kind == "i" and self.step_hu == 1 and float(self.low).is_integer():
             return (clipped - np.asarray(self.low, hu.dtype)).astype(np.uint8)
@@ -50,17 +50,17 @@ class Box(NamedTuple):
 
 
 def body_box(levels: np.ndarray) -> Box:
-    """In-plane box of the body over all slices of one case; the whole slice where no body is found.
+    """Return the in-plane bounding box of the body over all slices of a case; the whole slice where there is no body.
 
-    levels   (D, H, W) uint8, 0 = the window's lower end (air and fat for [0, 200] HU)
+    levels   (D, H, W) uint8, 0 = lower end of the window (air and fat for [0, 200] HU)
 
-    A pixel belongs to the body when soft tissue stands there in at least a tenth of the slices; the largest connected
-    piece leaves out the table and the arms.
+    A pixel belongs to the body where at least a tenth of the slices show soft tissue. Taking the largest connected
+    component leaves out the table and the arms.
     """
     occupied = (levels > 0).mean(axis=0) >= 0.1
-    pieces, count = ndimage.label(occupied)
+    numbers, count = ndimage.label(occupied)  # pyright: ignore[reportGeneralTypeIssues]  SciPy's stubs: int or tuple
     if not count:
         return Box(0, levels.shape[1], 0, levels.shape[2])
-    sizes = np.bincount(pieces.ravel())[1:]
-    rows, columns = ndimage.find_objects(pieces)[int(sizes.argmax())]
+    sizes = np.bincount(numbers.ravel())[1:]
+    rows, columns = ndimage.find_objects(numbers)[int(sizes.argmax())]
     return Box(rows.start, rows.stop, columns.start, columns.stop)

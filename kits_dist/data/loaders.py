@@ -1,17 +1,17 @@
-"""Build the loaders of a training: store -> samples -> dataset -> backend -> batches on this rank's device."""
+"""Build the loaders of a run: store -> samples -> SliceDataset -> backend -> batches on this rank's device."""
 
+import itertools
 from collections.abc import Callable, Iterable
 
 import torch
 
 from kits_dist.config import AugmentConfig, DataConfig
-from kits_dist.data.backends.cpu import OpenCVLoader
-from kits_dist.data.backends.fixed import FixedLoader, source
+from kits_dist.data.backends import loader_class
 from kits_dist.data.batch import Batch
-from kits_dist.data.dataset import Plan, SliceDataset
+from kits_dist.data.dataset import BatchPlan, SliceDataset
 from kits_dist.data.sampler import train_positions, val_positions
-from kits_dist.data.samples import select
-from kits_dist.data.slice_cache import choose
+from kits_dist.data.samples import select_samples
+from kits_dist.data.slice_cache import choose_residency
 from kits_dist.data.store import Store
 from kits_dist.distributed.ranks import Ranks
 from kits_dist.utils.errors import InputError
@@ -30,23 +30,31 @@ def build_train_loader(
     start: int = 0,
     step_bytes: Callable[[], int] | None = None,
 ) -> tuple[Iterable[Batch], SliceDataset]:
-    """Endless loader from global stream position `start`, and the feed it draws from.
+    """Return an endless loader for the training cases of data.fold, and the dataset it reads.
 
-    step_bytes: measures the GPU memory of a training step, for data.residency=auto.
-    Raises InputError when one global batch is larger than the epoch.
+    start        global position in the stream of samples to begin at (see `sampler`)
+    step_bytes   measures the GPU memory of one training step, for data.residency=auto
+
+    Raises InputError where one global batch is larger than an epoch.
     """
-    samples = select(store, store.splits.select(data.fold)[0], data, near_kidney=True)
-    most = len(samples.rows) // ranks.world
-    if data.batch_size > most:
+    samples = select_samples(store, store.splits.select(data.fold)[0], data, training=True)
+    largest_batch = len(samples.rows) // ranks.world
+    if data.batch_size > largest_batch:
         raise InputError(
             f"data.batch_size={data.batch_size} on {ranks.world} processes is larger than the {len(samples.rows)} "
-            f"training slices. " + (f"Use {most} or less, or fewer processes." if most else "Use fewer processes.")
+            f"training slices. "
+            + (f"Use {largest_batch} or less, or fewer processes." if largest_batch else "Use fewer processes.")
         )
-    pixels = choose(store, samples.rows, data, torch.device(device), step_bytes)
-    dataset = SliceDataset(store, samples, data, augment, seed, store.normalization(data.fold), pixels)
-    plan = Plan(lambda step: train_positions(step, data.batch_size, ranks.rank, ranks.world, start), None)
-    loader = _build(dataset, plan, data, ranks, device, dtype)
-    return FixedLoader(iter(loader)) if data.backend == "fixed" else loader, dataset
+    source = choose_residency(store, samples.rows, data, torch.device(device), step_bytes)
+    dataset = SliceDataset(
+        store, samples, data, augment=augment, seed=seed, norm=store.normalization(data.fold), slice_source=source
+    )
+    plan = BatchPlan(lambda step: train_positions(step, data.batch_size, ranks.rank, ranks.world, start), None)
+    loader = _build(dataset, plan, ranks, device, dtype)
+    if data.backend == "fixed":
+        batches = iter(loader)  # held until the copies are queued: a backend takes its memory back when it is closed
+        loader = itertools.repeat(Batch(*(tensor.clone() for tensor in next(batches))))
+    return loader, dataset
 
 
 def build_val_loader(
@@ -58,24 +66,21 @@ def build_val_loader(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Iterable[Batch], SliceDataset]:
-    """One pass per `iter` over every slice of `case_ids`, in order, unaugmented; each slice on exactly one rank.
+    """Return a loader of every slice of `case_ids`, in order and without augmentation, and the dataset it reads.
 
-    Always real data: a repeated batch (backend=fixed) would be no validation.
+    Each `iter` is one pass; each slice is on exactly one rank. With data.backend=fixed the batches are still real:
+    one repeated batch would validate nothing.
     """
-    samples = select(store, case_ids, data, near_kidney=False)
+    samples = select_samples(store, case_ids, data, training=False)
     batches = val_positions(len(samples.rows), data.batch_size, ranks.rank, ranks.world)
-    dataset = SliceDataset(store, samples, data, None, 0, store.normalization(data.fold))
-    return _build(dataset, Plan(batches.__getitem__, len(batches)), data, ranks, device, dtype), dataset
+    dataset = SliceDataset(store, samples, data, augment=None, seed=0, norm=store.normalization(data.fold))
+    return _build(dataset, BatchPlan(batches.__getitem__, len(batches)), ranks, device, dtype), dataset
 
 
 def _build(
-    dataset: SliceDataset, plan: Plan, data: DataConfig, ranks: Ranks, device: torch.device | str, dtype: torch.dtype
+    dataset: SliceDataset, plan: BatchPlan, ranks: Ranks, device: torch.device | str, dtype: torch.dtype
 ) -> Iterable[Batch]:
     if plan.num_batches == 0:
         return ()
-    threads = data.threads or max(1, available_cores() // ranks.local_world)
-    if source(data.backend) == "opencv":
-        return OpenCVLoader(dataset, plan, torch.device(device), threads, data.prefetch, dtype)
-    from kits_dist.data.backends.dali import DaliLoader  # an optional package, and seconds to import
-
-    return DaliLoader(dataset, plan, data.batch_size, torch.device(device), threads, data.prefetch, dtype)
+    threads = dataset.data.threads or max(1, available_cores() // ranks.local_world)
+    return loader_class(dataset.data.backend)(dataset, plan, torch.device(device), dtype, threads)

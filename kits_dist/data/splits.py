@@ -1,6 +1,6 @@
-"""A fixed test set and patient folds of the rest, stratified by what makes a case hard."""
+"""A fixed test set and patient folds of the rest, stratified by what makes a case difficult to segment."""
 
-from itertools import pairwise
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -12,35 +12,40 @@ NUM_FOLDS = 5
 
 
 class Traits(NamedTuple):
+    """What dealing a case to the test set or a fold depends on."""
+
     case_id: str
     tumor_ml: float
     slice_mm: float
     cyst: bool
-    patient: str = ""  # cases that share it stay together; "": nobody shares it
+    patient: str = ""  # cases of the same patient stay together; "": a patient of its own
     made_from: tuple[str, ...] = ()  # of a synthetic variant: the cases whose anatomy or lesions it holds
 
 
 class Splits(NamedTuple):
-    """Patients dealt to parts, and synthetic variants of them, which belong to no part.
+    """The test set and the folds, and synthetic variants of their cases, which belong to neither.
 
-    A variant is trained on only where every case it was made from is: its own patient and the donor of its lesions.
-    So it never shows training what is validated or tested on, whatever the fold, and a score counts patients, never
-    variants. Test set and folds are the same with variants and without.
+    A variant is trained on only where every case it was made from is: the patient and the donor of the lesions. So
+    anatomy of validation and test cases never enters training, and scores count patients, not variants. Test set and
+    folds are the same with and without variants.
     """
 
     seed: int
     test: list[str]
     folds: list[list[str]]
-    variants: dict[str, list[str]] = {}  # variant -> the cases it was made from
+    variants: dict[str, list[str]] = {}  # noqa: RUF012  never changed; variant -> the cases it was made from
 
     def select(self, fold: int | str) -> tuple[list[str], list[str]]:
-        """(train, val) case ids. Raises InputError for a fold that is not there or leaves nothing to train on."""
-        everyone = [case for one in self.folds for case in one]
+        """Return (train, val) case ids.
+
+        Raises InputError for a fold that does not exist or leaves no case to train on.
+        """
         if fold == "all":
-            return self._with_variants(everyone), everyone
+            cases = list(itertools.chain(*self.folds))
+            return self._with_variants(cases), cases
         if not isinstance(fold, int) or not 0 <= fold < len(self.folds):
             raise InputError(f"data.fold={fold}: this store has folds 0..{len(self.folds) - 1}, and all.")
-        train = [case for i, one in enumerate(self.folds) if i != fold for case in one]
+        train = [case for i, cases in enumerate(self.folds) if i != fold for case in cases]
         if not train:
             raise InputError(
                 f"data.fold={fold} leaves no case to train on. Use data.fold=all, or prepare 3 patients or more."
@@ -55,32 +60,38 @@ def make_splits(cases: list[Traits], seed: int) -> Splits:
     """Deal the patients, sorted by stratum, round-robin to the test set and the folds.
 
     Sorting by (cyst, slice thickness class, tumor volume) and dealing in order gives each part the same mix even with
-    few cases, where drawing within strata would leave parts empty. A case is one patient in KiTS; a scan that is there
-    twice is one patient too, dealt once by its first case's traits, so that no voxel is ever on both sides.
-    With 1 or 2 patients there is nothing to hold out twice: one goes to the test set (none of 1), the rest is one fold.
-    Variants are not dealt: `Splits.select` decides about them. Raises InputError where there is nothing else.
+    few cases, where drawing within strata would leave parts empty. A case is one patient in KiTS. Copies of a scan are
+    one patient too, dealt by the traits of the first copy, so that no voxel is in both training and test.
+    Of 2 patients one goes to the test set, and a single patient is a fold without a test set.
+    Variants are not dealt: see `Splits.select`.
+
+    Raises InputError where there are only variants.
     """
     rng = np.random.default_rng(seed)
     variants = {case.case_id: list(case.made_from) for case in sorted(cases) if case.made_from}
     cases = [case for case in cases if not case.made_from]
     if not cases:
         raise InputError("every case is a synthetic variant of another. Add the cases that they were made from.")
+
     patients: dict[str, list[Traits]] = {}
     for case in sorted(cases):
         patients.setdefault(case.patient or case.case_id, []).append(case)
     firsts = [group[0] for group in patients.values()]
-    same = {group[0].case_id: [case.case_id for case in group] for group in patients.values()}
+    copies = {group[0].case_id: [case.case_id for case in group] for group in patients.values()}
+
     tie = {case.case_id: rng.random() for case in firsts}
     thick = float(np.median([case.slice_mm for case in firsts]))
     ordered = sorted(firsts, key=lambda c: (c.cyst, c.slice_mm > thick, c.tumor_ml, tie[c.case_id]))
     ids = [case.case_id for case in ordered]
     num_test = max(1, round(TEST_SHARE * len(ids))) if len(ids) > 1 else 0
-    # one drawn from each of num_test equal stretches of the sorted list
+
+    # One test case is drawn from each of num_test equal stretches of the sorted list.
     edges = [round(i * len(ids) / num_test) for i in range(num_test + 1)] if num_test else []
-    picks = {int(rng.integers(low, high)) for low, high in pairwise(edges)}
+    picks = {int(rng.integers(low, high)) for low, high in itertools.pairwise(edges)}
     test = [ids[i] for i in picks]
     rest = [case for i, case in enumerate(ids) if i not in picks]
+
     num_folds = min(NUM_FOLDS, len(rest))
     folds = [rest[i::num_folds] for i in rng.permutation(num_folds)]
-    parts = [sorted(case for first in part for case in same[first]) for part in (test, *folds)]
+    parts = [sorted(case for first in part for case in copies[first]) for part in (test, *folds)]
     return Splits(seed, parts[0], parts[1:], variants)

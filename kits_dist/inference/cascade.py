@@ -54,7 +54,7 @@ class KidneyCropModel:
         for kidney in kidneys:
             box, view = (
                 kidney.around(self.margin_mm, case.spacing_mm, levels.shape),
-                case.kidney_view(kidney, self.margin_mm),
+                case.kidney_geometry(kidney, self.margin_mm),
             )
             mean = torch.zeros(len(self.regions), *(side.stop - side.start for side in box))
             for member in self.members:

@@ -19,7 +19,7 @@ from kits_dist.config import Config
 from kits_dist.data import augment_params
 from kits_dist.data.intensity import Window
 from kits_dist.data.slice_cache import slab_of
-from kits_dist.data.store import PLANES, Case, Normalization, View
+from kits_dist.data.store import PLANES, Case, Normalization, SliceGeometry
 from kits_dist.distributed.precision import Precision, choose_precision
 from kits_dist.distributed.ranks import launched
 from kits_dist.inference.warping import crop_affine, invert_affine, warp
@@ -46,7 +46,7 @@ class RegionModel(Protocol):
 
 
 class RunModel:
-    """The best weights of one run, with what they expect of their input: window, normalisation, framing, context."""
+    """The best weights of one run, with the input they expect: HU window, normalization, output grid, context."""
 
     def __init__(self, run: Path, batch_size: int, tta: Tta, precision: PrecisionName = "auto", compiled: bool = False):
         """Raises MissingInput / InputError when `run` holds no model or a damaged one, or this machine has not that
@@ -78,24 +78,24 @@ class RunModel:
         """One model for each plane that the run was trained on."""
         return [PlaneModel(self, plane) for plane in self.config.data.planes]
 
-    def predict_stack(self, stack: np.ndarray, view: View, box: Box3) -> Iterator[SliceProbabilities]:
-        """Slices of one plane, seen through the window that `view` asks for.
+    def predict_stack(self, stack: np.ndarray, geometry: SliceGeometry, box: Box3) -> Iterator[SliceProbabilities]:
+        """Slices of one plane, seen through the window that `geometry` asks for.
 
         stack   (N, rows, columns) uint8 levels
         Yields the slices of `box`, with (n, R, h, w) probabilities of its pixels; 0 outside the window.
         """
         data = self.config.data
-        framing = augment_params.Framing(data.size_px, data.pixel_mm)
-        matrix = augment_params.centred(framing, [view]).matrix[0]
+        grid = augment_params.OutputGrid(data.size_px, data.pixel_mm)
+        matrix = augment_params.centered(grid, [geometry]).matrix[0]
         slices, rows, columns = box
         back = crop_affine(invert_affine(matrix), columns.start, rows.start)
         size = (rows.stop - rows.start, columns.stop - columns.start)
         # as in training, a sagittal slice is never mirrored: no patient has the back in front
-        mirrored = self.tta == "flip" and view.plane != "sagittal"
+        mirrored = self.tta == "flip" and geometry.plane != "sagittal"
         for some in batch_ranges(slices.start, slices.stop, self.batch_size):
             slabs = np.stack([slab_of(stack, i, data.context) for i in some])
             source = torch.from_numpy(slabs).to(self.device).float()
-            seen = warp(source, matrix, framing.size_px).sub_(self.norm.mean).div_(self.norm.sd)
+            seen = warp(source, matrix, grid.size_px).sub_(self.norm.mean).div_(self.norm.sd)
             with self.timer.running():
                 probability = self.predict_batch_flipped(seen) if mirrored else self.predict_batch(seen)
             yield SliceProbabilities(some, warp(probability, back, size))
@@ -126,9 +126,9 @@ class PlaneModel:
         self.of, self.plane, self.regions = of, plane, of.regions
 
     def probabilities(self, levels: np.ndarray, case: Case) -> Iterator[SliceProbabilities]:
-        view = case.view(self.plane)
+        geometry = case.slice_geometry(self.plane)
         chunks = self.of.predict_stack(
-            levels.transpose(PLANES[self.plane]), view, tuple(slice(0, n) for n in view.shape)
+            levels.transpose(PLANES[self.plane]), geometry, tuple(slice(0, n) for n in geometry.shape)
         )
         if self.plane == "axial":
             yield from chunks

@@ -10,7 +10,7 @@ import torch
 from kits_dist.config import Config, OptimConfig
 from kits_dist.data import augment_reference
 from kits_dist.data.dataset import SliceDataset
-from kits_dist.data.samples import Samples, worth_seeing
+from kits_dist.data.samples import Samples, samples_to_show
 from kits_dist.data.store import PLANE_NAMES, Normalization, Store
 from kits_dist.figures.contours import PanelRow, contour_panel
 from kits_dist.labels import regions_to_labels
@@ -129,7 +129,7 @@ class EpochEnd:
         """(C, H, W) image, (H, W) uint8 grey and label, and caption of the slices that the panels show."""
         dataset, levels = self.dataset, self.store.window.levels
         host, found = (
-            dataset.batch(worth_seeing(self.store, Samples(dataset.rows, dataset.kidneys), self.config.log.images)),
+            dataset.batch(samples_to_show(self.store, Samples(dataset.rows, dataset.kidneys), self.config.log.images)),
             [],
         )
         for i, (case, index, plane) in enumerate(host.identity):

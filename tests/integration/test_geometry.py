@@ -330,11 +330,11 @@ def test_a_ct_painted_onto_a_real_512x796_annotation(tmp_path, monkeypatch, data
     assert truth.array.shape[1:] == (512, 796)
     run = export_run(tmp_path / "run", monkeypatch, Threshold(100.0), regions=ALL, **data)
     seer = Predictor(run, batch_size=8)
-    framing = augment_params.Framing(seer.config.data.size_px, seer.config.data.pixel_mm)
-    matrix = augment_params.centred(framing, [seer.case_of(seer.window.to_levels(ct.array), ct).view("axial")]).matrix[
-        0
-    ]
-    seer.members[0].model = Seer(truth.array, matrix, framing.size_px)
+    grid = augment_params.OutputGrid(seer.config.data.size_px, seer.config.data.pixel_mm)
+    matrix = augment_params.centered(
+        grid, [seer.case_of(seer.window.to_levels(ct.array), ct).slice_geometry("axial")]
+    ).matrix[0]
+    seer.members[0].model = Seer(truth.array, matrix, grid.size_px)
     found = seer.predict(ct)
     write_nifti(tmp_path / "out" / "case_00160.nii.gz", found, ct.geometry)
     (row,) = scored(tmp_path / "out", tmp_path / "raw", tmp_path / "scores")
@@ -342,10 +342,10 @@ def test_a_ct_painted_onto_a_real_512x796_annotation(tmp_path, monkeypatch, data
     # the window in native pixels, from the matrix alone: native (x, y) -> where the network has it
     y, x = (np.arange(n) + 0.5 for n in truth.array.shape[1:])
     rows, columns = (y - matrix[1, 2]) / matrix[1, 1], (x - matrix[0, 2]) / matrix[0, 0]
-    seen = ((rows >= 0) & (rows <= framing.size_px[0]))[:, None] & ((columns >= 0) & (columns <= framing.size_px[1]))
+    seen = ((rows >= 0) & (rows <= grid.size_px[0]))[:, None] & ((columns >= 0) & (columns <= grid.size_px[1]))
     outside = int((truth.array[:, ~seen] > 0).sum())
     assert outside > 1000 and not found[:, ~seen].any()  # this patient's kidneys reach beyond the window
-    if framing.pixel_mm is None:
+    if grid.pixel_mm is None:
         assert np.array_equal(found[:, seen], truth.array[:, seen])
         assert int(row["kidney_and_mass_false_negative"]) == outside and row["kidney_and_mass_false_positive"] == "0"
     else:

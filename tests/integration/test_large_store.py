@@ -54,7 +54,7 @@ def dataset_of(path: Path, **data) -> SliceDataset:
     store = Store(path)
     config = DataConfig(store=str(path), batch_size=16, size_px=(64, 64), **data)
     rows = select_rows(store, store.splits.select(0)[0], config.slices, config.margin, config.planes)
-    return SliceDataset(store, Samples(rows), config, AugmentConfig(), 0, store.normalization(0))
+    return SliceDataset(store, Samples(rows), config, augment=AugmentConfig(), seed=0, norm=store.normalization(0))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from kits_dist import prepare
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment_params, augment_reference
-from kits_dist.data.augment_params import Framing
+from kits_dist.data.augment_params import OutputGrid
 from kits_dist.data.loaders import build_train_loader, build_val_loader
 from kits_dist.data.store import PLANES, Store
 from kits_dist.distributed.ranks import Ranks
@@ -33,13 +33,13 @@ def test_every_plane_holds_the_same_voxels_slices_contiguous(planes, store):
         axial = planes.label(row)
         assert np.array_equal(axial, store.label(row)) and np.array_equal(planes.image(row), store.image(row))
         for plane, axes in PLANES.items():
-            view = case.view(plane)
+            view = case.slice_geometry(plane)
             assert np.array_equal(planes.label(row, plane), axial.transpose(axes))
             assert planes.image(row, plane).shape == view.shape and planes.image(row, plane)[1].flags.c_contiguous
         for plane in ("coronal", "sagittal"):
-            assert case.view(plane).spacing_mm == pytest.approx((0.8, 3.0, 0.8))
+            assert case.slice_geometry(plane).spacing_mm == pytest.approx((0.8, 3.0, 0.8))
         d, h, w = case.shape
-        assert case.view("coronal").shape == (h, d, w) and case.view("sagittal").shape == (w, d, h)
+        assert case.slice_geometry("coronal").shape == (h, d, w) and case.slice_geometry("sagittal").shape == (w, d, h)
     assert planes.splits == store.splits and planes.normalization(0) == store.normalization(0)
 
 
@@ -47,7 +47,7 @@ def test_the_table_counts_each_plane(planes):
     table = planes.slices
     for number, plane in enumerate(ALL):
         mine = table.plane == number
-        assert mine.sum() == sum(case.view(plane).shape[0] for case in planes.cases)
+        assert mine.sum() == sum(case.slice_geometry(plane).shape[0] for case in planes.cases)
         assert table.tumor[mine].sum() == sum(case.voxels["tumor"] for case in planes.cases)
         for i in np.flatnonzero(mine)[::37]:
             label = planes.label(table.case[i], plane)[table.index[i]]
@@ -77,7 +77,7 @@ def test_a_loader_of_all_planes_shows_each_slice_once_with_its_name(planes, back
         (row, i, number)
         for row in range(2)
         for number, plane in enumerate(ALL)
-        for i in range(planes.cases[row].view(plane).shape[0])
+        for i in range(planes.cases[row].slice_geometry(plane).shape[0])
     ]
     assert sorted(seen) == sorted(expected)
 
@@ -106,8 +106,8 @@ def test_a_label_goes_to_square_pixels_and_comes_back(plane, slice_mm):
     label = _ball(slice_mm)
     stack = label.transpose(PLANES[plane])
     case = _case(label, slice_mm)
-    view = case.view(plane)
-    matrix = augment_params.centred(Framing((160, 160), None), [view]).matrix[0]
+    view = case.slice_geometry(plane)
+    matrix = augment_params.centered(OutputGrid((160, 160), None), [view]).matrix[0]
     there = np.stack([augment_reference.warp_nearest(one, matrix, (160, 160)) for one in stack])
     linear = np.linalg.inv(matrix[:, :2].astype(float))
     back = np.concatenate([linear, -linear @ matrix[:, 2:]], axis=1)

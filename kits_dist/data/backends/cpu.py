@@ -1,7 +1,7 @@
-"""The data path on threads of this process, with OpenCV and our own kernels: no GPU, no DALI. The same meaning as
-`augment.apply`.
+"""Backend opencv: augmentation on threads of this process by OpenCV and our Numba kernels, without GPU or DALI.
 
-Both release Python's lock while they work, so threads are enough and nothing is copied between processes.
+Both release Python's global interpreter lock while they work, so threads are enough and no array is copied between
+processes.
 """
 
 import itertools
@@ -10,33 +10,22 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 
+from kits_dist.data.backends import cpu_kernels
 from kits_dist.data.batch import Batch
-from kits_dist.data.dataset import HostBatch, Plan, SliceDataset
-from kits_dist.utils.errors import MissingPackage
+from kits_dist.data.dataset import BatchPlan, HostBatch, SliceDataset
 
 
-class OpenCVLoader:
-    """Iterates `Batch` on `device`. Endless for a training plan; for a validation plan each `iter` is one pass."""
+class CpuLoader:
+    """Iterate `Batch` on `device`: endlessly for a training plan; for a validation plan each `iter` is one pass."""
 
-    def __init__(
-        self, dataset: SliceDataset, plan: Plan, device: torch.device, threads: int, prefetch: int, dtype: torch.dtype
-    ):
-        """Raises MissingPackage where OpenCV or Numba is not installed."""
-        try:
-            import cv2
-
-            from kits_dist.data.backends import cpu_kernels  # noqa: F401  here, so that no batch waits for its machine code
-        except ImportError as error:
-            raise MissingPackage(
-                f"data.backend=opencv needs OpenCV and Numba, and {error.name} is not installed: "
-                "pip install opencv-python-headless numba"
-            ) from error
-        cv2.setNumThreads(0)  # threads over images instead of inside one
-        self.dataset, self.plan, self.device = dataset, plan, device
-        self.threads, self.prefetch, self.dtype = threads, prefetch, dtype
+    def __init__(self, dataset: SliceDataset, plan: BatchPlan, device: torch.device, dtype: torch.dtype, threads: int):
+        """Start nothing yet: each `iter` has its own threads."""
+        cv2.setNumThreads(0)  # our threads share out the images; OpenCV's would share out one image
+        self.dataset, self.plan, self.device, self.dtype, self.threads = dataset, plan, device, dtype, threads
 
     def __iter__(self) -> Iterator[Batch]:
         steps = itertools.count() if self.plan.num_batches is None else iter(range(self.plan.num_batches))
@@ -44,10 +33,12 @@ class OpenCVLoader:
         waiting: deque[tuple[Batch, list[Future]]] = deque()
         try:
             while True:
-                while len(waiting) <= self.prefetch and (step := next(steps, None)) is not None:
+                missing = self.dataset.data.prefetch + 1 - len(waiting)
+                for step in itertools.islice(steps, missing):
                     waiting.append(self._begin(pool, self.dataset.batch(self.plan.positions(step))))
                 if not waiting:
                     return
+
                 batch, parts = waiting.popleft()
                 for part in parts:
                     part.result()
@@ -56,66 +47,71 @@ class OpenCVLoader:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _begin(self, pool: ThreadPoolExecutor, host: HostBatch) -> tuple[Batch, list[Future]]:
-        """A batch whose pixels are being made, one share of its samples per thread."""
+        """Return a batch that the pool's threads are filling, each a share of its samples, and their futures."""
         size, (height, width) = len(host.labels), self.dataset.data.size_px
         pinned = self.device.type == "cuda"
-        image = _blank((size, self.dataset.frames, height, width), self.dtype, pinned)
-        label = _blank((size, height, width), torch.uint8, pinned)
-        pixels, labels = image.numpy(), label.numpy()
+        image = _uninitialized((size, self.dataset.frames, height, width), self.dtype, pinned)
+        label = _uninitialized((size, height, width), torch.uint8, pinned)
+
         shares = [range(first, size, self.threads) for first in range(min(self.threads, size))]
-        parts = [pool.submit(self._make, host, share, pixels, labels) for share in shares]
-        identity = torch.from_numpy(host.identity)
-        return Batch(image, label, *identity.unbind(1)), parts
+        parts = [pool.submit(self._fill, host, share, image.numpy(), label.numpy()) for share in shares]
+        return Batch(image, label, *torch.from_numpy(host.identity).unbind(1)), parts
 
-    def _make(self, host: HostBatch, samples: range, pixels: np.ndarray, labels: np.ndarray) -> None:
-        import cv2
-
-        from kits_dist.data.backends import cpu_kernels
-
-        params, norm, levels = host.params, self.dataset.norm, self.dataset.store.window.levels
-        stretched, direct = params.linear, pixels.dtype == np.float32
+    def _fill(self, host: HostBatch, samples: range, images: np.ndarray, labels: np.ndarray) -> None:
+        """Write the augmented samples to images (B, F, h, w) and labels (B, h, w)."""
         for i in samples:
-            matrix, slab, label = params.matrix[i], host.slabs[i][..., 0], host.labels[i][..., 0]
-            made = pixels[i] if direct else np.empty(pixels.shape[1:], np.float32)
-            if window := _whole_pixels(matrix, label.shape, made.shape[1:]):
-                labels[i] = _cut(label, window)
-                for frame, image in zip(slab, made, strict=True):
-                    image[:] = _cut(frame, window)
-            else:
-                cpu_kernels.warp_nearest(label, matrix, labels[i])
-                cpu_kernels.warp_linear(slab, matrix, made)
-            noisy = params.noise_sd[i] > 0
-            for frame, image in enumerate(made):
-                if params.blur[i] > 0:
-                    side = 2 * int(np.ceil(3 * params.blur[i])) + 1
-                    cv2.GaussianBlur(
-                        image, (side, side), float(params.blur[i]), dst=image, borderType=cv2.BORDER_REFLECT_101
-                    )
-                if stretched[i]:
-                    image *= params.gain[i]
-                    image += params.bias[i]
-                    np.clip(image, 0, levels, out=image)
-                if params.gamma[i] != 1:
-                    cv2.pow(image / levels, float(params.gamma[i]), dst=image)
-                    image *= levels
-                normals = host.normals[i][frame] if noisy else image  # where nothing is drawn, nothing is read
-                cpu_kernels.finish(image, normals, params.noise_sd[i], levels, norm.mean, 1 / norm.sd)
-            if not direct:
-                pixels[i] = made
+            # Half precision is rounded once, at the end.
+            image = images[i] if images.dtype == np.float32 else np.empty(images.shape[1:], np.float32)
+            self._warp(host, i, image, labels[i])
+            self._change_levels(host, i, image)
+            if images.dtype != np.float32:
+                images[i] = image
+
+    def _warp(self, host: HostBatch, i: int, image: np.ndarray, out_label: np.ndarray) -> None:
+        """Write the warped sample i to image (F, h, w) and out_label (h, w)."""
+        matrix, slab, label = host.params.matrix[i], host.slabs[i][..., 0], host.labels[i][..., 0]
+        crop = _crop_of(matrix, label.shape, out_label.shape)
+        if crop is None:
+            cpu_kernels.warp_nearest(label, matrix, out_label)
+            cpu_kernels.warp_linear(slab, matrix, image)
+            return
+        out_label[:] = _cut(label, crop)
+        for source, out in zip(slab, image, strict=True):
+            out[:] = _cut(source, crop)
+
+    def _change_levels(self, host: HostBatch, i: int, image: np.ndarray) -> None:
+        """Apply blur, contrast, brightness, gamma and noise of sample i, then normalize, in place."""
+        params, norm, levels = host.params, self.dataset.norm, self.dataset.store.window.levels
+        blur, gamma, noise_sd = float(params.blur[i]), float(params.gamma[i]), params.noise_sd[i]
+        stretched = params.gain[i] != 1 or params.bias[i] != 0
+        for number, frame in enumerate(image):
+            if blur > 0:
+                side = 2 * int(np.ceil(3 * blur)) + 1
+                cv2.GaussianBlur(frame, (side, side), blur, dst=frame, borderType=cv2.BORDER_REFLECT_101)
+            if stretched:
+                frame *= params.gain[i]
+                frame += params.bias[i]
+                np.clip(frame, 0, levels, out=frame)
+            if gamma != 1:
+                cv2.pow(frame / levels, gamma, dst=frame)
+                frame *= levels
+            noise = host.noise[i][number] if noise_sd > 0 else frame  # not read where noise_sd is 0
+            cpu_kernels.finish(frame, noise, noise_sd, levels, norm.mean, 1 / norm.sd)
 
 
-class _Window(NamedTuple):
-    """Pixels of a slice that are an output as they stand."""
+class _Crop(NamedTuple):
+    """A window of whole pixels of a slice."""
 
     rows: slice
     columns: slice
     mirrored: bool
 
 
-def _whole_pixels(matrix: np.ndarray, shape: tuple[int, int], size_px: tuple[int, int]) -> _Window | None:
-    """What a matrix cuts out that moves by whole pixels, mirrors or not, and stays inside; None: it takes a warp.
+def _crop_of(matrix: np.ndarray, shape: tuple[int, ...], size_px: tuple[int, ...]) -> _Crop | None:
+    """Return the crop that a matrix describes; None where it takes a warp, or reaches beyond the slice.
 
-    A third of the poster's samples draw neither rotation nor scale; without a warp they take less than half the time.
+    A third of samples with the default augmentation draw neither rotation nor scale. Cropping takes less than half the
+    time of a warp.
     """
     (a, b, left), (c, d, top) = matrix.tolist()
     height, width = size_px
@@ -125,19 +121,17 @@ def _whole_pixels(matrix: np.ndarray, shape: tuple[int, int], size_px: tuple[int
         return None
     if not (0 <= left <= shape[1] - width and 0 <= top <= shape[0] - height):
         return None
-    return _Window(slice(int(top), int(top) + height), slice(int(left), int(left) + width), a < 0)
+    return _Crop(slice(int(top), int(top) + height), slice(int(left), int(left) + width), a < 0)
 
 
-def _cut(levels: np.ndarray, window: _Window) -> np.ndarray:
-    import cv2
-
-    part = levels[window.rows, window.columns]
-    return cv2.flip(part, 1) if window.mirrored else part
+def _cut(levels: np.ndarray, crop: _Crop) -> np.ndarray:
+    part = levels[crop.rows, crop.columns]
+    return cv2.flip(part, 1) if crop.mirrored else part
 
 
-def _blank(shape: tuple[int, ...], dtype: torch.dtype, pinned: bool) -> torch.Tensor:
-    """Uninitialised. NumPy asks Linux for huge pages and torch does not: without them a batch of 128 at 352x448 means
-    20,000 page faults, three tenths of its CPU time."""
+def _uninitialized(shape: tuple[int, ...], dtype: torch.dtype, pinned: bool) -> torch.Tensor:
+    # NumPy asks Linux for huge pages and torch does not: without them a batch of 128 at 352x448 takes 20,000 page
+    # faults, three tenths of its CPU time.
     if pinned:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
     return torch.from_numpy(np.empty(shape, torch.empty(0, dtype=dtype).numpy().dtype))

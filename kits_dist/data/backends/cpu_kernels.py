@@ -1,12 +1,15 @@
-"""What threads on the CPU do to pixels, as machine code made by Numba: the same meaning as `augment.apply`.
+"""The warps of the CPU backend, compiled by Numba; `augment_reference` defines what they compute.
 
-OpenCV fetches the four neighbours of a point one by one. Here they are packed into one 32-bit word first, so a point is
-one fetch and the rest is arithmetic on whole vector registers. A label map is zero almost everywhere: only the box
-around its labels is looked up. Points are counted in float32 from the start of each row, which errs by less than 1e-4
+OpenCV loads the four neighbors of a point one by one. Here they are packed into one 32-bit word first, so a point takes
+one load and the rest is arithmetic on whole vector registers. A label map is zero almost everywhere: only the box
+around its labels is looked up. Coordinates are float32 and count from the start of each row, with an error below 1e-4
 pixel on a slice of 512.
 
-Loops are kept apart (where, fetch, blend), and each touches few arrays: only such loops become vector code.
+Each point takes three loops (where it is, load, interpolate) over few arrays each, because the compiler turns only such
+loops into vector code.
 """
+
+from typing import Any
 
 import numba
 import numpy as np
@@ -18,37 +21,37 @@ def _array(dtype: types.Type, ndim: int, readonly: bool = True) -> types.Array:
 
 
 def _compiled(*arguments: types.Type):
-    """Compiled once a machine; kept beside this file, or in the user's cache folder where that cannot be written."""
-    signature = (types.void(*arguments),) if arguments else ()
-    how = {"nogil": True, "fastmath": True, "error_model": "numpy"}
+    """Compile once per machine, cached next to this file, or in the user's cache folder where that is read-only."""
+    signature: Any = (types.void(*arguments),) if arguments else ()
+    options: Any = {"nogil": True, "fastmath": True, "error_model": "numpy"}
 
     def decorate(function):
         try:
-            return numba.njit(*signature, cache=True, **how)(function)
-        except RuntimeError:  # no folder can be written: compiled by each process
-            return numba.njit(*signature, **how)(function)
+            return numba.njit(*signature, cache=True, **options)(function)
+        except RuntimeError:  # no cache folder is writable: each process compiles
+            return numba.njit(*signature, **options)(function)
 
     return decorate
 
 
 @_compiled()
 def _within(value, most):
-    """In [0, most], float32. Python's min and max would not become vector code."""
+    """Clamp to [0, most] in float32. Python's min and max do not become vector code."""
     value = np.float32(0) if value < np.float32(0) else value
     return most if value > most else value
 
 
 @_compiled()
 def _source(line, i):
-    """Where the centre of the first point of row i comes from, along one axis."""
+    """Return the source coordinate of the center of the first point of row i, along one axis."""
     return np.float64(line[0]) * 0.5 + np.float64(line[1]) * (i + 0.5) + np.float64(line[2])
 
 
 @_compiled()
 def _reach(line, height, width, length):
-    """[first, last) of the words along one axis of `length` pixels that the points of a window may fetch.
+    """Return [first, last) of the words that the points of a window may load, along an axis of `length` pixels.
 
-    Word k holds pixels k and k + 1, so words -2 and `length` are empty: where points far outside end.
+    Word k holds pixels k and k + 1, so words -2 and `length` are empty: points far outside are clamped to them.
     """
     low, high = line[2] - 0.5, line[2] - 0.5
     for step, size in ((line[0], width), (line[1], height)):
@@ -61,7 +64,7 @@ def _reach(line, height, width, length):
 
 @_compiled()
 def _pack(levels, top, left, words):
-    """Word (i, j): pixels (top + i, left + j), right of it, below it and below that; 0 outside."""
+    """Pack pixel (top + i, left + j), its right neighbor, and the two below into word (i, j); 0 outside."""
     height, width = words.shape
     rows, columns = levels.shape
     padded = np.zeros((height + 1, width + 1), np.uint8)
@@ -82,8 +85,7 @@ def _pack(levels, top, left, words):
 
 @_compiled()
 def _copy(pixels, top, bottom, left, right, into, first_row, first_column):
-    """Rows [top, bottom) and columns [left, right) to where `into` holds them; its corner is pixel (first_row,
-    first_column)."""
+    """Copy rows [top, bottom) and columns [left, right) to `into`, whose corner is pixel (first_row, first_column)."""
     for i in range(top, bottom):
         line = into[i - first_row, left - first_column : right - first_column]
         pixel = pixels[i, left:right]
@@ -93,7 +95,7 @@ def _copy(pixels, top, bottom, left, right, into, first_row, first_column):
 
 @_compiled()
 def _labelled(label):
-    """Rows [top, bottom) and columns [left, right) of all that is not background; top == bottom: there is nothing."""
+    """Return rows [top, bottom) and columns [left, right) of all foreground; top == bottom where there is none."""
     rows, columns = label.shape
     seen = np.zeros(columns, np.uint8)
     top, bottom = rows, 0
@@ -117,7 +119,7 @@ def _labelled(label):
 
 @_compiled()
 def _landing(matrix, top, bottom, left, right, shape):
-    """Rows [first, last) and columns [first, last) of the points that a box of the source may reach."""
+    """Return rows [first, last) and columns [first, last) of the output points that a box of the source reaches."""
     a, b, c, d = matrix[0, 0], matrix[0, 1], matrix[1, 0], matrix[1, 1]
     over = 1 / (np.float64(a) * d - np.float64(b) * c)
     first_row, last_row, first, last = 1e9, -1e9, 1e9, -1e9
@@ -137,7 +139,7 @@ _MATRIX = _array(types.float32, 2)
 
 @_compiled(_array(types.uint8, 3), _MATRIX, _array(types.float32, 3, readonly=False))
 def warp_linear(slab: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> None:
-    """`augment.warp_linear` of (F, H, W) uint8 by a (2, 3) matrix into `out`, (F, h, w) float32."""
+    """Compute `augment_reference.warp_linear` of (F, H, W) uint8 by a (2, 3) matrix into `out`, (F, h, w) float32."""
     height, width = out.shape[1:]
     top, bottom = _reach(matrix[1], height, width, slab.shape[1])
     left, right = _reach(matrix[0], height, width, slab.shape[2])
@@ -174,7 +176,7 @@ def warp_linear(slab: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> None:
 
 @_compiled(_array(types.uint8, 2), _MATRIX, _array(types.uint8, 2, readonly=False))
 def warp_nearest(label: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> None:
-    """`augment.warp_nearest` of (H, W) uint8 by a (2, 3) matrix into `out`, (h, w) uint8."""
+    """Compute `augment_reference.warp_nearest` of (H, W) uint8 by a (2, 3) matrix into `out`, (h, w) uint8."""
     for i in range(out.shape[0]):
         line = out[i]
         for j in range(line.size):
@@ -182,7 +184,9 @@ def warp_nearest(label: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> None
     top, bottom, left, right = _labelled(label)
     if top == bottom:
         return
-    box = np.zeros((bottom - top + 2, right - left + 2), np.uint8)  # a ring of background, where points outside end
+    box = np.zeros(
+        (bottom - top + 2, right - left + 2), np.uint8
+    )  # a border of background, to which points outside are clamped
     _copy(label, top, bottom, left, right, box, top - 1, left - 1)
     every_pixel, stride = box.reshape(box.size), np.int32(box.shape[1])
     first_row, last_row, first, last = _landing(matrix, top, bottom, left, right, out.shape)
@@ -205,18 +209,16 @@ _SCALAR = types.float32
 
 
 @_compiled(_array(types.float32, 2, readonly=False), _array(types.float32, 2), _SCALAR, _SCALAR, _SCALAR, _SCALAR)
-def finish(
-    image: np.ndarray, normals: np.ndarray, noise_sd: float, levels: float, mean: float, per_level: float
-) -> None:
-    """(h, w) float32 levels, in place: noise where noise_sd > 0, clipped to [0, levels]; then normalised.
+def finish(image: np.ndarray, noise: np.ndarray, noise_sd: float, levels: float, mean: float, per_level: float) -> None:
+    """Add noise to (h, w) float32 levels where noise_sd > 0, clip to [0, levels] then, and normalize, in place.
 
-    normals     (h, w) float32 standard normals; not read where noise_sd is 0
+    noise       (h, w) float32 standard normals; not read where noise_sd is 0
     per_level   1 / sd of the levels
     """
     for i in range(image.shape[0]):
         line = image[i]
         if noise_sd > 0:
-            normal = normals[i]
+            normal = noise[i]
             for j in range(line.size):
                 line[j] = (_within(line[j] + noise_sd * normal[j], levels) - mean) * per_level
         else:

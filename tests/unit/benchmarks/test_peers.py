@@ -78,11 +78,14 @@ def test_each_change_is_ours(store, name, kind):
         for i, (case, _, _) in enumerate(host.identity):
             if store.cases[case].shape[1:] != (64, 64):
                 continue  # the window has room to move
-            view, levels = store.cases[case].view("axial"), image[i, 0].numpy() * dataset.norm.sd + dataset.norm.mean
+            view, levels = (
+                store.cases[case].slice_geometry("axial"),
+                image[i, 0].numpy() * dataset.norm.sd + dataset.norm.mean,
+            )
 
             def matrix(degrees=0.0, mirror=1.0, zoom=1.0, view=view):
                 return augment_params.matrices(
-                    dataset.framing, [view], np.zeros((1, 2)), *np.array([[degrees], [mirror], [zoom]])
+                    dataset.grid, [view], np.zeros((1, 2)), *np.array([[degrees], [mirror], [zoom]])
                 )
 
             def difference(*change, levels=levels, slab=host.slabs[i][..., 0], matrix=matrix):

@@ -3,9 +3,9 @@ import pytest
 
 from kits_dist.config import AugmentConfig
 from kits_dist.data import augment_params, augment_reference
-from kits_dist.data.augment_params import Framing
+from kits_dist.data.augment_params import OutputGrid
 from kits_dist.data.intensity import Box, Window
-from kits_dist.data.store import Normalization, View
+from kits_dist.data.store import Normalization, SliceGeometry
 
 RAW = Normalization(0.0, 1.0)
 NOTHING = {
@@ -14,13 +14,13 @@ NOTHING = {
 
 
 def case(shape=(1, 64, 80), spacing=(3.0, 0.8, 0.8), body=None, plane="axial"):
-    return View(plane, shape, spacing, Box(*(body or (0, shape[1], 0, shape[2]))))
+    return SliceGeometry(plane, shape, spacing, Box(*(body or (0, shape[1], 0, shape[2]))))
 
 
-def drawn(n=4000, one=None, framing=None, **changes):
+def drawn(n=4000, one=None, grid=None, **changes):
     config = AugmentConfig(**(NOTHING | changes))
     u = augment_params.uniforms(0, np.zeros(n, int), np.arange(n))
-    return augment_params.draw(config, framing or Framing((64, 64), None), [one or case()] * n, Window(0, 200), u, 1000)
+    return augment_params.draw(config, grid or OutputGrid((64, 64), None), [one or case()] * n, Window(0, 200), u, 1000)
 
 
 def picture(shape):
@@ -41,7 +41,7 @@ def test_uniforms_are_uniform_independent_and_keyed():
 
 def test_nothing_drawn_is_an_exact_crop_even_at_odd_differences():
     slab, label = picture((2, 65, 81)), picture((65, 81)) % 4
-    params = drawn(1, case((1, 65, 81)), Framing((32, 64), None))
+    params = drawn(1, case((1, 65, 81)), OutputGrid((32, 64), None))
     image, cut = augment_reference.apply(slab, label, params, 0, (32, 64), 200, RAW)
     assert np.array_equal(image, slab[:, 16:48, 8:72]) and np.array_equal(cut, label[16:48, 8:72])
 
@@ -49,7 +49,7 @@ def test_nothing_drawn_is_an_exact_crop_even_at_odd_differences():
 def test_a_window_larger_than_the_slice_holds_it_whole():
     slab, label = picture((1, 20, 30)), np.full((20, 30), 2, np.uint8)
     for crop in (0, 1):
-        params = drawn(20, case((1, 20, 30)), Framing((64, 64), None), crop=crop)
+        params = drawn(20, case((1, 20, 30)), OutputGrid((64, 64), None), crop=crop)
         for i in range(20):
             image, padded = augment_reference.apply(slab, label, params, i, (64, 64), 200, RAW)
             assert (padded == 2).sum() == 600 and image.sum() == slab.sum()
@@ -57,7 +57,7 @@ def test_a_window_larger_than_the_slice_holds_it_whole():
 
 def test_the_validation_window_is_centred_on_the_body():
     off = case((1, 200, 200), body=(100, 180, 20, 100))
-    matrix = augment_params.centred(Framing((64, 64), None), [off]).matrix[0]
+    matrix = augment_params.centered(OutputGrid((64, 64), None), [off]).matrix[0]
     assert matrix.tolist() == [[1, 0, 60 - 32], [0, 1, 140 - 32]]
 
 
@@ -71,7 +71,7 @@ def test_rotation_of_90_degrees_is_exact():
     slab = picture((1, 64, 64))
     still = np.zeros(1)
     matrix = augment_params.matrices(
-        Framing((64, 64), None), [case((1, 64, 64))], np.zeros((1, 2)), still + 90, still + 1, still + 1
+        OutputGrid((64, 64), None), [case((1, 64, 64))], np.zeros((1, 2)), still + 90, still + 1, still + 1
     )
     turned = augment_reference.warp_linear(slab, matrix[0], (64, 64))[0]
     assert np.abs(turned - np.rot90(slab[0])).max() < 0.01  # float32 matrix
@@ -83,10 +83,10 @@ def test_rotation_and_magnification_act_in_mm():
     disc = ((((y - 64) * 1.0) ** 2 + ((x - 128) * 0.5) ** 2) < 30**2).astype(np.uint8)
     one = case((1, 128, 256), (3.0, 1.0, 0.5))
     still = np.zeros(1)
-    framing = Framing((128, 128), 1.0)
+    grid = OutputGrid((128, 128), 1.0)
     for degrees, zoom in ((0, 1), (33, 1), (33, 1.2)):
-        corner = augment_params._corners([one], framing, np.zeros((1, 2)), np.array([False]))
-        matrix = augment_params.matrices(framing, [one], corner, still + degrees, still + 1, still + zoom)
+        corner = augment_params._corners(grid, [one], np.zeros((1, 2)), np.array([False]))
+        matrix = augment_params.matrices(grid, [one], corner, still + degrees, still + 1, still + zoom)
         seen = augment_reference.warp_nearest(disc, matrix[0], (128, 128))
         rows, columns = np.nonzero(seen)
         assert np.ptp(rows) + 1 == pytest.approx(60 * zoom, abs=2) and np.ptp(columns) + 1 == pytest.approx(
@@ -100,7 +100,7 @@ def test_image_and_label_move_together():
     bias (half a pixel would show as 0.5)."""
     y, x = np.mgrid[:96, :96] + 0.5
     blob = (np.hypot(y - 46, x - 52) < 25).astype(np.uint8)
-    params = drawn(60, case((1, 96, 96)), Framing((96, 96), None), rotate_p=1, scale_p=1, flip=0.5)
+    params = drawn(60, case((1, 96, 96)), OutputGrid((96, 96), None), rotate_p=1, scale_p=1, flip=0.5)
     apart = []
     for i in range(60):
         image, label = augment_reference.apply(blob[None] * 200, blob, params, i, (96, 96), 200, RAW)
@@ -118,7 +118,7 @@ def test_probabilities_and_ranges_are_as_configured():
     assert (zoom != 1).mean() == pytest.approx(0.3, abs=0.03) and 0.849 < zoom.min() < 0.86 < 1.14 < zoom.max() < 1.151
     noise = drawn(noise_p=0.15, noise_hu=15).noise_sd
     assert (noise > 0).mean() == pytest.approx(0.15, abs=0.02) and 14 < noise.max() <= 15
-    corners = drawn(crop=1, framing=Framing((64, 64), None)).matrix[:, :, 2]
+    corners = drawn(crop=1, grid=OutputGrid((64, 64), None)).matrix[:, :, 2]
     assert set(corners[:, 0]) == set(range(17)) and set(corners[:, 1]) == {0}  # 80 - 64 columns of room, no rows
     assert (drawn(flip=0.5).matrix[:, 0, 0] < 0).mean() == pytest.approx(0.5, abs=0.03)
 
@@ -167,7 +167,7 @@ def test_brightness_contrast_and_gamma_by_hand():
 def test_blur_spreads_a_dot_by_the_drawn_sd_and_keeps_its_sum():
     dot = np.zeros((2, 65, 65), np.uint8)
     dot[0, 32, 32] = 200
-    params = drawn(30, case((1, 65, 65)), Framing((64, 64), None), blur_p=1, blur_px=(0.8, 2.5))
+    params = drawn(30, case((1, 65, 65)), OutputGrid((64, 64), None), blur_p=1, blur_px=(0.8, 2.5))
     for i in range(30):
         image = augment_reference.apply(dot, dot[0], params, i, (64, 64), 200, RAW)[0]
         assert image[0].sum() == pytest.approx(200, rel=1e-5) and image[1].max() == 0  # frames do not mix
@@ -181,7 +181,7 @@ def test_shift_moves_the_centred_window_by_mm():
     one = case((1, 200, 300), (3.0, 0.5, 1.0))
     shift = (
         drawn(2000, one, shift_p=0.5, shift_mm=10).matrix[:, :, 2]
-        - augment_params.centred(Framing((64, 64), None), [one]).matrix[0, :, 2]
+        - augment_params.centered(OutputGrid((64, 64), None), [one]).matrix[0, :, 2]
     )
     moved = (shift != 0).any(axis=1)
     assert moved.mean() == pytest.approx(0.5, abs=0.04)

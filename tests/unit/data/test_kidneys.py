@@ -10,8 +10,8 @@ from kits_dist.data import augment_params
 from kits_dist.data.dataset import SliceDataset
 from kits_dist.data.intensity import Box
 from kits_dist.data.kidneys import Kidney, find_kidneys
-from kits_dist.data.samples import Samples, groups_of, select, worth_seeing
-from kits_dist.data.store import View
+from kits_dist.data.samples import Samples, build_groups, samples_to_show, select_samples
+from kits_dist.data.store import SliceGeometry
 from kits_dist.utils.errors import InputError
 
 SPACING = (2.0, 1.0, 1.0)
@@ -59,7 +59,7 @@ def test_the_margin_ends_at_the_edge_of_the_volume():
 
 def test_every_slice_of_every_box_is_a_sample_once(store):
     cases = [case.case_id for case in store.cases]
-    samples = select(store, cases, DATA, near_kidney=True)
+    samples = select_samples(store, cases, DATA, training=True)
     expected = set()
     for number, case in enumerate(store.cases):
         assert case.kidneys == tuple(find_kidneys(np.asarray(store.label(number)), case.spacing_mm))
@@ -77,13 +77,13 @@ def test_a_quota_counts_the_tumor_of_the_kidney_itself(store):
         kidneys=(Kidney(((0, 5), (0, 9), (0, 9)), tumor=((1, 2),)), Kidney(((0, 5), (0, 9), (20, 29))))
     )
     doubled = store_with(store, case)
-    samples = select(doubled, [case.case_id], replace(DATA, box_margin_mm=0), near_kidney=True)
-    tumor, others = groups_of(doubled, samples, replace(DATA, sampler="tumor"))
+    samples = select_samples(doubled, [case.case_id], replace(DATA, box_margin_mm=0), training=True)
+    tumor, others = build_groups(doubled, samples, replace(DATA, sampler="tumor"))
     assert samples.kidneys.tolist() == [0] * 5 + [1] * 5
     assert tumor.members.tolist() == [1] and len(others.members) == 9
     doubled.slices = doubled.slices._replace(tumor=np.ones_like(doubled.slices.tumor))  # of the slice, not the kidney
-    assert worth_seeing(doubled, samples, 1).tolist() == [1]
-    assert len(worth_seeing(doubled, samples, 4)) == 4
+    assert samples_to_show(doubled, samples, 1).tolist() == [1]
+    assert len(samples_to_show(doubled, samples, 4)) == 4
 
 
 def store_with(store, first):
@@ -96,7 +96,9 @@ def store_with(store, first):
 
 def test_no_kidney_at_all(store):
     with pytest.raises(InputError, match="none of these 1 cases has a kidney"):
-        select(store_with(store, store.cases[0]._replace(kidneys=())), [store.cases[0].case_id], DATA, near_kidney=True)
+        select_samples(
+            store_with(store, store.cases[0]._replace(kidneys=())), [store.cases[0].case_id], DATA, training=True
+        )
     with pytest.raises(InputError, match="axial slices only"):
         replace(DATA, planes=("coronal",))
 
@@ -104,35 +106,35 @@ def test_no_kidney_at_all(store):
 @pytest.mark.parametrize("pixel_mm", [None, 0.7])
 def test_whatever_is_drawn_the_window_holds_the_box(pixel_mm):
     """Without rotation and zoom, each corner of the (moved) box lies within the network's image."""
-    framing, generator = augment_params.Framing((64, 96), pixel_mm), np.random.default_rng(0)
+    grid, generator = augment_params.OutputGrid((64, 96), pixel_mm), np.random.default_rng(0)
     changes = AugmentConfig(rotate_p=0, scale_p=0, noise_p=0, flip=0, box_mm=0)
-    view = View("axial", (9, 200, 300), (3.0, 0.9, 0.6), Box(0, 0, 0, 0), whole=True)
+    view = SliceGeometry("axial", (9, 200, 300), (3.0, 0.9, 0.6), Box(0, 0, 0, 0), box_must_fit=True)
     views = []
     for _ in range(300):
         top, left = generator.integers(0, 190), generator.integers(0, 280)
         box = Box(top, generator.integers(top + 1, 201), left, generator.integers(left + 1, 301))
-        views.append(view._replace(body=Box(*map(int, box))))
+        views.append(view._replace(box=Box(*map(int, box))))
     window = type("", (), {"levels": 200, "step_hu": 1})
     u = augment_params.uniforms(0, np.zeros(300, int), np.arange(300))
-    for params in (augment_params.centred(framing, views), augment_params.draw(changes, framing, views, window, u, 9)):
+    for params in (augment_params.centered(grid, views), augment_params.draw(changes, grid, views, window, u, 9)):
         for matrix, one in zip(params.matrix.astype(float), views, strict=True):
             corners = np.linalg.solve(
                 matrix[:, :2],
-                np.array([[one.body.left, one.body.right], [one.body.top, one.body.bottom]]) - matrix[:, 2:],
+                np.array([[one.box.left, one.box.right], [one.box.top, one.box.bottom]]) - matrix[:, 2:],
             )
             assert (corners > -1e-3).all() and (corners < np.array([[96], [64]]) + 1e-3).all()
-            assert one.body.size[0] > 60 or one.body.size[1] > 60 or pixel_mm or matrix[0, 0] == 1  # no zoom unasked
+            assert one.box.size[0] > 60 or one.box.size[1] > 60 or pixel_mm or matrix[0, 0] == 1  # no zoom unasked
 
 
 def test_the_box_is_moved_by_the_sample_alone():
-    view = View("axial", (9, 200, 300), (3.0, 1.0, 0.5), Box(50, 90, 100, 180), whole=True)
+    view = SliceGeometry("axial", (9, 200, 300), (3.0, 1.0, 0.5), Box(50, 90, 100, 180), box_must_fit=True)
     u = augment_params.uniforms(3, np.zeros(400, int), np.arange(400))
-    moved = np.array([augment_params._jittered(view, 10, u, i).body for i in range(400)]) - np.array(view.body)
+    moved = np.array([augment_params._jittered(view, 10, u, i).box for i in range(400)]) - np.array(view.box)
     assert (abs(moved) <= [10, 10, 20, 20]).all() and (abs(moved).max(axis=0) >= [9, 9, 18, 18]).all()
     assert len(np.unique(moved, axis=0)) > 300
     assert augment_params._jittered(view, 0, u, 7) == view
-    small = view._replace(body=Box(50, 51, 100, 101))
-    assert all(min(augment_params._jittered(small, 10, u, i).body.size) > 0 for i in range(400))
+    small = view._replace(box=Box(50, 51, 100, 101))
+    assert all(min(augment_params._jittered(small, 10, u, i).box.size) > 0 for i in range(400))
 
 
 def test_samples_of_two_kidneys_of_one_slice_are_changed_differently(store):
@@ -140,7 +142,9 @@ def test_samples_of_two_kidneys_of_one_slice_are_changed_differently(store):
     doubled = store_with(store, store.cases[0]._replace(kidneys=twins))
     row = int(np.flatnonzero(store.slices.case == 0)[2])
     samples = Samples(np.array([row, row]), np.array([0, 1]))
-    dataset = SliceDataset(doubled, samples, DATA, AugmentConfig(rotate_p=1), 0, store.normalization(0))
+    dataset = SliceDataset(
+        doubled, samples, DATA, augment=AugmentConfig(rotate_p=1), seed=0, norm=store.normalization(0)
+    )
     params = dataset.batch(np.array([0, 1])).params
     assert not np.allclose(params.matrix[0], params.matrix[1])
 

@@ -18,7 +18,7 @@ from kits_dist.data.dataset import SliceDataset
 from kits_dist.data.loaders import build_train_loader, build_val_loader
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.samples import select_rows
-from kits_dist.data.slice_cache import MappedSlices, choose, slab_of
+from kits_dist.data.slice_cache import MappedSlices, choose_residency, slab_of
 from kits_dist.data.store import Store
 from kits_dist.distributed.ranks import Ranks
 from kits_dist.imaging.nifti import kits_geometry, write_nifti
@@ -242,7 +242,9 @@ def test_fixed_and_its_validation_do_without_dali(store, monkeypatch):
     loaders = [build_train_loader(store, config, ALL_DRAWN, 0, Ranks())[0] for config in (fixed, opencv)]
     assert all(torch.equal(a, b) for a, b in zip(*(take(loader, 1)[0] for loader in loaders), strict=True))
     assert len(list(build_val_loader(store, fixed, [store.cases[0].case_id], Ranks())[0])) == 2
-    assert isinstance(choose(store, np.arange(4), replace(fixed, residency="auto"), torch.device("cuda")), MappedSlices)
+    assert isinstance(
+        choose_residency(store, np.arange(4), replace(fixed, residency="auto"), torch.device("cuda")), MappedSlices
+    )
     with pytest.raises(MissingPackage, match="data.backend=dali needs NVIDIA DALI"):
         build_train_loader(store, data(store, "dali"), ALL_DRAWN, 0, Ranks())
 

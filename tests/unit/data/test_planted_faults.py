@@ -79,7 +79,7 @@ PLANTED = {
     "noise one in a thousand off": ("noise", drawn(noise_sd=times(1.001))),
     "every noise from the bank's start": (
         "noise",
-        lambda host: host._replace(normals=[host.normals[0]] * len(host.normals)),
+        lambda host: host._replace(noise=[host.noise[0]] * len(host.noise)),
     ),
     "samples in another order": (
         "window",
@@ -102,7 +102,7 @@ def test_a_tenth_of_a_level_in_the_mixture(store, backend, monkeypatch):
 
 def test_a_cut_that_is_a_pixel_off(store, monkeypatch):
     real = cpu._cut
-    monkeypatch.setattr(cpu, "_cut", lambda levels, window: np.roll(real(levels, window), 1, axis=1))
+    monkeypatch.setattr(cpu, "_cut", lambda levels, crop: np.roll(real(levels, crop), 1, axis=1))
     found_by(test_loaders.test_moves_by_whole_pixels_are_exact, store, "opencv")
 
 

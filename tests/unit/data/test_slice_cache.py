@@ -7,11 +7,11 @@ import torch
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import slice_cache
 from kits_dist.data.backends.dali import DaliLoader
-from kits_dist.data.dataset import Plan, SliceDataset
+from kits_dist.data.dataset import BatchPlan, SliceDataset
 from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.samples import Samples, select_rows
-from kits_dist.data.slice_cache import GpuSlices, MappedSlices, choose, queue_bytes
+from kits_dist.data.slice_cache import GpuSlices, MappedSlices, choose_residency, queue_bytes
 from kits_dist.distributed.ranks import Ranks
 from kits_dist.utils.errors import InputError
 
@@ -47,9 +47,11 @@ def test_the_same_batches_come_out_of_dali(store):
     data = DataConfig(store=str(store.path), batch_size=4, size_px=(64, 64), threads=1, context=1)
     real, dataset = build_train_loader(store, data, AugmentConfig(), 0, Ranks())
     held = OnTheHost(store, dataset.rows, data.context, CPU)
-    other = SliceDataset(store, Samples(dataset.rows), data, AugmentConfig(), 0, dataset.norm, held)
-    plan = Plan(lambda step: train_positions(step, 4, 0, 1), None)
-    resident = DaliLoader(other, plan, 4, CPU, 1, 2, torch.float32)
+    other = SliceDataset(
+        store, Samples(dataset.rows), data, augment=AugmentConfig(), seed=0, norm=dataset.norm, slice_source=held
+    )
+    plan = BatchPlan(lambda step: train_positions(step, 4, 0, 1), None)
+    resident = DaliLoader(other, plan, CPU, torch.float32, threads=1)
     for _, a, b in zip(range(8), real, resident, strict=False):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
@@ -59,7 +61,7 @@ def test_what_this_machine_has_not_is_refused_and_auto_falls_back(store):
     with pytest.raises(InputError, match="data.residency=gpu needs an NVIDIA GPU.*Use data.residency=mmap"):
         build_train_loader(store, DataConfig(**data, residency="gpu"), AugmentConfig(), 0, Ranks())
     _, dataset = build_train_loader(store, DataConfig(**data, residency="auto"), AugmentConfig(), 0, Ranks())
-    assert isinstance(dataset.pixels, MappedSlices)
+    assert isinstance(dataset.slice_source, MappedSlices)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_no_step_is_measured_where_the_answer_does_not_count(store, monkeypatch,
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**8, 10**8))
     monkeypatch.setattr(slice_cache, "GpuSlices", OnTheCPU)
     data = DataConfig(store="s", batch_size=2, size_px=(64, 64), residency=residency, backend=backend)
-    choose(store, np.arange(4), data, torch.device(device), lambda: pytest.fail("measured"))
+    choose_residency(store, np.arange(4), data, torch.device(device), lambda: pytest.fail("measured"))
 
 
 @pytest.mark.parametrize(
@@ -97,12 +99,12 @@ def test_auto_weighs_the_slices_against_the_measured_step(store, monkeypatch, re
     measured = None if step_bytes is None else lambda: step_bytes
     if expected is InputError:
         with pytest.raises(InputError, match="data.residency=gpu: .* of GPU memory free. Use data.residency=mmap"):
-            choose(store, rows, data, torch.device("cuda", 0), measured)
+            choose_residency(store, rows, data, torch.device("cuda", 0), measured)
         return
-    chosen = choose(store, rows, data, torch.device("cuda", 0), measured)
-    assert isinstance(chosen, expected) and "GB" in chosen.about
+    chosen = choose_residency(store, rows, data, torch.device("cuda", 0), measured)
+    assert isinstance(chosen, expected) and "GB" in chosen.description
 
 
 class OnTheCPU(GpuSlices):
-    def __init__(self, store, rows, context, device, about):
-        super().__init__(store, rows, context, CPU, about)
+    def __init__(self, store, rows, context, device, description):
+        super().__init__(store, rows, context, CPU, description)

@@ -4,8 +4,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from kits_dist.data.counter_rng import hashed, mix, permuted
 from kits_dist.data.sampler import Group, TrainOrder
-from kits_dist.data.shuffle import hashed, mix, permuted
 
 
 def permutation(size: int, *keys: int) -> np.ndarray:
