@@ -12,7 +12,8 @@ Every program is a dataclass of its arguments and a function:
     if __name__ == "__main__":
         cli.run(main, Args)
 
-Exit codes: 0 done; 1 the job ran and failed; 2 a wrong argument, key, folder or file; 75 stopped and saved, to go on.
+Exit codes: 0 done; 1 the job ran and failed; 2 a wrong argument, key, folder or file; 75 stopped and saved, start again
+to continue.
 """
 
 import ast
@@ -27,9 +28,8 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_origin
+from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from omegaconf import MISSING, OmegaConf
@@ -47,92 +47,91 @@ __all__ = ["MISSING", "from_plain", "help_table", "load", "run"]
 
 
 def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None) -> NoReturn:
-    """Parse, run, and leave with the exit code of the contract; the only place that turns an exception into a code."""
+    """Parse the arguments, run `main`, and exit; the only place that turns an exception into an exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    program = _program_name(main)
+    module = sys.modules[main.__module__]
+    program = module.__spec__.name if module.__spec__ else module.__name__
     try:
-        if any(word in ("help", "--help", "-h") for word in argv):
-            print(_usage(program, inspect.getmodule(main).__doc__, schema))
-            sys.exit(0)
-        main(load(schema, argv))
+        if {"help", "--help", "-h"} & set(argv):
+            doc = (module.__doc__ or "").strip()
+            print(f"{doc}\n\nusage: python -m {program} key=value ...\n\n{help_table(schema)}")
+        else:
+            main(load(schema, argv))
     except InputError as error:
-        _leave(f"{program}: {error}", 2)
+        _exit(f"{program}: {error}", 2)
     except JobFailed as error:
-        _leave(f"{program}: {error}", 1)
+        _exit(f"{program}: {error}", 1)
     except Preempted as error:
-        _leave(f"{program}: {error}", 0 if launcher.restarts() else 75)  # a launcher that restarts would do it at once
+        # A launcher that restarts failed processes would start the job again at once.
+        _exit(f"{program}: {error}", 0 if launcher.restarts() else 75)
     except OSError as error:
+        where = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         if error.errno in _NAME_ANOTHER:
-            where = f"{error.strerror}: {error.filename}"
-            _leave(f"{program}: {where}. Name another file or folder, or change its rights.", 2)
+            _exit(f"{program}: {where}. Name another file or folder, or change its permissions.", 2)
         if error.errno in _MAKE_ROOM:
-            where = f"{error.strerror}" + (f": {error.filename}" if error.filename else "")
-            _leave(f"{program}: {where}. What was finished is kept; make room and run again.", 1)
+            _exit(f"{program}: {where}. Finished parts are kept; free some space and run again.", 1)
         raise
     except KeyboardInterrupt:
-        _leave(f"{program}: interrupted.", 130)
+        _exit(f"{program}: interrupted.", 130)
     sys.exit(0)
 
 
 def load(schema: type[T], argv: list[str]) -> T:
     """Merge, weakest first: defaults of `schema`, the yaml named by `config=`, the other `key=value` arguments.
 
-    Returns an instance with types checked and every `__post_init__` run.
-    Raises InputError naming the full key; MissingInput for a `config=` that is not there.
+    Returns an instance with types checked and every `__post_init__` run. Raises InputError naming the full key, and
+    MissingInput when the file named by `config=` does not exist.
     """
-    pairs = [_split(word, following, schema) for word, following in zip_longest(argv, argv[1:], fillvalue="")]
+    keys = _keys(schema)
+    arguments = _split(argv, keys)
     config = OmegaConf.structured(schema)
-    has_config_key = "config" in {field.name for field in dataclasses.fields(schema)}
-    for key, value in pairs:
-        if key == "config" and not has_config_key:
-            config = _merge(config, _read_yaml(value), f"config={value}", "")
-    for key, value in pairs:
-        if key != "config" or has_config_key:
-            meaning = _flat(schema).get(key, ("", "", ""))[2]
-            config = _merge(config, _nested(key, _value(schema, key, value)), f"{key}={value}", meaning)
-    for key, (_, default, meaning) in _flat(schema).items():
-        if default == MISSING and OmegaConf.select(config, key, throw_on_missing=False) == "":
-            raise InputError(f"{key}= is empty: {meaning}")
+    if "config" not in keys:  # some programs have a key of that name
+        for _, value in [pair for pair in arguments if pair[0] == "config"]:
+            config = _merge(config, _read_yaml(value), f"config={value}")
+        arguments = [pair for pair in arguments if pair[0] != "config"]
+    for name, text in arguments:
+        key = keys.get(name, _Key(Any, None, ""))
+        config = _merge(config, _nested(name, _parse(name, text, key.kind)), f"{name}={text}", key.meaning)
+
+    for name, key in keys.items():
+        if key.default == MISSING and OmegaConf.select(config, name, throw_on_missing=False) == "":
+            raise InputError(f"{name}= is empty: {key.meaning}")
     try:
-        return OmegaConf.to_object(config)
+        return OmegaConf.to_object(config)  # pyright: ignore[reportReturnType]  an instance of the structured class
     except MissingMandatoryValue as error:
-        key = getattr(error, "full_key", None) or "?"
-        meaning = _flat(schema).get(key, ("", "", "A value."))[2]
-        raise InputError(f"{key}= is missing: {meaning} Example: {key}=VALUE; all keys: help") from error
+        name = getattr(error, "full_key", None) or "?"
+        meaning = keys[name].meaning if name in keys else "A value."
+        raise InputError(f"{name}= is missing: {meaning} Example: {name}=VALUE; all keys: help") from error
     except OmegaConfBaseException as error:
         raise InputError(_one_line(error)) from error
 
 
 def from_plain(schema: type[T], values: dict) -> T:
-    """A saved configuration (nested dict, as in yaml) -> `schema`. Raises InputError naming a key that does not fit."""
+    """Return a saved configuration (nested dict, as in yaml) as `schema`. Raises InputError naming a wrong key."""
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+        config = OmegaConf.merge(OmegaConf.structured(schema), values)
+        return OmegaConf.to_object(config)  # pyright: ignore[reportReturnType]  an instance of the structured class
     except OmegaConfBaseException as error:
         raise InputError(f"saved configuration: {_one_line(error)}") from error
 
 
 def help_table(schema: type) -> str:
-    """One line a key: name, default, meaning (the docstring under the field)."""
-    rows = [(key, _shown(default), meaning) for key, (_, default, meaning) in _flat(schema).items()]
-    wide = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
-    return "\n".join(f"  {key:<{wide[0]}}  {default:<{wide[1]}}  {meaning}".rstrip() for key, default, meaning in rows)
+    """Return one line per key: name, default, meaning."""
+    rows = [(name, _shown(key.default), key.meaning) for name, key in _keys(schema).items()]
+    widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
+    return "\n".join(
+        f"  {name:<{widths[0]}}  {default:<{widths[1]}}  {meaning}".rstrip() for name, default, meaning in rows
+    )
 
 
-def _program_name(main: Callable) -> str:
-    module = inspect.getmodule(main)
-    spec = getattr(module, "__spec__", None)
-    return spec.name if spec else module.__name__
+def _exit(message: str, code: int) -> NoReturn:
+    """Print the message once, and exit.
 
-
-def _usage(program: str, doc: str | None, schema: type) -> str:
-    return f"{(doc or '').strip()}\n\nusage: python -m {program} key=value ...\n\n{help_table(schema)}"
-
-
-def _leave(message: str, code: int) -> NoReturn:
-    """Print once. Under a launcher rank 0 speaks; the others wait to be ended by it, and speak if they failed alone:
-    first one of each machine, for its launcher does not hear of rank 0."""
+    Under a launcher rank 0 prints. The others wait until the launcher ends them, and print if they failed alone: first
+    one rank of each machine, because its launcher does not hear of rank 0.
+    """
     rank = int(os.environ.get("RANK", 0))
-    if rank and code in (0, 75):  # all of them stopped together
+    if rank and code in (0, 75):  # all ranks stop together
         time.sleep(1)
         sys.exit(code)
     if rank:
@@ -142,23 +141,28 @@ def _leave(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _split(word: str, following: str, schema: type) -> tuple[str, str]:
-    if word.startswith("-"):
-        name, _, value = word.lstrip("-").partition("=")
-        name = name.replace("-", "_")
-        value = value or (following if following and not following.startswith("-") else "VALUE")
-        matching = [key for key in _flat(schema) if key.split(".")[-1] == name]
-        raise InputError(f"unknown option {word}. Write {(matching or [name])[0]}={value}; all keys: help")
-    key, equals, value = word.partition("=")
-    if not equals or not key:
-        raise InputError(f"cannot read {word!r}. Arguments are key=value; all keys: help")
-    return key, value
+# ---- arguments and yaml
+
+
+def _split(argv: list[str], keys: dict[str, "_Key"]) -> list[tuple[str, str]]:
+    pairs = []
+    for word, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        key, equals, value = word.partition("=")
+        if word.startswith("-"):
+            name = key.lstrip("-").replace("-", "_")
+            name = next((full for full in keys if full.split(".")[-1] == name), name)
+            value = value or ("VALUE" if following.startswith("-") else following or "VALUE")
+            raise InputError(f"unknown option {word}. Write {name}={value}; all keys: help")
+        if not equals or not key:
+            raise InputError(f"cannot read {word!r}. Arguments are key=value; all keys: help")
+        pairs.append((key, value))
+    return pairs
 
 
 def _read_yaml(path: str) -> Any:
     if not Path(path).is_file():
-        near = sorted(str(p) for p in Path(path).parent.glob("*.yaml"))
-        raise MissingInput(f"config={path}: no such file." + (f" There are: {', '.join(near)}" if near else ""))
+        near = ", ".join(sorted(str(p) for p in Path(path).parent.glob("*.yaml")))
+        raise MissingInput(f"config={path}: no such file.{f' There are: {near}' if near else ''}")
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -168,7 +172,7 @@ def _read_yaml(path: str) -> Any:
     return content or {}
 
 
-def _merge(config: Any, update: Any, origin: str, meaning: str) -> Any:
+def _merge(config: Any, update: Any, origin: str, meaning: str = "") -> Any:
     try:
         return OmegaConf.merge(config, update)
     except OmegaConfBaseException as error:
@@ -176,59 +180,73 @@ def _merge(config: Any, update: Any, origin: str, meaning: str) -> Any:
         raise InputError(f"{origin}: {_one_line(error)}. {hint}") from error
 
 
-def _value(schema: type, key: str, text: str) -> Any:
-    """Text of a string key stays text (a folder may be called 1e3); sizes may be written 256x256, a list of one without
-    brackets; the rest is yaml. Raises InputError."""
-    kind = _flat(schema).get(key, ("",))[0]
-    if kind is str:
+def _parse(name: str, text: str, kind: Any) -> Any:
+    """Return the value that a text means to a key of type `kind`. Raises InputError naming the key."""
+    members = get_args(kind) if get_origin(kind) is tuple else ()
+    if kind is str:  # a folder may be called 1e3
         return text
     if text.lower() == "none" and type(None) in get_args(kind):
         return None
-    if re.fullmatch(r"\d+(x\d+)+", text):
-        return [int(n) for n in text.split("x")]
-    members = get_args(kind) if get_origin(kind) is tuple else ()
-    if members == (str, ...):  # as text: a case may be called 001
+    if re.fullmatch(r"\d+(x\d+)+", text):  # a size, as in 256x256
+        return [int(number) for number in text.split("x")]
+    if members == (str, ...):  # brackets are optional, and members stay text: a case may be called 001
         inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
         return [part.strip().strip("'\"") for part in inner.split(",")] if inner.strip() else []
+
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"{key}={text}: cannot read the value: {_one_line(error)}") from error
-    if members and members[-1] is not Ellipsis and (not isinstance(value, list) or len(value) != len(members)):
-        example = ",".join([text if value is not None and not isinstance(value, list) else "1"] * len(members))
-        raise InputError(f"{key}={text}: takes {len(members)} values, written {key}=[{example}]")
+        raise InputError(f"{name}={text}: cannot read the value: {_one_line(error)}") from error
+    is_list_of_right_length = isinstance(value, list) and len(value) == len(members)
+    if members and members[-1] is not Ellipsis and not is_list_of_right_length:
+        member = "1" if value is None or isinstance(value, list) else text
+        example = ",".join([member] * len(members))
+        raise InputError(f"{name}={text}: takes {len(members)} values, written {name}=[{example}]")
     return value
 
 
-def _nested(key: str, value: Any) -> dict:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
+def _nested(name: str, value: Any) -> dict:
+    """Return `{"a": {"b": value}}` for the name a.b."""
+    *outer, last = name.split(".")
+    nested = {last: value}
+    for part in reversed(outer):
+        nested = {part: nested}
+    return nested
 
 
-@functools.cache  # parsing the source costs 30 ms a dataclass
-def _flat(schema: type, prefix: str = "") -> dict[str, tuple[Any, Any, str]]:
-    """Return {full key: (type, default, meaning)}; the meaning is the docstring under the field."""
+# ---- keys of a schema
+
+
+class _Key(NamedTuple):
+    kind: Any  # type annotation
+    default: Any
+    meaning: str
+
+
+@functools.cache  # parsing the source takes 30 ms per dataclass
+def _keys(schema: type, prefix: str = "") -> dict[str, _Key]:
+    """Return every key with its full name; the meaning is the docstring under the field."""
     meanings = _field_docstrings(schema)
-    keys: dict[str, tuple[Any, Any, str]] = {}
+    keys: dict[str, _Key] = {}
     for field in dataclasses.fields(schema):
         factory = field.default_factory
         if dataclasses.is_dataclass(factory):
-            keys |= _flat(factory, f"{prefix}{field.name}.")
+            keys |= _keys(factory, f"{prefix}{field.name}.")
         else:
             default = field.default if factory is dataclasses.MISSING else factory()
-            keys[prefix + field.name] = (field.type, default, meanings.get(field.name, ""))
+            keys[prefix + field.name] = _Key(field.type, default, meanings.get(field.name, ""))
     return keys
 
 
 def _field_docstrings(schema: type) -> dict[str, str]:
-    """Return {field: the string literal that follows it in the class body}, on one line."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
+    """Return {field: the string that follows it in the class body}, on one line."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
+    assert isinstance(definition, ast.ClassDef)
     found = {}
-    for field, below in itertools.pairwise(body.body):
-        is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-        if isinstance(field, ast.AnnAssign) and is_text and isinstance(below.value.value, str):
-            found[field.target.id] = " ".join(below.value.value.split())
+    for field, below in itertools.pairwise(definition.body):
+        match field, below:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(str(text))):
+                found[name] = " ".join(text.split())
     return found
 
 
@@ -241,7 +259,7 @@ def _shown(default: Any) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """OmegaConf's first line says what; its `full_key:` line says where."""
+    """Return OmegaConf's first line, which names the problem, with the key from its `full_key:` line."""
     lines = str(error).splitlines() or [type(error).__name__]
     where = next((line.split(":", 1)[1].strip() for line in lines if line.strip().startswith("full_key:")), "")
     return f"{lines[0].rstrip('.')} (key {where})" if where else lines[0].rstrip(".")

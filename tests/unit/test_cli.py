@@ -120,7 +120,7 @@ def test_help_lists_every_key_with_default_and_meaning(word, capsys):
         cli.run(ending, Config, [word])
     assert caught.value.code == 0
     shown = capsys.readouterr().out
-    for key, (_, _, meaning) in cli._flat(Config).items():
+    for key, (_, _, meaning) in cli._keys(Config).items():
         assert key in shown
         assert meaning, f"{key} has no comment that says what it means"
         assert meaning in shown
@@ -150,7 +150,7 @@ def test_of_many_processes_one_speaks_first(monkeypatch, capsys, rank, local, co
     waited = []
     monkeypatch.setattr(cli.time, "sleep", waited.append)
     with pytest.raises(SystemExit) as caught:
-        cli._leave("it failed", code)
+        cli._exit("it failed", code)
     assert caught.value.code == code and waited == waits_s and capsys.readouterr().err.strip() == said
 
 
@@ -181,4 +181,4 @@ def test_help_does_not_depend_on_the_layout_of_a_field():
 
 
 def test_every_key_of_a_training_has_a_meaning():
-    assert [key for key, (_, _, meaning) in cli._flat(Config).items() if not meaning] == []
+    assert [key for key, (_, _, meaning) in cli._keys(Config).items() if not meaning] == []
