@@ -2,18 +2,15 @@
 
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 
-from kits_dist import phantom as program
-from kits_dist.imaging.datasets import MARKER
+from kits_dist.imaging.nifti import read_labels
 from kits_dist.labels import CYST, KIDNEY, TUMOR
 from kits_dist.synthetic import phantom
 from kits_dist.synthetic.organs import ORGANS
 from kits_dist.synthetic.phantom import PhantomCase, make_case, paint_case
 from kits_dist.synthetic.shapes import Axes, Ellipsoid, grid_axes, interpolate, rotation, scanner_noise, soften
-from kits_dist.utils.errors import InputError
 from tests.helpers.threshold_baseline import threshold_baseline
 
 SIZE = (24, 96, 96)
@@ -22,7 +19,7 @@ REAL_LABELS = Path(__file__).parents[4] / "shared" / "data" / "kits23_labels"
 
 @pytest.fixture(scope="module")
 def cases() -> list[PhantomCase]:
-    return [make_case(1, i, (32, 128, 128)) for i in range(24)]
+    return [make_case(1, i, (24, 96, 96)) for i in range(20)]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +65,7 @@ def test_same_seed_and_index_same_bits_whatever_came_before():
     assert first.image.shape == first.label.shape == SIZE
 
 
-@pytest.mark.parametrize("seed, index", [(5, 4), (6, 3), (3, 5)])
+@pytest.mark.parametrize(("seed", "index"), [(5, 4), (6, 3), (3, 5)])
 def test_another_index_or_seed_is_another_patient(seed, index):
     a, b = make_case(5, 3, SIZE), make_case(seed, index, SIZE)
     assert not np.array_equal(a.label, b.label)
@@ -86,7 +83,7 @@ def test_free_spacing_gives_a_plausible_field_of_view(size):
 
 def test_anatomy_is_in_mm():
     coarse = make_case(7, 0, (40, 112, 112), (5.0, 3.6, 3.6))
-    fine = make_case(7, 0, (80, 160, 160), (2.5, 2.5, 2.5))
+    fine = make_case(7, 0, (66, 134, 134), (3.0, 3.0, 3.0))
     assert coarse.spacing_mm == (5.0, 3.6, 3.6)
     for value in (KIDNEY, TUMOR):  # 5 %: a 10 ml tumor has 150 voxels of 65 mm^3
         assert volume_ml(fine, value) == pytest.approx(volume_ml(coarse, value), rel=0.05)
@@ -102,7 +99,7 @@ def test_labels_come_in_plausible_shares(cases):
     kidney = np.array([volume_ml(c, KIDNEY) for c in cases])
     tumor = np.array([volume_ml(c, TUMOR) for c in cases])
     cyst = np.array([volume_ml(c, CYST) for c in cases])
-    assert 150 < kidney.min() and kidney.max() < 532  # 182-532 ml in the KiTS23 labels at hand; large tumors eat some
+    assert kidney.min() > 150 and kidney.max() < 532  # 182-532 ml in the KiTS23 labels at hand; large tumors eat some
     assert tumor.min() > 1.0 and tumor.max() < 450 and 10 < np.median(tumor) < 80  # KiTS21: median 33
     assert 0.25 < np.mean(cyst > 0) < 0.75  # KiTS21: 148 of 300
     assert all(set(np.unique(c.label)) <= {0, KIDNEY, TUMOR, CYST} for c in cases)
@@ -192,9 +189,9 @@ def test_painting_real_annotations_leaves_them_alone():
     if not REAL_LABELS.is_dir():
         pytest.skip(f"needs real KiTS23 annotations in {REAL_LABELS}")
     for case_id in ("case_00110", "case_00148"):  # 34 and 36 slices of 512 x 512
-        file = nib.load(REAL_LABELS / case_id / "segmentation.nii.gz")
-        label = np.asarray(file.dataobj).astype(np.uint8)
-        spacing_mm = tuple(float(s) for s in np.linalg.norm(file.affine[:3, :3], axis=0))
+        volume = read_labels(REAL_LABELS / case_id / "segmentation.nii.gz")
+        label = volume.array[:, ::2, ::2]
+        spacing_mm = volume.spacing_mm[0], 2 * volume.spacing_mm[1], 2 * volume.spacing_mm[2]
         painted = paint_case(label, spacing_mm, 0, 0)
         assert np.array_equal(painted.label, label)
         assert 70 < painted.image[label == KIDNEY].mean() < 210
@@ -246,7 +243,7 @@ def test_interpolation_is_exact_on_a_ramp_and_soften_keeps_the_sum():
 
 
 @pytest.mark.parametrize(
-    "call, words",
+    ("call", "words"),
     [
         (lambda: make_case(0, 0, (4, 96, 96)), "at least"),
         (lambda: make_case(0, 0, SIZE, (1.0, 0.0, 1.0)), "three positive"),
@@ -264,30 +261,6 @@ def test_impossible_requests_say_what_to_give(call, words):
 # --- is it worth training on? -----------------------------------------------------------------------------------------
 
 
-def test_a_threshold_cannot_find_the_tumors():
-    fit = threshold_baseline([make_case(1, i, SIZE) for i in range(5)], [make_case(1, i, SIZE) for i in range(20, 26)])
+def test_a_threshold_cannot_find_the_tumors(cases):
+    fit = threshold_baseline(cases[:4], cases[14:])
     assert fit.test_dice <= 0.35, fit
-
-
-def test_the_program_never_writes_over_other_cases(tmp_path):
-    def args(**more) -> program.Args:
-        return program.Args(**({"output": str(tmp_path), "cases": 1, "size": (8, 64, 64), "workers": 1} | more))
-
-    program.main(args())
-    before = (tmp_path / "case_00000" / "imaging.nii.gz").read_bytes()
-    program.main(args())  # the very same again
-    with pytest.raises(InputError, match="holds phantoms made with"):
-        program.main(args(seed=5))
-    with pytest.raises(InputError, match="holds phantoms made with"):
-        program.main(args(labels=str(tmp_path)))
-    (tmp_path / MARKER).unlink()
-    with pytest.raises(InputError, match="cases that kits_dist.phantom did not make"):
-        program.main(args())
-    assert (tmp_path / "case_00000" / "imaging.nii.gz").read_bytes() == before
-    for wrong, words in (
-        ({"cases": 0}, "at least 1"),
-        ({"size": (4, 64, 64)}, "at least 8 slices"),
-        ({"spacing_mm": (0, 1, 1)}, "above 0"),
-    ):
-        with pytest.raises(InputError, match=words):
-            args(**wrong)
