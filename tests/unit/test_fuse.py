@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from kits_dist import fuse
+from kits_dist.evaluation import weight_search
+from kits_dist.evaluation.weight_search import RegionLogits, fused_dice, search_weights
 from kits_dist.inference import region_models
 from kits_dist.inference.ensemble import WeightedLogitEnsemble
 from kits_dist.inference.predictor import Predictor
@@ -39,17 +41,17 @@ def test_the_better_network_gets_the_weight():
     generator = np.random.default_rng(0)
     truth = generator.random(4000) < 0.4
     good, bad = (np.where(truth, 1, -1) + generator.normal(0, sd, 4000) for sd in (0.8, 3.0))
-    case = fuse.Seen(np.stack([bad, good]).astype(np.float16), truth, missed=0)
-    weights, score = fuse.choose([case], 2, 0.1)
+    case = RegionLogits(np.stack([bad, good]).astype(np.float16), truth, missed=0)
+    weights, score = search_weights([case], 2, 0.1)
     assert weights[1] >= 0.7 and weights.sum() == pytest.approx(1)
-    assert score > max(fuse.mean_dice([case], np.eye(2)[m]) for m in (0, 1))  # and together they are better than alone
-    same = fuse.Seen(np.stack([good] * 3).astype(np.float16), truth, missed=0)
-    assert abs(fuse.choose([same], 3, 0.1)[0] - 1 / 3).max() < 0.1  # no difference: near equal
+    assert score > max(fused_dice([case], np.eye(2)[m]) for m in (0, 1))  # and together they are better than alone
+    same = RegionLogits(np.stack([good] * 3).astype(np.float16), truth, missed=0)
+    assert abs(search_weights([same], 3, 0.1)[0] - 1 / 3).max() < 0.1  # no difference: near equal
 
 
 def test_true_voxels_that_no_network_saw_count():
-    case = fuse.Seen(np.full((2, 10), 3, np.float16), np.ones(10, bool), missed=10)
-    assert fuse.mean_dice([case], np.array([0.5, 0.5])) == pytest.approx(2 * 10 / 30)
+    case = RegionLogits(np.full((2, 10), 3, np.float16), np.ones(10, bool), missed=10)
+    assert fused_dice([case], np.array([0.5, 0.5])) == pytest.approx(2 * 10 / 30)
 
 
 @pytest.fixture
@@ -103,8 +105,10 @@ def test_what_cannot_be_fused_is_refused(two_runs, tmp_path):
 
 def test_every_way_to_deal_the_weights_is_tried_once(monkeypatch):
     tried = []
-    monkeypatch.setattr(fuse, "mean_dice", lambda cases, weights: tried.append(tuple(np.round(weights, 9))) or 0.0)
-    fuse.choose([], 3, 0.25)
+    monkeypatch.setattr(
+        weight_search, "fused_dice", lambda cases, weights: tried.append(tuple(np.round(weights, 9))) or 0.0
+    )
+    search_weights([], 3, 0.25)
     assert len(tried) == len(set(tried)) == 15 and all(sum(one) == 1 and min(one) >= 0 for one in tried)
 
 

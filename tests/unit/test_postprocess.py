@@ -10,11 +10,11 @@ import pytest
 from kits_dist import evaluate, postprocess, predict
 from kits_dist.data.store import Store, array_path
 from kits_dist.evaluation import score_run
+from kits_dist.evaluation.rule_search import LabelPair, dice_after, search_rules
 from kits_dist.imaging.nifti import read_labels, write_nifti
 from kits_dist.inference import region_models
 from kits_dist.inference.postprocessing import FILE, Rules
 from kits_dist.labels import KIDNEY, REGIONS, TUMOR
-from kits_dist.postprocess import Pair, choose, mean_dice
 from kits_dist.utils.errors import InputError
 from tests.unit.inference.test_predictor import Threshold, export_run
 
@@ -31,28 +31,28 @@ def patient(*specks):
     predicted = truth.copy()
     for corner, side, label in specks:
         predicted[tuple(slice(c, c + side) for c in corner)] = label
-    return Pair(predicted, truth, MM)
+    return LabelPair(predicted, truth, MM)
 
 
 def test_the_rule_that_adds_most_comes_first_and_what_adds_nothing_is_left_out():
     third_kidney = ((5, 30, 30), 15, KIDNEY)  # 3.4 ml: two_kidneys and min_kidney_ml=5 remove it
     small_tumor = ((12, 12, 50), 4, TUMOR)  # 0.064 ml in the other kidney: min_tumor_ml=0.1 removes it
     pairs = [patient(third_kidney, small_tumor), patient(third_kidney), patient()]
-    choice = choose(pairs, ALL, min_gain=1e-4)
-    assert [step["rule"] for step in choice.steps] == ["min_kidney_ml", "min_tumor_ml"]
+    choice = search_rules(pairs, ALL, min_gain=1e-4)
+    assert [step["rule"] for step in choice.kept] == ["min_kidney_ml", "min_tumor_ml"]
     assert choice.rules == Rules(min_kidney_ml=5.0, min_tumor_ml=0.1)  # the mildest values that do it
-    assert choice.before == mean_dice(pairs, ALL, Rules()) < choice.after == 1.0
+    assert choice.before == dice_after(pairs, ALL, Rules()) < choice.after == 1.0
     alone = {(row["rule"], row["value"]): row["gain"] for row in choice.alone}
     assert alone["two_kidneys", True] == alone["min_kidney_ml", 5.0] > alone["min_tumor_ml", 0.1] > 0
     assert alone["fill_holes", True] == 0 and alone["min_tumor_ml", 2.0] < 0  # it removes the true tumor, too
-    assert choose(pairs, ALL, min_gain=0.5).rules == Rules()
-    assert choose([patient()], ALL, min_gain=0).steps == []
+    assert search_rules(pairs, ALL, min_gain=0.5).rules == Rules()
+    assert search_rules([patient()], ALL, min_gain=0).kept == []
 
 
 def test_the_mean_is_over_cases_and_regions():
     pair = patient(((12, 12, 50), 4, TUMOR))  # 64 voxels of kidney called tumor
     tumor = 2 * 1000 / (2 * 1000 + 64)
-    assert mean_dice([pair, patient()], ALL, Rules()) == pytest.approx((1 + tumor + tumor + 3) / 6)
+    assert dice_after([pair, patient()], ALL, Rules()) == pytest.approx((1 + tumor + tumor + 3) / 6)
 
 
 @pytest.fixture
