@@ -31,10 +31,10 @@ from benchmarks.lib.harness import (
     rounds,
 )
 from kits_dist import cli
-from kits_dist.config import Config, DataConfig, ModelConfig
+from kits_dist.config import Config, DataConfig, ModelConfig, PrecisionName
 from kits_dist.imaging.nifti import Volume, read_image, write_nifti
 from kits_dist.inference.predictor import Predictor
-from kits_dist.inference.region_models import PrecisionName, RunModel, Tta
+from kits_dist.inference.region_models import RunModel, Tta
 from kits_dist.models import build_model
 from kits_dist.training.run_folder import export_best
 

@@ -16,6 +16,9 @@ from kits_dist.labels import REGIONS
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
 
+# auto: half precision where the hardware has it, else fp32
+PrecisionName = Literal["auto", "fp32", "tf32", "fp16", "bf16"]
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -247,7 +250,7 @@ class OptimConfig:
 class TrainConfig:
     """How the training runs: precision, processes, checkpoints."""
 
-    precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"
+    precision: PrecisionName = "auto"
     """Numerical precision; `auto` takes the launcher's, otherwise bf16, fp16 or fp32, whichever the device supports."""
     compile: bool = False
     """Compile the network and the loss with torch.compile; takes half a minute or more at the start."""

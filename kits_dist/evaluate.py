@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from kits_dist import cli
+from kits_dist.config import PrecisionName
 from kits_dist.distributed import ranks
 from kits_dist.evaluation.case_scores import Reference
 from kits_dist.evaluation.compare_systems import compare_systems
@@ -49,7 +50,7 @@ class Args:
     """file: the case's label map; samples, majority: made of truth=/CASE/segmentations/."""
     tta: Literal["none", "flip"] = "none"
     """flip: average the predictions of each slice and its mirror image; takes twice as long."""
-    precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"
+    precision: PrecisionName = "auto"
     """Precision of the networks, as in kits_dist.predict."""
     compile: bool = False
     """Compile the networks with torch.compile: takes a minute, pays off for many cases on a GPU."""

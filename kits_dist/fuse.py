@@ -63,7 +63,7 @@ def main(args: Args) -> None:
         best, score = search_weights(of_region, len(members), args.step)
         weights.append(best)
         rows.append({"region": name, "alone": alone, "equal": equal, "chosen": score})
-        shown = [f"{m.of.run.name} {m.plane} {dice:.4f}" for m, dice in zip(members, alone, strict=True)]
+        shown = [f"{m.run_model.run.name} {m.plane} {dice:.4f}" for m, dice in zip(members, alone, strict=True)]
         print(f"{name}: {', '.join(shown)}")
         print(f"  equal weights {equal:.4f}; chosen {[round(float(w), 3) for w in best]} {score:.4f}")
 

@@ -4,8 +4,14 @@ Source: the challenge's hierarchical evaluation classes, kits23/configuration/la
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = TypeVar("Array", np.ndarray, "Tensor")
 
 BACKGROUND, KIDNEY, TUMOR, CYST = 0, 1, 2, 3
 LABELS = {"background": BACKGROUND, "kidney": KIDNEY, "tumor": TUMOR, "cyst": CYST}
@@ -50,19 +56,25 @@ def hardest(regions: Iterable[str]) -> str:
     return [name for name in REGIONS if name in set(regions)][-1]
 
 
-def regions_to_labels(inside: np.ndarray, regions: tuple[str, ...]) -> np.ndarray:
-    """(R, ...) bool, one per region -> (...) uint8 label map.
+def regions_to_labels(inside: Array, regions: tuple[str, ...]) -> Array:
+    """Convert one mask per region to a label map, on the device that holds the masks.
 
-    Painted in the order of REGIONS, later over earlier; mass and tumor only inside kidney_and_mass where that is
-    predicted.
+    inside   (R, ...) bool, NumPy array or tensor
+    Returns (...) uint8 labels. Regions are painted in the order of REGIONS, later over earlier; mass and tumor only
+    inside kidney_and_mass where that is predicted.
     """
-    if inside.shape[0] != len(regions):
-        raise ValueError(f"regions_to_labels: {inside.shape[0]} maps for {len(regions)} regions {regions}.")
-    labels = np.zeros(inside.shape[1:], np.uint8)
-    within = inside[regions.index("kidney_and_mass")] if "kidney_and_mass" in regions else True
-    for name in REGIONS:
-        if name in regions:
-            labels[inside[regions.index(name)] & within] = PAINT[name]
+    if len(inside) != len(regions):
+        raise ValueError(f"regions_to_labels: {len(inside)} masks for {len(regions)} regions {regions}.")
+    as_uint8: Any = inside.view(np.uint8) if isinstance(inside, np.ndarray) else inside.byte()
+    masks = dict(zip(regions, as_uint8, strict=True))
+    kidney_and_mass = masks.get("kidney_and_mass", 1)
+
+    # arithmetic on uint8: on a CPU ten times as fast as assigning by mask, on a GPU no synchronization
+    labels = masks[regions[0]] * 0
+    for name, label in PAINT.items():
+        if name in masks:
+            mask = masks[name] * kidney_and_mass
+            labels = labels * (1 - mask) + label * mask
     return labels
 
 

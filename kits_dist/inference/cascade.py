@@ -1,7 +1,7 @@
-"""Two phases: networks that see the whole body find the kidneys, others look at one kidney at a time for its masses.
+"""Two phases: networks that see whole slices find the kidneys, others segment the masses in a crop around each kidney.
 
-The boxes of phase 2 come from phase 1's output; those of the annotation are used by `KidneyCropModel.probabilities`
-alone, which tells how good phase 2 would be if phase 1 were perfect.
+Phase 2 takes its boxes from the prediction of phase 1. The boxes of the annotation are used only by
+`KidneyCropModel.probabilities`, which shows how good phase 2 would be if phase 1 were perfect.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,6 +19,7 @@ from kits_dist.inference.region_models import (
     SliceProbabilities,
     batch_ranges,
     predict_volume,
+    split_volume,
     to_half,
 )
 from kits_dist.labels import REGIONS
@@ -28,7 +29,7 @@ WHOLE = "kidney_and_mass"
 
 
 class CropProbabilities(NamedTuple):
-    """What phase 2 says of one kidney."""
+    """Region probabilities in the box of one kidney."""
 
     box: Box3
     probability: Tensor  # (R, d, h, w) float16 on the CPU
@@ -38,69 +39,74 @@ class KidneyCropModel:
     """Runs of data.box=kidney: the mean of their probabilities inside each kidney's box, 0 outside."""
 
     def __init__(self, members: Sequence[RunModel]):
-        """They agree on regions and data.box_margin_mm."""
-        self.members, self.regions = members, members[0].regions
+        """members: runs of the same regions and the same data.box_margin_mm."""
+        self.members = members
+        self.regions = members[0].regions
         self.margin_mm = members[0].config.data.box_margin_mm
-        self.device, self.batch_size = members[0].device, members[0].batch_size
+        self.device = members[0].device
+        self.batch_size = members[0].batch_size
 
     def probabilities(self, levels: np.ndarray, case: Case) -> Iterator[SliceProbabilities]:
-        """In the boxes of the annotation (`case.kidneys`)."""
-        parts = self.parts(levels, case, case.kidneys)
+        """Yield all axial slices, predicted in the boxes of the annotation (`case.kidneys`)."""
+        crops = self.predict_crops(levels, case, case.kidneys)
         for slices in batch_ranges(0, len(levels), self.batch_size):
-            yield SliceProbabilities(slices, self.laid(parts, slices, levels.shape[1:]))
+            yield SliceProbabilities(slices, self.paste(crops, slices, levels.shape[1:]))
 
-    def parts(self, levels: np.ndarray, case: Case, kidneys: Sequence[Kidney]) -> list[CropProbabilities]:
-        found = []
+    def predict_crops(self, levels: np.ndarray, case: Case, kidneys: Sequence[Kidney]) -> list[CropProbabilities]:
+        """Predict the box of each kidney with a margin; levels are those of the whole case, (D, H, W) uint8."""
+        crops = []
         for kidney in kidneys:
-            box, view = (
-                kidney.around(self.margin_mm, case.spacing_mm, levels.shape),
-                case.kidney_geometry(kidney, self.margin_mm),
-            )
+            box = kidney.around(self.margin_mm, case.spacing_mm, levels.shape)
+            geometry = case.kidney_geometry(kidney, self.margin_mm)
             mean = torch.zeros(len(self.regions), *(side.stop - side.start for side in box))
             for member in self.members:
-                for slices, probability in member.predict_stack(levels, view, box):
-                    here = slice(slices.start - box[0].start, slices.stop - box[0].start)
-                    mean[:, here] += probability.transpose(0, 1).cpu() / len(self.members)
-            found.append(CropProbabilities(box, to_half(mean)))
-        return found
+                for slices, probability in member.predict_stack(levels, geometry, box):
+                    inside = slice(slices.start - box[0].start, slices.stop - box[0].start)
+                    mean[:, inside] += probability.transpose(0, 1).cpu() / len(self.members)
+            crops.append(CropProbabilities(box, to_half(mean)))
+        return crops
 
-    def laid(self, parts: Sequence[CropProbabilities], slices: range, size: tuple[int, int]) -> Tensor:
-        """(n, R, H, W) float32 of some slices; where boxes overlap, the mean of what they say."""
+    def paste(self, crops: Sequence[CropProbabilities], slices: range, size: tuple[int, int]) -> Tensor:
+        """Return (n, R, H, W) float32 probabilities of `slices`, with the mean of the crops where they overlap."""
         total = torch.zeros(len(slices), len(self.regions), *size, device=self.device)
-        often = torch.zeros(len(slices), 1, *size, device=self.device)
-        for (depth, rows, columns), probability in parts:
-            first, last = max(depth.start, slices.start), min(depth.stop, slices.stop)
+        count = torch.zeros(len(slices), 1, *size, device=self.device)
+        for (depth, rows, columns), probability in crops:
+            first = max(depth.start, slices.start)
+            last = min(depth.stop, slices.stop)
             if first >= last:
                 continue
-            here = (slice(first - slices.start, last - slices.start), slice(None), rows, columns)
+            target = (slice(first - slices.start, last - slices.start), slice(None), rows, columns)
             part = probability[:, first - depth.start : last - depth.start].transpose(0, 1)
-            total[here] += part.to(self.device).float()
-            often[here] += 1
-        return total / often.clamp(min=1)
+            total[target] += part.to(self.device).float()
+            count[target] += 1
+        return total / count.clamp(min=1)
 
 
 class Cascade:
-    """Phase 1's kidneys, and in their boxes phase 2's masses."""
+    """The kidneys of phase 1 and, in their boxes, the masses of phase 2."""
 
     def __init__(self, first: RegionModel, second: KidneyCropModel):
-        """first: predicts kidney_and_mass at least. What both predict is taken from `second`."""
-        self.first, self.second = first, second
+        """first: predicts at least kidney_and_mass. Regions that both predict are taken from `second`."""
+        self.first = first
+        self.second = second
         self.regions = tuple(name for name in REGIONS if name in {*first.regions, *second.regions})
 
     def probabilities(self, levels: np.ndarray, case: Case) -> Iterator[SliceProbabilities]:
-        yield from self.continued(predict_volume(self.first, levels, case), levels, case)
+        """Yield all axial slices."""
+        yield from self.second_phase(predict_volume(self.first, levels, case), levels, case)
 
-    def continued(self, seen: Tensor, levels: np.ndarray, case: Case) -> Iterator[SliceProbabilities]:
-        """seen: (R, D, H, W) float16, phase 1's probabilities. Kidney and mass takes in what phase 2 calls a mass: it
-        sees more, and a mass that phase 1 cut off belongs to the kidney."""
-        inside = (seen[self.first.regions.index(WHOLE)] >= 0.5).numpy()
-        parts = self.second.parts(levels, case, find_kidneys(inside, case.spacing_mm))
-        for slices in batch_ranges(0, len(levels), self.second.batch_size):
-            of_first = seen[:, slices.start : slices.stop].transpose(0, 1).to(self.second.device).float()
-            of_second = self.second.laid(parts, slices, levels.shape[1:])
-            by_name = dict(zip(self.first.regions, of_first.unbind(1), strict=True))
-            by_name |= dict(zip(self.second.regions, of_second.unbind(1), strict=True))
+    def second_phase(self, first_phase: Tensor, levels: np.ndarray, case: Case) -> Iterator[SliceProbabilities]:
+        """Yield all axial slices, given the (R, D, H, W) float16 probabilities of phase 1.
+
+        Where phase 2 does not predict kidney_and_mass, its masses are added to that region: it works at a higher
+        resolution, and a mass that phase 1 cut off belongs to the kidney.
+        """
+        kidney_mask = (first_phase[self.first.regions.index(WHOLE)] >= 0.5).numpy()
+        crops = self.second.predict_crops(levels, case, find_kidneys(kidney_mask, case.spacing_mm))
+        for slices, first in split_volume(first_phase, self.second.batch_size, self.second.device):
+            second = self.second.paste(crops, slices, levels.shape[1:])
+            by_name = dict(zip(self.first.regions, first.unbind(1), strict=True))
+            by_name |= dict(zip(self.second.regions, second.unbind(1), strict=True))
             if WHOLE not in self.second.regions:
-                masses = of_second.amax(dim=1)
-                by_name[WHOLE] = torch.maximum(by_name[WHOLE], masses)
+                by_name[WHOLE] = torch.maximum(by_name[WHOLE], second.amax(dim=1))
             yield SliceProbabilities(slices, torch.stack([by_name[name] for name in self.regions], dim=1))

@@ -1,7 +1,10 @@
+import itertools
+
 import numpy as np
 import pytest
+import torch
 
-from kits_dist.labels import TOLERANCES_MM, regions_to_labels, scored_regions, slice_with_most_tumor
+from kits_dist.labels import PAINT, REGIONS, TOLERANCES_MM, regions_to_labels, scored_regions, slice_with_most_tumor
 
 
 def test_later_regions_paint_over_earlier_and_only_inside_the_kidney():
@@ -16,8 +19,19 @@ def test_a_model_of_one_region_paints_that_one():
     assert regions_to_labels(np.array([[1, 0]], bool), ("tumor",)).tolist() == [2, 0]
 
 
+@pytest.mark.parametrize("regions", [r for n in (1, 2, 3) for r in itertools.combinations(REGIONS, n)], ids="+".join)
+def test_arrays_and_tensors_become_the_same_labels(regions):
+    inside = np.random.default_rng(0).random((len(regions), 5, 6, 7)) < 0.5
+    expected = np.zeros((5, 6, 7), np.uint8)
+    within = inside[0] if regions[0] == "kidney_and_mass" else True
+    for region, mask in zip(regions, inside, strict=True):
+        expected[mask & within] = PAINT[region]
+    for labels in (regions_to_labels(inside, regions), regions_to_labels(torch.from_numpy(inside), regions).numpy()):
+        assert labels.dtype == np.uint8 and np.array_equal(labels, expected)
+
+
 def test_wrong_number_of_maps_is_refused():
-    with pytest.raises(ValueError, match="2 maps for 1 regions"):
+    with pytest.raises(ValueError, match="2 masks for 1 regions"):
         regions_to_labels(np.zeros((2, 3), bool), ("tumor",))
 
 

@@ -1,6 +1,5 @@
 """What `predict` takes, writes, says and refuses. Networks are fakes whose answers are known, or untrained ones."""
 
-import itertools
 import json
 import os
 import shutil
@@ -18,10 +17,11 @@ from kits_dist.config import Config, as_plain
 from kits_dist.distributed.ranks import Ranks, launched
 from kits_dist.imaging.nifti import read_image, read_labels, same_grid
 from kits_dist.imaging.scans import find_scans
-from kits_dist.inference import region_models
+from kits_dist.inference import folder, region_models
+from kits_dist.inference.device import inference_precision
 from kits_dist.inference.ensemble import MeanEnsemble
-from kits_dist.inference.predictor import Predictor, painted
-from kits_dist.inference.region_models import RunModel, SliceProbabilities, inference_precision, region_probabilities
+from kits_dist.inference.predictor import Predictor
+from kits_dist.inference.region_models import RunModel, SliceProbabilities, region_probabilities
 from kits_dist.labels import REGIONS, regions_to_labels
 from kits_dist.models import build_model
 from kits_dist.models import weights as model_weights
@@ -257,13 +257,6 @@ def test_anything_that_yields_chunks_may_be_averaged():
     assert all(chunk.probability.unique().tolist() == pytest.approx([0.4]) for chunk in chunks)
 
 
-@pytest.mark.parametrize("regions", [r for n in (1, 2, 3) for r in itertools.combinations(ALL, n)], ids="+".join)
-def test_labels_are_painted_on_the_device_as_labels_py_says(regions):
-    inside = torch.from_numpy(np.random.default_rng(0).random((5, len(regions), 6, 7)) < 0.5)
-    expected = regions_to_labels(inside.numpy().swapaxes(0, 1), regions)
-    assert np.array_equal(painted(inside, regions).numpy(), expected)
-
-
 def test_probabilities_are_written_and_say_the_same_as_the_labels(tmp_path):
     write_case(tmp_path / "raw", 0, (5, 64, 80))
     run = real_run(tmp_path / "run", size_px="64x64")
@@ -362,7 +355,7 @@ def test_a_full_disk_stops_the_run_and_names_the_file(raw, tmp_path, monkeypatch
     def full(path, *_, **__):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(predict, "write_nifti", full)
+    monkeypatch.setattr(folder, "write_nifti", full)
     run = real_run(tmp_path / "run", size_px="64x64")
     with pytest.raises(OSError, match="No space left on device: .*case_00000.nii.gz"):
         main(run, raw, tmp_path / "out")

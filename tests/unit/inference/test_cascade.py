@@ -122,7 +122,7 @@ def test_boxes_that_overlap_share_their_voxels(tmp_path, monkeypatch):
         CropProbabilities((slice(0, 3), slice(0, 4), slice(0, 4)), torch.full((2, 3, 4, 4), 0.8).half()),
         CropProbabilities((slice(2, 5), slice(2, 6), slice(2, 6)), torch.full((2, 3, 4, 4), 0.4).half()),
     ]
-    laid = torch.cat([boxed.laid(parts, some, (8, 8)) for some in (range(0, 2), range(2, 3), range(3, 6))])
+    laid = torch.cat([boxed.paste(parts, some, (8, 8)) for some in (range(0, 2), range(2, 3), range(3, 6))])
     expected = torch.zeros(6, 8, 8)
     expected[0:3, 0:4, 0:4], expected[2:5, 2:6, 2:6], expected[2, 2:4, 2:4] = 0.8, 0.4, 0.6
     assert torch.allclose(laid[:, 0], expected, atol=1e-3) and torch.equal(laid[:, 0], laid[:, 1])
@@ -135,7 +135,7 @@ def test_rounding_to_half_precision_never_paints_a_voxel():
 
 def test_runs_that_make_no_cascade_are_refused(tmp_path, monkeypatch):
     one, two = runs(tmp_path, monkeypatch)
-    with pytest.raises(InputError, match="looks into boxes that another run must find.*run=.PHASE1,"):
+    with pytest.raises(InputError, match="another run must find the kidneys.*run=.PHASE1,"):
         Predictor(two)
     assert Predictor(two, annotated=True).stages[0].name == "phase2"
     wider = export_run(tmp_path / "three", monkeypatch, None, regions=("mass", "tumor"), box="kidney", box_margin_mm=9)
@@ -143,7 +143,7 @@ def test_runs_that_make_no_cascade_are_refused(tmp_path, monkeypatch):
     networks(monkeypatch)
     with pytest.raises(InputError, match="box_margin_mm 6.0, but .*three.* 9.0"):
         Predictor(f"[{one},{two},{wider}]")
-    with pytest.raises(InputError, match="without kidney_and_mass it finds no boxes"):
+    with pytest.raises(InputError, match="without kidney_and_mass it finds no kidneys"):
         Predictor(f"[{masses},{two}]")
 
 
