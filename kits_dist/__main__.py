@@ -12,6 +12,7 @@ VERBS = (
 
 
 def main() -> None:
+    """Run the program that the first argument names; without one, list the programs."""
     verb = sys.argv[1] if len(sys.argv) > 1 else "help"
     if verb in VERBS:
         sys.argv = [f"kits-dist {verb}", *sys.argv[2:]]
@@ -27,7 +28,7 @@ def main() -> None:
 
 
 def _first_line(verb: str) -> str:
-    """Read, not imported: torch takes seconds."""
+    # Read, not imported: importing torch takes seconds.
     source = (Path(__file__).parent / f"{verb}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0].split(": `")[0]
 

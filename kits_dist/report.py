@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, UndefinedError, select_autoescape
 from kits_dist import cli
 from kits_dist.cli import MISSING
 from kits_dist.evaluation import cross_validation
-from kits_dist.labels import hardest
+from kits_dist.labels import innermost_region
 from kits_dist.training.tracker import log_lines
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, MissingInput
@@ -106,7 +106,7 @@ def _figures(evaluation: Path) -> list[Figure]:
 
 def _worst(path: Path, regions: list[str]) -> dict:
     """The cases with the lowest Dice of the hardest region that the run predicts."""
-    region = hardest(regions)
+    region = innermost_region(regions)
     with open(path, encoding="utf-8") as file:
         rows = [
             {"case": row["case"]} | {key: float(row[f"{region}_{key}"]) for key in ("dice", "truth_ml", "predicted_ml")}

@@ -15,7 +15,7 @@ from kits_dist.data.store import Case, Store
 from kits_dist.figures.contours import PanelRow, RenderedCase, contour_panel, save_png, surface_panel
 from kits_dist.figures.surfaces import Viewpoint, fit_camera, render
 from kits_dist.imaging.nifti import read_labels
-from kits_dist.labels import REGIONS, hardest, regions_to_labels, slice_with_most_tumor
+from kits_dist.labels import REGIONS, innermost_region, regions_to_labels, slice_with_most_tumor
 from kits_dist.utils.components import bounding_box
 
 MARGIN_MM = 20.0  # of slice around the kidneys
@@ -30,7 +30,7 @@ class SelectedCase(NamedTuple):
 
 def draw_cases(evaluation: Path, store: Store, regions: tuple[str, ...]) -> None:
     """From the tables and label maps in the folder `evaluation` of a run whose model predicts `regions`."""
-    region = hardest(regions)
+    region = innermost_region(regions)
     chosen = select_cases(evaluation / "cases.csv", region)
     if not chosen:
         return

@@ -1,0 +1,1 @@
+"""What every part needs: errors, files, worker processes, the environment of a run."""

@@ -1,4 +1,4 @@
-"""What a figure needs beside it: hardware, versions, and the commit of this code. No host, user or path names."""
+"""What makes a number reproducible: hardware, versions and the commit of this code. No host, user or path names."""
 
 import contextlib
 import platform
@@ -12,7 +12,7 @@ from kits_dist.utils.parallel import available_cores
 
 
 def environment() -> dict:
-    """For environment.json and lines of benchmarks."""
+    """Return the hardware, the versions and the commit, for environment.json and the lines of benchmarks."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "gpu": gpus[0] if gpus else None,
@@ -36,11 +36,11 @@ _PACKAGES = {
 }
 
 
-_RESULTS = ":(top,exclude)benchmarks/results"  # figures of this very code do not make it other code
+_RESULTS = ":(top,exclude)benchmarks/results"  # results that this code has just written do not make it dirty
 
 
 def commit() -> dict:
-    """{"commit", "dirty"} of the checkout this code runs from; null outside one."""
+    """Return {"commit", "dirty"} of the checkout that this code runs from; None outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
@@ -53,7 +53,7 @@ def commit() -> dict:
 
 
 def _version(packages: tuple[str, ...]) -> str | None:
-    """Of the first that is installed."""
+    """Return the version of the first package that is installed."""
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(package)

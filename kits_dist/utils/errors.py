@@ -1,14 +1,14 @@
-"""The two ways a program may end badly, told apart by type; `cli.run` alone turns them into exit codes."""
+"""How a program may fail: `cli.run` alone turns the type of an exception into an exit code."""
 
 
 class InputError(ValueError):
-    """What the user named (key, value, folder, file) cannot be used. Says what, where, how to fix. Exit code 2."""
+    """A key, value, folder or file that the user named cannot be used; the message says how to fix it. Exit code 2."""
 
 
 class MissingInput(InputError, FileNotFoundError):
-    """The user named a file or folder that is not there. Exit code 2."""
+    """A file or folder that the user named does not exist. Exit code 2."""
 
-    __str__ = Exception.__str__  # OSError would print its errno form
+    __str__ = Exception.__str__  # OSError would print an errno
 
 
 class MissingPackage(InputError, ImportError):
@@ -16,8 +16,8 @@ class MissingPackage(InputError, ImportError):
 
 
 class JobFailed(RuntimeError):
-    """The job ran and something in it failed, e.g. one bad case among good ones. Exit code 1."""
+    """The job ran and a part of it failed, such as one of many cases. Exit code 1."""
 
 
 class Preempted(RuntimeError):
-    """Asked to stop, everything is saved; the same command with resume=auto goes on. Exit code 75 (EX_TEMPFAIL)."""
+    """A requested stop; everything is saved, and the same command with resume=auto continues. Exit code 75."""

@@ -1,4 +1,4 @@
-"""Files that are never seen half-written: write beside, fsync, rename. A reader sees the old content or the new."""
+"""Files that are never half-written: write to a temporary file, fsync, rename. A reader sees the old or the new one."""
 
 import errno
 import hashlib
@@ -16,113 +16,119 @@ from kits_dist.utils.errors import InputError
 
 
 def temporary_path(path: Path) -> Path:
-    """Where this process writes what will become `path`; `exclusive` removes it when the process was killed."""
+    """Return where this process writes what becomes `path`; `exclusive` removes it after the process was killed."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` in one step; durable once this returns."""
-    beside = temporary_path(path)
+    """Replace `path` in one step; the content is durable once this returns."""
+    temporary = temporary_path(path)
     try:
-        with _opened(beside) as file:
+        with _open_to_write(temporary) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Replace `path` as `write_bytes` does. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
+def read_json(path: Path) -> dict:
+    """Return the object in a file. Raises InputError naming `path` when it is missing, unreadable or no object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}).") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: cannot be read (not an object).")
+    return content
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write as numpy.save does, but name a full disk: NumPy's message is `N requested and M written`."""
+    array = np.ascontiguousarray(array)
+    with _open_to_write(path) as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.reshape(-1).view(np.uint8).data)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable: a rename is durable only after this. Windows has no such call."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def make_folder(folder: Path, key: str) -> None:
-    """`folder`, the value of `key`, where results will be written. Raises InputError when it cannot be made."""
+    """Create the folder that `key` names. Raises InputError when that is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{key}={folder} cannot be made ({error.strerror}). Name another folder.") from error
 
 
-def read_json(path: Path) -> dict:
-    """Raises InputError naming `path` when it is not there, not readable or holds no object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not an object")
-        return content
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}).") from error
-
-
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
-
-    A non-empty folder cannot be replaced by rename (errno 39), so an old `path` is moved away first and deleted last.
-    """
-    beside = temporary_path(path)
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    """Yield an empty folder that becomes `path` when the block ends, and is removed when the block raises."""
+    temporary = temporary_path(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        yield beside
-        for file in beside.iterdir():
+        yield temporary
+        for file in temporary.iterdir():
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
-        sync_folder(beside)
+        sync_folder(temporary)
+
+        # A rename cannot replace a folder that is not empty (errno 39): move the old one away, delete it last.
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
         if path.exists():
             os.rename(path, old)
-        os.rename(beside, path)
+        os.rename(temporary, path)
         sync_folder(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """numpy.save, but a full disk is an OSError that says so: NumPy's own is `N requested and M written`."""
-    array = np.ascontiguousarray(array)
-    with _opened(path) as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-        file.write(array.reshape(-1).view(np.uint8).data)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """For writing; a full disk, too, is named by its file."""
-    try:
-        with open(path, "wb") as file:
-            yield file
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
 def exclusive(folder: Path, key: str) -> Iterator[None]:
-    """Hold `folder` for this process: a second one that asks is refused, and leftovers of killed ones are removed.
+    """Hold `folder` for this process, and remove what killed processes left half-written in it.
 
-    The lock belongs to the process, so nothing stays locked after a kill. A folder made for it is removed again when
-    nothing else was written there. Raises InputError naming `key` (the argument that named the folder).
+    The lock belongs to the process, so a kill releases it. A folder created here is removed again when nothing else
+    was written to it. Raises InputError naming `key` when `folder` is a file or another process holds it.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{key}={folder} is a file. Name a folder.")
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / ".lock"
     with open(lock, "a+") as file:
-        if not _locked(file):
+        if not _locked(file.fileno()):
             file.seek(0)
+            holder = file.read().strip() or "unknown"
             raise InputError(
-                f"{key}={folder} is in use by another process ({file.read().strip() or 'unknown'}). Wait until it "
-                "ends, or name another folder."
+                f"{key}={folder} is in use by another process ({holder}). Wait until it ends, or name another folder."
             )
         file.truncate(0)
         file.write(f"pid {os.getpid()}")
         file.flush()
-        _sweep(folder)
+        _remove_leftovers(folder)
         try:
             yield
         finally:
@@ -131,50 +137,48 @@ def exclusive(folder: Path, key: str) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what writers killed half-way left beside their targets; those still at work are let be."""
-    for suffix in ("part", "old"):
-        for leftover in folder.rglob(f".*.{suffix}"):
-            pid = leftover.name.split(".")[-2]
-            if pid.isdigit() and not _is_alive(int(pid)):
-                shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
-
-
-def _is_alive(pid: int) -> bool:
-    if os.name == "nt":  # there signal 0 is not a question
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
-
-
-def _locked(file) -> bool:
-    """Whether the lock is now ours; also where the system or the network drive knows no locks."""
+def _locked(handle: int) -> bool:
+    """Return whether this process holds the lock now; True on systems and network drives without locks."""
     try:
         import fcntl
     except ImportError:  # Windows
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
 
 
-def sync_folder(path: Path) -> None:
-    """A rename is durable only after its folder is; Windows has no such call."""
-    if os.name != "nt":
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _remove_leftovers(folder: Path) -> None:
+    for leftover in (*folder.rglob(".*.part"), *folder.rglob(".*.old")):
+        pid = leftover.name.split(".")[-2]
+        if not pid.isdigit() or _is_alive(int(pid)):
+            continue
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _is_alive(pid: int) -> bool:
+    if os.name == "nt":  # where os.kill ends the process whatever the signal
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # a process of another user
+    return True
+
+
+@contextmanager
+def _open_to_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a file so that every OSError names it; that of a full disk does not."""
+    try:
+        with open(path, "wb") as file:
+            yield file
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise

@@ -1,8 +1,8 @@
-"""Read ahead, work, write behind: three stages at once, a bounded number of items in memory."""
+"""Read ahead, work, write behind: three stages at once, with a bounded number of items in memory."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
@@ -19,30 +19,31 @@ def run_pipeline(
     write: Callable[[Worked], Done],
     ahead: int = 1,
 ) -> Iterator[tuple[Item, Done]]:
-    """Yields (item, write(work(read(item)))) in order. `work` runs here, `read` and `write` each in a thread.
+    """Yield (item, write(work(read(item)))) in order; `work` runs here, `read` and `write` in one thread each.
 
-    At most `ahead` items are read or waiting to be worked on, and as many being written, so memory does not grow with
-    the number of items. An exception of any stage ends the iteration with that exception, after the item being written
-    is finished; return it instead to go on with the others.
+    At most `ahead` items are read or wait to be worked on, and as many are being written, so memory does not grow with
+    the number of items. An exception in any stage ends the iteration once the item being written is finished; return
+    the exception instead to continue with the other items.
     """
     queue = iter(items)
     with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
-        coming = deque((item, reader.submit(read, item)) for item in islice(queue, ahead))
-        going: deque = deque()
-        while coming:
-            item, future = coming.popleft()
+        reading = deque((item, reader.submit(read, item)) for item in islice(queue, ahead))
+        writing: deque[tuple[Item, Future[Done]]] = deque()
+        while reading:
+            item, future = reading.popleft()
             value = future.result()
-            coming.extend((following, reader.submit(read, following)) for following in islice(queue, 1))
+            reading.extend((following, reader.submit(read, following)) for following in islice(queue, 1))
             worked = work(value)
-            del value, future  # or they would stay while the next is worked on
-            if len(going) == ahead:
-                yield _finished(going)
-            going.append((item, writer.submit(write, worked)))
+            del value, future  # free them before the next item is worked on
+
+            if len(writing) == ahead:
+                yield _finished(writing)
+            writing.append((item, writer.submit(write, worked)))
             del worked
-        while going:
-            yield _finished(going)
+        while writing:
+            yield _finished(writing)
 
 
-def _finished(going: deque) -> tuple:
-    item, future = going.popleft()
+def _finished(writing: deque[tuple[Item, Future[Done]]]) -> tuple[Item, Done]:
+    item, future = writing.popleft()
     return item, future.result()

@@ -4,10 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from kits_dist.labels import PAINT, REGIONS, TOLERANCES_MM, regions_to_labels, scored_regions, slice_with_most_tumor
+from kits_dist.labels import (
+    REGION_LABEL,
+    REGIONS,
+    TOLERANCES_MM,
+    regions_to_labels,
+    scored_regions,
+    slice_with_most_tumor,
+)
 
 
-def test_later_regions_paint_over_earlier_and_only_inside_the_kidney():
+def test_later_regions_overwrite_earlier_ones_and_only_inside_the_kidney():
     kidney = np.array([1, 1, 1, 0, 0], bool)
     mass = np.array([0, 1, 1, 1, 0], bool)
     tumor = np.array([0, 0, 1, 1, 0], bool)
@@ -15,7 +22,7 @@ def test_later_regions_paint_over_earlier_and_only_inside_the_kidney():
     assert labels.tolist() == [1, 3, 2, 0, 0]  # the fourth pixel is outside kidney_and_mass
 
 
-def test_a_model_of_one_region_paints_that_one():
+def test_a_model_of_one_region_gives_its_label():
     assert regions_to_labels(np.array([[1, 0]], bool), ("tumor",)).tolist() == [2, 0]
 
 
@@ -25,7 +32,7 @@ def test_arrays_and_tensors_become_the_same_labels(regions):
     expected = np.zeros((5, 6, 7), np.uint8)
     within = inside[0] if regions[0] == "kidney_and_mass" else True
     for region, mask in zip(regions, inside, strict=True):
-        expected[mask & within] = PAINT[region]
+        expected[mask & within] = REGION_LABEL[region]
     for labels in (regions_to_labels(inside, regions), regions_to_labels(torch.from_numpy(inside), regions).numpy()):
         assert labels.dtype == np.uint8 and np.array_equal(labels, expected)
 
@@ -55,7 +62,7 @@ def test_the_slice_to_show_has_the_most_tumor_or_else_the_most_foreground():
     assert slice_with_most_tumor(labels) == 2
 
 
-def test_the_tolerances_are_the_challenge_s():
+def test_the_tolerances_are_those_of_the_challenge():
     assert list(TOLERANCES_MM.items()) == [  # HEC_SD_TOLERANCES_MM of kits23
         ("kidney_and_mass", 1.0330772532390826),
         ("mass", 1.1328796488598762),

@@ -13,7 +13,7 @@ def test_results_come_in_order_and_each_item_once():
     assert list(run_pipeline([], int, int, int)) == []
 
 
-def test_reading_and_writing_go_on_while_one_is_worked_on():
+def test_reading_and_writing_continue_during_work():
     """Work on item 1 ends only after item 2 was read and item 0 was being written."""
     read, written = [threading.Event() for _ in range(4)], [threading.Event() for _ in range(4)]
 
@@ -67,8 +67,8 @@ def test_an_error_of_any_stage_surfaces_and_nothing_is_left_running(bad):
         return passed
 
     before = threading.active_count()
+    results = run_pipeline(range(10), stage("read"), stage("work"), stage("write"))
     done = []
     with pytest.raises(OSError, match="No space left on device: '/out/3.nii.gz'"):
-        for n, _ in run_pipeline(range(10), stage("read"), stage("work"), stage("write")):
-            done.append(n)
+        done.extend(n for n, _ in results)
     assert set(done) <= {0, 1, 2} and threading.active_count() == before
