@@ -9,7 +9,7 @@ from kits_dist.evaluation.score_jobs import require_scores, score_jobs
 from kits_dist.evaluation.summary import summarize
 from kits_dist.evaluation.tables import print_summary, write_tables
 from kits_dist.evaluation.truth_folders import case_folders, data_of, select_test_cases
-from kits_dist.imaging.predictions import find_predictions, find_truths, pair
+from kits_dist.imaging.predictions import find_predictions, find_truths, find_unpredicted
 from kits_dist.labels import PLAIN, REGIONS, scored_regions
 
 
@@ -37,7 +37,7 @@ def score_folder(
     if truth.store:
         truths = select_test_cases(truths, truth.store, truth.folder)
         predictions = {case: path for case, path in predictions.items() if case in truths}
-    missing = pair(predictions, truths, folder, truth.missing, key)
+    missing = find_unpredicted(predictions, truths, folder, truth.missing, key)
 
     regions = scored_regions(truth.regions) if truth.regions else REGIONS | PLAIN
     jobs = [Job(case, predictions.get(case), path, regions, truth.reference) for case, path in sorted(truths.items())]

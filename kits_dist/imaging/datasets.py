@@ -1,16 +1,17 @@
-"""Where the cases of a data set lie: KiTS19, KiTS21, KiTS23 and nnU-Net raw folders -> a list of CaseFiles."""
+"""Find the cases of a data set: KiTS19, KiTS21, KiTS23 and nnU-Net raw folders -> a list of CaseFiles."""
 
-import json
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+from kits_dist.imaging.nifti import is_nifti, stem
 from kits_dist.labels import CYST, KIDNEY, LABELS, TUMOR
 from kits_dist.utils.errors import InputError, MissingInput
+from kits_dist.utils.files import read_json
 from kits_dist.utils.text import listed, parse_folders
 
 DataKind = Literal["kits", "phantom", "painted"]
 LabelChoice = Literal["majority", "and", "or"]
-# A folder we made carries this file, so that no phantom's score is ever read as a KiTS result.
+# A generated folder carries this file, so that the score of a phantom is never read as a KiTS result.
 MARKER = "kits_dist_data.json"
 VARIANT_RECORD = "variant.json"  # in the folder of a synthetic variant: which cases it was made from
 
@@ -22,62 +23,63 @@ _AGGREGATED: dict[LabelChoice, str] = {
 _CASE_FOLDERS = (".", "data", "dataset", "kits21/data")
 _NNUNET = "nnU-Net raw"
 _VARIANT_OF = "-variant-"
-# Words in the label names of a dataset.json, the more telling first: a kidney tumor is a tumor.
+# Words in the label names of a dataset.json, the most specific first: a kidney tumor is a tumor.
 _WORDS = {"tumo": TUMOR, "lesion": TUMOR, "cancer": TUMOR, "mass": TUMOR, "cyst": CYST, "kidney": KIDNEY}
 
 
 class CaseFiles(NamedTuple):
+    """The files of one case."""
+
     case_id: str  # case_00042, or nnU-Net's name
-    image: Path | None  # None: the file is not there, which is the reader's error to report
+    image: Path | None  # None: missing, which the reader reports
     label: Path | None
-    missing: str = ""  # which file is not there, and its name as expected
+    missing: str = ""  # which file is missing, and its expected name
     made_from: tuple[str, ...] = ()  # of a synthetic variant: the cases whose anatomy or lesions it holds
 
 
 class CaseList(NamedTuple):
-    root: Path  # the folder that directly holds the cases; of several the first's
+    """The cases of one data set, and how they were found."""
+
+    root: Path  # the folder that directly holds the cases; the first where there are several
     layout: str
-    labels: LabelChoice | None  # which of KiTS21's aggregations; None: there is one label a case
+    labels: LabelChoice | None  # which of KiTS21's aggregations; None: there is one label per case
     data: DataKind
     cases: list[CaseFiles]
     notes: list[str]  # what a person should know about the choice of cases
 
     @property
     def description(self) -> str:
+        """Return layout, labels and kind of data in a few words."""
         labels = f" (labels: {self.labels})" if self.labels else ""
         return f"{self.layout} layout{labels}, data: {self.data}"
 
 
 def find_all_cases(source: str, labels: LabelChoice = "majority") -> CaseList:
-    """The cases of one folder, or of several written [A,B]. A case id found again is the same patient: first one wins.
+    """Find the cases of one folder, or of several written [A,B], where the first folder with a case id wins.
 
-    Raises MissingInput / InputError as `find_cases`, and when the folders hold different kinds of data.
+    Raises MissingInput / InputError as `find_cases` does, and when the folders hold different kinds of data.
     """
-    folders = parse_folders(source, "source")
-    found = {folder: find_cases(folder, labels) for folder in folders}
-    if len({one.data for one in found.values()}) > 1:
-        kinds = ", ".join(f"{folder} holds {one.data}" for folder, one in found.items())
+    lists = {folder: find_cases(folder, labels) for folder in parse_folders(source, "source")}
+    first = next(iter(lists.values()))
+    if any(found.data != first.data for found in lists.values()):
+        kinds = ", ".join(f"{folder} holds {found.data}" for folder, found in lists.items())
         raise InputError(
-            f"source={source}: {kinds} cases. Figures on a mixture could be read as KiTS results. Keep them apart."
+            f"source={source}: {kinds} cases. Results on a mixture could be read as KiTS results. Keep them apart."
         )
+
     cases: dict[str, CaseFiles] = {}
     notes: list[str] = []
-    for folder, one in found.items():
-        again = [case.case_id for case in one.cases if case.case_id in cases]
-        cases |= {case.case_id: case for case in one.cases if case.case_id not in cases}
+    for folder, found in lists.items():
+        again = [case.case_id for case in found.cases if case.case_id in cases]
+        cases |= {case.case_id: case for case in found.cases if case.case_id not in cases}
         if again:
             notes.append(
-                f"{folder}: {len(again)} of {len(one.cases)} cases left out, because an earlier folder has the same "
+                f"{folder}: {len(again)} of {len(found.cases)} cases left out, because an earlier folder has the same "
                 f"ids: {listed(again)}. Other patients under these ids? Rename their folders."
             )
-    return CaseList(
-        found[folders[0]].root,
-        " + ".join(dict.fromkeys(one.layout for one in found.values())),
-        next((one.labels for one in found.values() if one.labels), None),
-        next(iter(found.values())).data,
-        list(cases.values()),
-        notes,
-    )
+    layout = " + ".join(dict.fromkeys(found.layout for found in lists.values()))
+    chosen: LabelChoice | None = next((found.labels for found in lists.values() if found.labels), None)
+    return CaseList(first.root, layout, chosen, first.data, list(cases.values()), notes)
 
 
 def find_cases(folder: Path, labels: LabelChoice = "majority") -> CaseList:
@@ -90,7 +92,7 @@ def find_cases(folder: Path, labels: LabelChoice = "majority") -> CaseList:
         raise MissingInput(f"source={folder}: no such folder.")
     root = _root_of(folder)
     if root is None:
-        raise InputError(_nothing_in(folder))
+        raise InputError(_describe_unknown(folder))
     layout = _layout_of(root)
     if labels != "majority" and layout != "KiTS21":
         raise InputError(
@@ -100,40 +102,39 @@ def find_cases(folder: Path, labels: LabelChoice = "majority") -> CaseList:
         _check_dataset_json(root / "dataset.json")
         cases = _nnunet_cases(root)
     else:
-        cases = _kits_cases(root, _AGGREGATED[labels] if layout == "KiTS21" else "segmentation")
+        label_name = _AGGREGATED[labels] if layout == "KiTS21" else "segmentation"
+        cases = [_kits_case(case, label_name) for case in _case_folders(root)]
     return CaseList(root, layout, labels if layout == "KiTS21" else None, data_kind(folder, root), cases, [])
 
 
 def find_image(case: Path) -> Path | None:
-    """The CT in a KiTS case's folder, if it is one."""
-    return _one(case, "imaging")
+    """Return the CT in the folder of a KiTS case, None when the folder is no such case."""
+    return _find_file(case, "imaging")
 
 
 def data_kind(*folders: Path) -> DataKind:
-    """What made the cases: the mark in one of `folders`, else kits."""
-    for mark in (folder / MARKER for folder in folders):
+    """Return what made the cases: the first mark in `folders`, or "kits" where there is none."""
+    for folder in folders:
+        mark = folder / MARKER
         if mark.is_file():
-            kind = _json(mark).get("data")
-            if kind not in get_args(DataKind):
-                raise InputError(f"{mark}: data is {kind!r}, not one of {', '.join(get_args(DataKind))}.")
-            return kind
+            kind = read_json(mark).get("data")
+            for known in get_args(DataKind):
+                if kind == known:
+                    return known
+            raise InputError(f"{mark}: data is {kind!r}, not one of {', '.join(get_args(DataKind))}.")
     return "kits"
 
 
 def variant_id(case_id: str, number: int) -> str:
+    """Return the case id of a synthetic variant."""
     return f"{case_id}{_VARIANT_OF}{number}"
 
 
-def stem(path: Path) -> str:
-    """NAME of NAME.nii.gz or NAME.nii."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
-
-
 def _root_of(folder: Path) -> Path | None:
-    """The folder that directly holds the cases, or imagesTr/."""
-    for root in (folder / name for name in _CASE_FOLDERS):
-        if _case_folders(root):
-            return root
+    """Return the folder that directly holds the cases or imagesTr/, None where there is none."""
+    for name in _CASE_FOLDERS:
+        if _case_folders(folder / name):
+            return folder / name
     return folder if _by_name(folder / "imagesTr", "_0000") else None
 
 
@@ -142,7 +143,7 @@ def _case_folders(root: Path) -> list[Path]:
 
 
 def _layout_of(root: Path) -> str:
-    """KiTS19 and KiTS23 name their files alike; instances/ or the folder's own name tells them apart, or nothing."""
+    """Name the layout; KiTS19 and KiTS23 differ in nothing but instances/ and the name of the folder."""
     folders = _case_folders(root)
     if not folders:
         return _NNUNET
@@ -155,31 +156,30 @@ def _layout_of(root: Path) -> str:
     return "KiTS19" if name == "data" else "KiTS19 or KiTS23"
 
 
-def _kits_cases(root: Path, label_name: str) -> list[CaseFiles]:
-    return [_kits_case(folder, label_name) for folder in _case_folders(root)]
-
-
 def _kits_case(folder: Path, label_name: str) -> CaseFiles:
+    """Return the files of a case; what is wrong with its folder is reported with the other cases, not raised."""
+    problem = "single file of each kind"
     try:
-        files = _one(folder, "imaging"), _one(folder, label_name)
-    except InputError as error:  # this case's own fault: it is named with the others
-        return CaseFiles(folder.name, None, None, f"single file of each kind: {str(error).rstrip('.')}")
-    case = _case(folder.name, *files, folder / "imaging", folder / label_name)
-    try:
-        return case._replace(made_from=_made_from(folder))
+        image, label = _find_file(folder, "imaging"), _find_file(folder, label_name)
+        problem = "record of the cases it was made from"
+        made_from = _made_from(folder)
     except InputError as error:
-        return CaseFiles(folder.name, None, None, f"record of the cases it was made from: {str(error).rstrip('.')}")
+        return CaseFiles(folder.name, None, None, f"{problem}: {str(error).rstrip('.')}")
+    case = _case(folder.name, image, label, folder / "imaging", folder / label_name)
+    return case._replace(made_from=made_from)
 
 
 def _made_from(folder: Path) -> tuple[str, ...]:
-    """Raises InputError where a variant does not say what it was made from: it would pass for a patient of its own,
-    and be trained on while that patient is tested."""
+    """Return the parents of a variant, () for a patient. Raises InputError where a variant does not name its parents.
+
+    Such a variant would pass for a patient, and be trained on while its real patient is tested.
+    """
     record = folder / VARIANT_RECORD
     if not record.is_file():
         if _VARIANT_OF not in folder.name:
             return ()
         raise InputError(f"{record} is not there. Delete that folder, or make the variants again.")
-    cases = _json(record).get("made_from")
+    cases = read_json(record).get("made_from")
     if not isinstance(cases, list) or not cases or not all(isinstance(case, str) for case in cases):
         raise InputError(
             f"{record} is damaged: made_from must list case ids, found {cases!r}. Delete that folder, or make the "
@@ -205,31 +205,27 @@ def _case(case_id: str, image: Path | None, label: Path | None, image_at: Path, 
     return CaseFiles(case_id, image, label, " and no ".join(absent))
 
 
-def _one(folder: Path, name: str) -> Path | None:
-    """`name`.nii.gz or `name`.nii. Raises InputError when both are there: they may differ."""
-    found = [path for ending in (".nii.gz", ".nii") if (path := folder / f"{name}{ending}").exists()]
+def _find_file(folder: Path, name: str) -> Path | None:
+    """Return `name`.nii.gz or `name`.nii. Raises InputError when both exist, because they may differ."""
+    found = [path for path in (folder / f"{name}.nii.gz", folder / f"{name}.nii") if path.exists()]
     if len(found) > 1:
         raise InputError(f"{folder} holds both {name}.nii.gz and {name}.nii. Keep one of them.")
     return found[0] if found else None
 
 
-def _by_name(folder: Path, suffix: str) -> dict[str, Path]:
-    """{NAME: file} of NAME<suffix>.nii.gz and NAME<suffix>.nii; hidden files are not data."""
-    endings = (f"{suffix}.nii.gz", f"{suffix}.nii")
-    names = {
-        p.name.removesuffix(".gz").removesuffix(f"{suffix}.nii")
-        for p in (folder.iterdir() if folder.is_dir() else ())
-        if p.name.endswith(endings) and not p.name.startswith(".")
-    }
-    return {name: _one(folder, f"{name}{suffix}") for name in sorted(names)}
+def _by_name(folder: Path, suffix: str) -> dict[str, Path | None]:
+    """Return {NAME: file} of NAME<suffix>.nii.gz and NAME<suffix>.nii."""
+    stems = [stem(path) for path in (folder.iterdir() if folder.is_dir() else ()) if is_nifti(path)]
+    names = {name.removesuffix(suffix) for name in stems if name.endswith(suffix)}
+    return {name: _find_file(folder, f"{name}{suffix}") for name in sorted(names)}
 
 
 def _check_dataset_json(path: Path) -> None:
-    """nnU-Net's own names of the label ids, where they are given: other ids would train a kidney model on tumors.
+    """Raise InputError where a dataset.json names other label ids than KiTS: a kidney model would train on tumors.
 
-    Raises InputError. Regions ("kidney": [1, 2, 3]) and nnU-Net 1's order ("1": "kidney") are understood.
+    Regions ("kidney": [1, 2, 3]) and nnU-Net 1's order ("1": "kidney") are understood.
     """
-    labels = _json(path).get("labels", {}) if path.is_file() else {}
+    labels = read_json(path).get("labels", {}) if path.is_file() else {}
     if not isinstance(labels, dict):
         raise InputError(f"{path} is damaged: its labels must be names and ids, found {labels!r}.")
     for key, value in labels.items():
@@ -247,24 +243,15 @@ def _check_dataset_json(path: Path) -> None:
             )
 
 
-def _json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged: it must hold an object, found {type(content).__name__}.")
-    return content
-
-
-def _nothing_in(folder: Path) -> str:
+def _describe_unknown(folder: Path) -> str:
+    """Say what was looked for in a folder without cases, and what it holds instead."""
     if (folder / "store.json").is_file():
         return "It is a slice store, made by kits_dist.prepare: name the folder that it was made from."
     inside = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     below = [str(p) for p in inside if p.is_dir() and _root_of(p)]
     if below:
         end = f"There are cases in {listed(below)}: name that folder."
-    elif any(p.name.endswith((".nii", ".nii.gz")) for p in inside):
+    elif any(is_nifti(p) for p in inside):
         names = listed([p.name for p in inside], 3)
         end = f"It holds single files ({names}); a case is a folder with its CT and its label."
     else:

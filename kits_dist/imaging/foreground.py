@@ -1,4 +1,4 @@
-"""Label maps without the background around them: a case costs its foreground, not its volume."""
+"""Label maps cropped to their foreground, so that scoring a case costs its foreground, not its volume."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,14 +6,14 @@ from typing import NamedTuple
 import numpy as np
 
 from kits_dist.imaging.nifti import Geometry, Volume, read_labels_view
-from kits_dist.utils.components import Box3, bounding_box
+from kits_dist.utils.components import bounding_box
 from kits_dist.utils.errors import InputError
 
 SPACING_MM, AFFINE = 1e-3, 1e-3  # how far two headers of one grid may differ (the challenge's evaluator)
 
 
 class Foreground(NamedTuple):
-    """The labels of a map and where they lie in it."""
+    """The labels of a map, cropped, and the position of the crop in the map."""
 
     array: np.ndarray  # (d, h, w) uint8: the smallest box that holds every label; (0, 0, 0) where there is none
     corner: tuple[int, int, int]  # voxel of the whole map at which the box begins
@@ -21,45 +21,43 @@ class Foreground(NamedTuple):
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
+        """Return (d, h, w)."""
         return self.grid.spacing_mm
 
 
 def read_foreground(path: Path) -> Foreground:
-    """Raises InputError naming `path` as `read_labels` does. For a moment one map as the file holds it is in memory."""
+    """Read a label map and keep its foreground. Raises InputError naming `path`, as `read_labels` does."""
     return foreground_of(read_labels_view(path))
 
 
 def foreground_of(volume: Volume) -> Foreground:
-    """volume.array: (D, H, W) uint8 labels."""
+    """Crop a volume of (D, H, W) uint8 labels to its foreground."""
     box = bounding_box(volume.array)
     return Foreground(volume.array[box].copy(), tuple(part.start for part in box), volume.canonical_geometry())
 
 
 def crop_to_common_box(maps: list[Foreground]) -> tuple[list[np.ndarray], tuple[int, int, int]]:
-    """Several maps of one grid -> their labels in the one box that holds all of them, and that box's corner."""
-    filled = [one for one in maps if one.array.size]
+    """Return the labels of several maps of one grid in the smallest box that holds all of them, and its corner."""
+    filled = [labels for labels in maps if labels.array.size]
     if not filled:
-        return [one.array for one in maps], (0, 0, 0)
-    start = np.min([one.corner for one in filled], axis=0)
-    stop = np.max([np.add(one.corner, one.array.shape) for one in filled], axis=0)
+        return [labels.array for labels in maps], (0, 0, 0)
+    start = np.min([labels.corner for labels in filled], axis=0)
+    stop = np.max([np.add(labels.corner, labels.array.shape) for labels in filled], axis=0)
+
     boxes = []
-    for one in maps:
+    for labels in maps:
         box = np.zeros(stop - start, np.uint8)
-        if one.array.size:
-            box[_slices_in(one, start)] = one.array
+        if labels.array.size:
+            first = labels.corner - start
+            box[tuple(slice(n, n + size) for n, size in zip(first, labels.array.shape, strict=True))] = labels.array
         boxes.append(box)
-    return boxes, tuple(int(n) for n in start)
-
-
-def _slices_in(one: Foreground, start: np.ndarray) -> Box3:
-    """Where the labels of `one` lie in a box that begins at `start`."""
-    return tuple(slice(c - s, c - s + n) for c, s, n in zip(one.corner, start, one.array.shape, strict=True))
+    return boxes, (int(start[0]), int(start[1]), int(start[2]))
 
 
 def check_grids(a: Foreground, b: Foreground, a_name: str | Path, b_name: str | Path) -> None:
-    """Raises InputError naming both values of what differs: shape, spacing (1e-3 mm) or affine (1e-3).
+    """Raise InputError naming both values of what differs: shape, spacing (1e-3 mm) or affine (1e-3).
 
-    Both were read into one orientation, so the same grid stored in another axis order passes, voxel by voxel.
+    Both were read into one orientation, so the same grid stored in another axis order passes.
     """
     differing = []
     if a.grid.shape != b.grid.shape:

@@ -1,42 +1,56 @@
-"""Label maps of any system, by name: ours and nnU-Net's NAME.nii.gz, MONAI's NAME/NAME_seg.nii.gz, KiTS folders."""
+"""Find label maps by case: ours and nnU-Net's NAME.nii.gz, MONAI's NAME/NAME_seg.nii.gz, KiTS folders."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
-from kits_dist.imaging.datasets import find_cases, stem
+from kits_dist.imaging.datasets import find_cases
+from kits_dist.imaging.nifti import nifti_files, stem
 from kits_dist.utils.errors import InputError, MissingInput
 from kits_dist.utils.text import listed
 
-# What stands behind the case in the name: MONAI's SaveImage adds _seg or _trans to the name of the scan it read, which
-# in nnU-Net's folders ends with _0000.
+# MONAI's SaveImage appends _seg or _trans to the name of the scan, which in nnU-Net's folders ends with _0000.
 _ENDINGS = ("_seg", "_trans", "_0000")
 
 
 def find_truths(folder: Path, key: str = "truth") -> dict[str, Path]:
-    """{case: its label map} of CASE.nii.gz files, or of a folder of cases. Raises MissingInput / InputError."""
-    return _by_case(_files(_existing(folder, key)), key, set()) or _of_cases(folder, key)
+    """Return {case: label map} of CASE.nii.gz files or of a folder of cases. Raises MissingInput / InputError."""
+    _check_folder(folder, key)
+    return _by_case(nifti_files(folder), key, set()) or _of_cases(folder, key)
 
 
 def find_predictions(folder: Path, cases: Iterable[str], key: str = "predictions") -> dict[str, Path]:
-    """{case: its label map} of whatever `folder` holds. Raises MissingInput / InputError.
+    """Return {case: label map} of whatever layout `folder` has. Raises MissingInput / InputError.
 
-    cases   the true ones: NAME_seg is the case NAME where there is such a case
+    cases   the true case ids: NAME_seg is the case NAME where there is such a case
     """
-    files = _files(_existing(folder, key))
+    _check_folder(folder, key)
+    files = nifti_files(folder)
     if not files:  # MONAI makes a folder for each scan
         inner = [path for path in sorted(folder.iterdir()) if path.is_dir()]
-        files = [file for case in inner for file in _files(case) if file.name.startswith(case.name)]
+        files = [file for case in inner for file in nifti_files(case) if file.name.startswith(case.name)]
     return _by_case(files, key, set(cases)) or _of_cases(folder, key)
 
 
-def _existing(folder: Path, key: str) -> Path:
+def find_unpredicted(
+    predictions: dict[str, Path], truths: Iterable[str], folder: Path, missing: str, key: str = "predictions"
+) -> list[str]:
+    """Return the true cases without a prediction.
+
+    Raises InputError naming them unless missing="zero", and naming predictions without a true label map.
+    """
+    truths = set(truths)
+    extra = sorted(predictions.keys() - truths)
+    if extra:
+        raise InputError(f"{key}={folder}: no truth for {listed(extra)}. Add the truth or remove the files.")
+    absent = sorted(truths - predictions.keys())
+    if absent and missing == "error":
+        raise InputError(f"{key}={folder}: nothing for {listed(absent)}. Predict them, or pass missing=zero.")
+    return absent
+
+
+def _check_folder(folder: Path, key: str) -> None:
     if not folder.is_dir():
         raise MissingInput(f"{key}={folder}: no such folder.")
-    return folder
-
-
-def _files(folder: Path) -> list[Path]:
-    return [p for p in sorted(folder.iterdir()) if p.name.endswith((".nii", ".nii.gz")) and not p.name.startswith(".")]
 
 
 def _by_case(files: list[Path], key: str, cases: set[str]) -> dict[str, Path]:
@@ -50,6 +64,7 @@ def _by_case(files: list[Path], key: str, cases: set[str]) -> dict[str, Path]:
 
 
 def _case_of(name: str, cases: set[str]) -> str:
+    """Strip endings until `name` is a known case; a name that never becomes one is returned unchanged."""
     short = name
     while short not in cases:
         ending = next((ending for ending in _ENDINGS if short.endswith(ending)), None)
@@ -60,21 +75,8 @@ def _case_of(name: str, cases: set[str]) -> str:
 
 
 def _of_cases(folder: Path, key: str) -> dict[str, Path]:
-    # a mean over cases is one over patients: synthetic variants are for training
+    # Synthetic variants are for training: a mean over cases is a mean over patients.
     found = {case.case_id: case.label for case in find_cases(folder).cases if case.label and not case.made_from}
     if not found:
         raise InputError(f"{key}={folder}: no label maps. Expected CASE.nii.gz files or folders of cases.")
     return found
-
-
-def pair(
-    predictions: dict[str, Path], truths: Iterable[str], folder: Path, missing: str, key: str = "predictions"
-) -> list[str]:
-    """The true cases that have no prediction. Raises InputError naming them unless missing="zero", and cases that no
-    truth is there for."""
-    if extra := sorted(set(predictions) - set(truths)):
-        raise InputError(f"{key}={folder}: no truth for {listed(extra)}. Add the truth or remove the files.")
-    absent = sorted(set(truths) - set(predictions))
-    if absent and missing == "error":
-        raise InputError(f"{key}={folder}: nothing for {listed(absent)}. Predict them, or pass missing=zero.")
-    return absent

@@ -1,54 +1,66 @@
-"""What `predict` is pointed at -> scans by name: NIfTI files, KiTS and nnU-Net folders, DICOM series."""
+"""Find the scans that `predict` is given: NIfTI files, KiTS and nnU-Net folders, DICOM series."""
 
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 from kits_dist.imaging import dicom
-from kits_dist.imaging.datasets import find_cases, find_image, stem
-from kits_dist.imaging.nifti import Volume, read_image
+from kits_dist.imaging.datasets import find_cases, find_image
+from kits_dist.imaging.nifti import Volume, is_nifti, nifti_files, read_image, stem
 from kits_dist.utils.errors import InputError, MissingInput
 from kits_dist.utils.parallel import progress_bar
 from kits_dist.utils.text import listed
 
 
 class Scan(NamedTuple):
+    """One CT to predict."""
+
     name: str  # of its label map
     source: Path | dicom.Series | None  # None: the case's folder holds no CT
-    root: Path  # where it was looked for
+    root: Path  # the folder that was searched
 
     def read(self) -> Volume:
-        """Raises InputError naming the scan's file or folder."""
+        """Read the CT. Raises InputError naming the scan's file or folder."""
         if self.source is None:
             raise MissingInput(f"{self.name}: no CT file in {self.root}.")
         return dicom.read_series(self.source) if isinstance(self.source, dicom.Series) else read_image(self.source)
 
 
 class ScanList(NamedTuple):
+    """Scans, and notes on what was chosen and what was left out."""
+
     scans: list[Scan]
-    notes: list[str]  # what a person should know about the choice
+    notes: list[str]
 
 
 def find_scans(source: Path) -> ScanList:
-    """One NIfTI file, a folder of them, a KiTS case or a folder of cases, nnU-Net's imagesTs or the folder above it, a
-    folder of DICOM series at any depth.
+    """Find the scans of a file or folder, trying one layout after the other.
 
-    Raises MissingInput / InputError when nothing is there, or two scans would have one name.
+    source   one NIfTI file, a folder of them, a KiTS case or a folder of cases, nnU-Net's imagesTs or the folder above
+             it, or a folder of DICOM series at any depth
+
+    Raises MissingInput / InputError when nothing is found, or when two scans would have one name.
     """
     if source.is_file():
-        if not _is_nifti(source) and dicom.is_dicom(source):
+        if not is_nifti(source) and dicom.is_dicom(source):
             raise InputError(f"input={source} is one DICOM file. Name the folder that holds the whole series.")
-        return ScanList([Scan(_name(source), source, source.parent)], [])
+        return ScanList([Scan(_scan_name(source), source, source.parent)], [])
     if not source.is_dir():
         raise MissingInput(f"input={source}: no such file or folder.")
-    if (image := find_image(source)) is not None:
+
+    image = find_image(source)
+    if image is not None:
         return ScanList([Scan(source.resolve().name, image, source)], [])
-    if loose := _loose(source):
-        return ScanList(loose, [])
-    if below := _loose(source / "imagesTs"):
-        return ScanList(below, [f"{source / 'imagesTs'}: nnU-Net's test images; those of imagesTr are left out"])
-    if paths := dicom.files_below(source):
-        return _series(source, paths)
+    scans = _nifti_scans(source)
+    if scans:
+        return ScanList(scans, [])
+    test_images = source / "imagesTs"
+    scans = _nifti_scans(test_images) if test_images.is_dir() else []
+    if scans:
+        return ScanList(scans, [f"{test_images}: nnU-Net's test images; those of imagesTr are left out"])
+    paths = dicom.files_below(source)
+    if paths:
+        return _dicom_scans(source, paths)
     try:
         return ScanList([Scan(case.case_id, case.image, source) for case in find_cases(source).cases], [])
     except InputError as error:
@@ -57,43 +69,44 @@ def find_scans(source: Path) -> ScanList:
         ) from error
 
 
-def _loose(folder: Path) -> list[Scan]:
-    """NIfTI files that lie directly in `folder`."""
-    paths = sorted(p for p in folder.iterdir() if _is_nifti(p)) if folder.is_dir() else []
+def _nifti_scans(folder: Path) -> list[Scan]:
+    """Return the NIfTI files directly in `folder` as scans."""
     by_name: dict[str, list[Path]] = defaultdict(list)
-    for path in paths:
-        by_name[_name(path)].append(path)
-    for same in by_name.values():
-        if len(same) > 1:
-            names = " and ".join(path.name for path in same)
+    for path in nifti_files(folder):
+        by_name[_scan_name(path)].append(path)
+
+    for paths in by_name.values():
+        if len(paths) > 1:
+            names = " and ".join(path.name for path in paths)
             raise InputError(f"{folder} holds {names}, whose label maps would have one name. Keep one of them.")
-    if second := [path.name for path in paths if stem(path).endswith("_0001") and stem(path)[:-5] in by_name]:
-        raise InputError(f"{folder} holds second channels ({listed(second, 3)}); a CT has one. Name another folder.")
-    return [Scan(name, same[0], folder) for name, same in by_name.items()]
+    second = [name for name in by_name if name.endswith("_0001") and name.removesuffix("_0001") in by_name]
+    if second:
+        files = listed([by_name[name][0].name for name in second], 3)
+        raise InputError(f"{folder} holds second channels ({files}); a CT has one. Name another folder.")
+    return [Scan(name, path, folder) for name, (path,) in by_name.items()]
 
 
-def _is_nifti(path: Path) -> bool:
-    return path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
-
-
-def _name(path: Path) -> str:
-    """Without the ending, and without the channel number that nnU-Net wants (NAME_0000.nii.gz)."""
+def _scan_name(path: Path) -> str:
+    """Strip the file type and nnU-Net's channel number (NAME_0000.nii.gz)."""
     return stem(path).removesuffix("_0000") or stem(path)
 
 
-def _series(root: Path, paths: list[Path]) -> ScanList:
-    """Each CT series is a scan, named by its folder, and by its number where several lie in one."""
-    with progress_bar("look at DICOM headers", "file", items=paths, disable=len(paths) < 2000) as bar:
+def _dicom_scans(root: Path, paths: list[Path]) -> ScanList:
+    """Make each CT series a scan, named by its folder, and by its number where a folder holds several."""
+    with progress_bar("read DICOM headers", "file", items=paths, disable=len(paths) < 2000) as bar:
         found = dicom.series_of(bar)
-    left_out = Counter(f"{series.folder}: {series.skip}" for series in found if series.skip)
+    skipped = Counter(f"{series.folder}: {series.skip}" for series in found if series.skip)
+    left_out = [f"{reason} ({count} series)" for reason, count in skipped.items()]
     by_folder: dict[Path, list[dicom.Series]] = defaultdict(list)
     for series in found:
         if not series.skip:
             by_folder[series.folder].append(series)
     if not by_folder:
-        why = listed([f"{words} ({count} series)" for words, count in left_out.items()], 3) or "none holds a picture"
+        why = listed(left_out, 3) or "none holds an image"
         raise InputError(f"input={root}: {len(paths)} DICOM files, but no CT series: {why}.")
-    scans, notes = [], [f"left out {words} ({count} series)" for words, count in left_out.items()]
+
+    scans: list[Scan] = []
+    notes = [f"left out {reason}" for reason in left_out]
     for folder, several in sorted(by_folder.items()):
         name = "_".join(folder.relative_to(root).parts) or root.resolve().name
         if len(several) == 1:
@@ -104,6 +117,8 @@ def _series(root: Path, paths: list[Path]) -> ScanList:
             numbers = [str(k + 1) for k in range(len(several))]
         scans += [Scan(f"{name}_{number}", series, root) for number, series in zip(numbers, several, strict=True)]
         notes.append(f"{folder} holds {len(several)} CT series: each is a scan, named by its number")
-    if twice := [name for name, count in Counter(scan.name for scan in scans).items() if count > 1]:
+
+    twice = [name for name, count in Counter(scan.name for scan in scans).items() if count > 1]
+    if twice:
         raise InputError(f"input={root}: two series would be named {twice[0]}. Rename a folder.")
     return ScanList(scans, notes)

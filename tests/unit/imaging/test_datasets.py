@@ -113,7 +113,7 @@ def test_a_dataset_json_with_other_ids_is_refused(tmp_path, labels, words):
         with pytest.raises(InputError, match=words):
             find_cases(tmp_path)
     (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(InputError, match="dataset.json is damaged"):
+    with pytest.raises(InputError, match="dataset.json: cannot be read"):
         find_cases(tmp_path)
 
 
@@ -124,7 +124,7 @@ def test_a_mark_says_what_made_the_cases(tmp_path):
         assert find_cases(tmp_path / "above").data == "painted"
         (folder / MARKER).unlink()
     mark = tmp_path / "above" / MARKER
-    for content, words in (('{"data": "mri"}', "data is 'mri', not one of kits"), ("[]", "must hold an object")):
+    for content, words in (('{"data": "mri"}', "data is 'mri', not one of kits"), ("[]", "cannot be read .not an object")):
         mark.write_text(content)
         with pytest.raises(InputError, match=words):
             find_cases(tmp_path / "above")

@@ -240,14 +240,14 @@ def test_names_that_would_collide_are_refused(tmp_path):
         find_scans(tmp_path)
 
 
-def test_a_single_file_and_a_folder_without_pictures_are_refused(tmp_path):
+def test_a_single_file_and_a_folder_without_images_are_refused(tmp_path):
     (path, *_) = write_series(tmp_path / "series")
     with pytest.raises(InputError, match="is one DICOM file. Name the folder"):
         find_scans(path)
     (tmp_path / "empty").mkdir()
     report = bytes(128) + b"DICM" + b"\x02\x00\x02\x00UI\x1e\x00" + b"1.2.840.10008.5.1.4.1.1.481.3\0"
     (tmp_path / "empty" / "a.dcm").write_bytes(report)
-    with pytest.raises(InputError, match="1 DICOM files, but no CT series: none holds a picture"):
+    with pytest.raises(InputError, match="1 DICOM files, but no CT series: none holds an image"):
         find_scans(tmp_path / "empty")
 
 

@@ -141,7 +141,7 @@ DAMAGE = {
     "flipped bit": (PACKED[:-40] + bytes([PACKED[-40] ^ 4]) + PACKED[-39:], "damaged or truncated"),
     "wrong length, right CRC": (PACKED[:-4] + b"\1\0\0\0", r"damaged or truncated \(Incorrect length"),
     "garbage behind": (PACKED + b"garbage", "damaged or truncated"),
-    "twice": (PACKED * 2, "the file goes on after them"),
+    "twice": (PACKED * 2, "the file continues after them"),
     "text": (b"hello", "not a NIfTI file, it begins with b'hello'"),
     "gzipped text": (gzip.compress(b"hello" * 200), "not a NIfTI file"),
     "half a header": (GOOD[:200], "not a NIfTI file"),
@@ -152,7 +152,7 @@ DAMAGE = {
     ),
     "a voxel short": (GOOD[:-2], "the header claims 3x5x7 voxels of int16, 562 bytes; the file holds at most 560"),
     "a voxel short, gzip": (gzip.compress(GOOD[:-2]), "562 bytes; the file ends after 560"),
-    "a voxel more": (GOOD + b"ab", "562 bytes; the file goes on after them"),
+    "a voxel more": (GOOD + b"ab", "562 bytes; the file continues after them"),
     "voxels in the header": (nifti_bytes(vox_offset=0), "voxels begin at byte 0"),
     "voxels nowhere": (nifti_bytes(vox_offset=np.nan), "voxels begin at byte nan"),
     "4-D": (nifti_bytes(dim=[4, 3, 5, 1, 7, 1, 1, 1]), "4 axes, 3x5x1x7; a CT or label map has three axes"),
@@ -227,7 +227,7 @@ def test_a_file_that_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path):
     (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(GOOD + bytes(64 * 2**20), 9))
     tracemalloc.start()
     try:
-        with pytest.raises(InputError, match="562 bytes; the file goes on after them"):
+        with pytest.raises(InputError, match="562 bytes; the file continues after them"):
             read_image(tmp_path / "bomb.nii.gz")
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:

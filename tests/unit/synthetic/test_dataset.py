@@ -90,7 +90,7 @@ def test_a_store_trains_on_variants_where_their_patients_train(augmented, tmp_pa
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "variant.json is not there"), ("{}", "must list case ids, found None"), ("{", "is damaged")],
+    [(None, "variant.json is not there"), ("{}", "must list case ids, found None"), ("{", "cannot be read")],
 )
 def test_a_variant_without_a_valid_record_is_not_used(augmented, tmp_path, content, words):
     root = shutil.copytree(augmented, tmp_path / "raw")
