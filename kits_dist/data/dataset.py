@@ -53,7 +53,6 @@ class SliceDataset:
         self.grid = OutputGrid(data.size_px, data.pixel_mm)
         self.frames = 1 + 2 * data.context
         self._keys = samples.keys(len(store.slices.case))
-        self._geometries = self._all_geometries()
 
     def batch(self, positions: np.ndarray) -> HostBatch:
         """Return the samples at these (B,) positions of the stream.
@@ -69,7 +68,8 @@ class SliceDataset:
         self.slice_source.check(set(stacks))
         places = list(zip(stacks, index.tolist(), strict=True))
 
-        params = self._params(rounds, samples, self._geometries_of(samples, stacks))
+        geometries = [self._geometry(sample, *stack) for sample, stack in zip(samples, stacks, strict=True)]
+        params = self._params(rounds, samples, geometries)
         return HostBatch(
             slabs=[self.slice_source.slab(stack, i) for stack, i in places],
             labels=[self.slice_source.label(stack, i) for stack, i in places],
@@ -78,22 +78,11 @@ class SliceDataset:
             identity=np.stack([case, index, plane], axis=1).astype(np.int32),
         )
 
-    def _all_geometries(self) -> dict[tuple, SliceGeometry]:
-        """{(case, plane) or (case, kidney): geometry}. Computed once, because every batch needs them."""
-        cases = list(enumerate(self.store.cases))
+    def _geometry(self, sample: int, case: int, plane: str) -> SliceGeometry:
         if self.kidneys is None:
-            return {(row, plane): case.slice_geometry(plane) for row, case in cases for plane in self.store.planes}
-        return {
-            (row, k): case.kidney_geometry(kidney, self.data.box_margin_mm)
-            for row, case in cases
-            for k, kidney in enumerate(case.kidneys)
-        }
-
-    def _geometries_of(self, samples: np.ndarray, stacks: list[tuple[int, str]]) -> list[SliceGeometry]:
-        if self.kidneys is None:
-            return [self._geometries[stack] for stack in stacks]
-        kidneys = self.kidneys[samples].tolist()
-        return [self._geometries[case, kidney] for (case, _), kidney in zip(stacks, kidneys, strict=True)]
+            return self.store.cases[case].slice_geometry(plane)
+        kidney = self.store.cases[case].kidneys[self.kidneys[sample]]
+        return self.store.cases[case].kidney_geometry(kidney, self.data.box_margin_mm)
 
     def _params(self, rounds: np.ndarray, samples: np.ndarray, geometries: list[SliceGeometry]) -> AugmentParams:
         if self.augment is None:

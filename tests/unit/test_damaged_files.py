@@ -53,7 +53,7 @@ def test_a_slice_table_of_another_store(store, tmp_path):
         Store(copy)
 
 
-def test_prepare_again_mends_what_was_flipped_cut_or_lost(raw, tmp_path, capsys):
+def test_prepare_again_repairs_what_was_flipped_cut_or_lost(raw, tmp_path, capsys):
     args = prepare.Args(source=str(raw), store=str(tmp_path / "s"), workers=1)
     prepare.main(args)
     flipped = array_path(tmp_path / "s", "axial", "case_00002", "image")

@@ -6,10 +6,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kits_dist import evaluate, inference, prepare
+from kits_dist import prepare
 from kits_dist.data.intensity import Box, Window, body_box
 from kits_dist.data.splits import Splits
 from kits_dist.data.store import Store, array_path
+from kits_dist.evaluation.held_out import held_out
 from kits_dist.imaging.nifti import kits_geometry, read_image, read_labels, write_nifti
 from kits_dist.utils.errors import InputError, JobFailed, MissingInput
 from tests.conftest import SHAPES, write_case
@@ -72,7 +73,8 @@ def test_normalization_is_that_of_the_training_voxels(store):
 def test_other_folds_bring_their_own_normalization(store, tmp_path):
     copy = shutil.copytree(store.path, tmp_path / "store")
     splits = json.loads((copy / "splits.json").read_text())
-    splits["folds"] = [splits["folds"][0], sum(splits["folds"][1:], [])]
+    first, *others = splits["folds"]
+    splits["folds"] = [first, [case for fold in others for case in fold]]
     (copy / "splits.json").write_text(json.dumps(splits))
     (alone,) = splits["folds"][0]
     voxels = store.image(store.row[alone]).astype(float)
@@ -203,13 +205,11 @@ def test_a_copy_of_a_trained_case_is_recognised_by_its_voxels(raw, store, tmp_pa
         trained_on=trained,
         members=[],
     )
-    monkeypatch.setattr(inference, "Predictor", lambda *_, **__: predictor)
-    held_out = other.splits.test + other.splits.folds[0]
-    assert sorted(held_out) == ["case_00001", "case_00900"]
+    assert sorted(other.splits.test + other.splits.folds[0]) == ["case_00001", "case_00900"]
     for split, cases in (("test", other.splits.test), ("val", other.splits.folds[0])):
         monkeypatch.setattr(Splits, "select", lambda self, fold, cases=cases: ([], cases))
         with pytest.raises(InputError, match=f"trained on {cases[0]}; such a score says nothing about new patients"):
-            evaluate.main(evaluate.Args(run=str(tmp_path), split=split, store=str(other.path)))
+            held_out(predictor, split, str(other.path))
 
 
 def test_the_store_says_which_labels_it_holds(raw, tmp_path):
