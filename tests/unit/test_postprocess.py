@@ -58,6 +58,7 @@ def test_the_mean_is_over_cases_and_regions():
 @pytest.fixture
 def noisy(store, tmp_path, monkeypatch):
     """A run whose kidneys are right and whose body is full of specks: of 60 HU +- 12, what is above 80."""
+    monkeypatch.setattr(score_run, "draw_cases", lambda *_: None)  # takes most of the time, tested elsewhere
     run = export_run(tmp_path / "run", monkeypatch, Threshold(80.0), size_px="96x96", store=str(store.path))
     return run
 

@@ -1,18 +1,14 @@
-"""Cross-validation: val scores of the folds become one table out of fold, one page, and one script makes all of it."""
+"""Cross-validation: the val scores of the folds become one table out of fold, and one page."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kits_dist import crossval, phantom, prepare, report
+from kits_dist import crossval, report
 from kits_dist.cli import load
 from kits_dist.config import Config, save_config
 from kits_dist.evaluation import cross_validation
@@ -23,8 +19,6 @@ from kits_dist.inference.postprocessing import FILE
 from kits_dist.labels import scored_regions
 from kits_dist.utils.errors import InputError, MissingInput
 
-ROOT = Path(__file__).resolve().parents[3]
-SCRIPT = ROOT / "launch" / "folds.sh"
 REGIONS = scored_regions(("kidney_and_mass", "mass", "tumor"))
 STEPS = [10, 20, 30, 40, 50]
 RAW = {"reference": "file", "tta": "none", "postprocess": {}}
@@ -184,73 +178,3 @@ def test_a_table_never_mixes_weights(folder, store):
     (folder / FILE).write_text(json.dumps({"rules": {}, "step": STEPS}))
     with pytest.raises(InputError, match="damaged tables .*'val'"):
         crossval.main(crossval.Args(run=str(folder)))
-
-
-def script(*arguments, **more) -> subprocess.CompletedProcess:
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        ["bash", str(SCRIPT), *arguments], capture_output=True, text=True, cwd=ROOT, env=environment, **more
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "store= is missing"),
-        (["store=x"], "run= is missing"),
-        (["store=x", "run=y"], "store=x holds no splits.json"),
-        (["store={store}", "run=a,b"], "run=a,b holds a comma"),
-        (["store=x", "run=y", "data.fold=3"], "data.fold=3 is set by this script"),
-        (["store=x", "run=y", "--lr"], "'--lr' is not an argument"),
-    ],
-)
-def test_the_script_refuses_in_words(store, arguments, words):
-    done = script(*(word.format(store=store.path) for word in arguments))
-    assert done.returncode == 2 and words in done.stderr and "Example: bash launch/folds.sh" in done.stderr
-
-
-@pytest.mark.slow
-def test_the_script_from_a_stop_to_the_page(tmp_path):
-    """Two folds on three phantoms: stopped while the first trains, gone on with, and called once more."""
-    phantom.main(phantom.Args(output=str(tmp_path / "raw"), cases=3, size=(16, 64, 64), seed=5))
-    prepare.main(prepare.Args(source=str(tmp_path / "raw"), store=str(tmp_path / "my store"), workers=1))
-    run = tmp_path / "all folds"
-    arguments = [f"store={tmp_path / 'my store'}", f"run={run}", "data.size_px=64x64", "model.arch=simple_unet"]
-    arguments += ["model.width=4", "model.regions=[kidney_and_mass,tumor]", "data.batch_size=4", "log.images=0"]
-    arguments += ["optim.lr=1e-2", "optim.patience=0"]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    with open(tmp_path / "said", "w") as said:
-        command = ["bash", str(SCRIPT), *arguments, "optim.epochs=100000"]
-        started = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
-        deadline = time.monotonic() + 600
-        while not (run / "fold_0" / "checkpoint" / "last").exists() and time.monotonic() < deadline:
-            assert started.poll() is None, (tmp_path / "said").read_text()
-            time.sleep(0.5)
-        started.send_signal(signal.SIGTERM)  # to the script alone
-        assert started.wait(timeout=300) == 75
-    text = (tmp_path / "said").read_text()
-    assert "folds.sh: stopped as asked in 'fold 0 of 2: train'" in text and not (run / "fold_1").exists()
-    saved = (run / "fold_0" / "checkpoint" / "last").resolve().name
-    epochs = f"optim.epochs={int(saved.removeprefix('step_')) // 2 + 2}"  # 16 slices are two steps
-
-    refused = script(*arguments, "optim.lr=-1", timeout=600)
-    assert refused.returncode == 2 and "optim.lr=-1.0 must be 0 or more" in refused.stderr
-    failed = script(*arguments, "data.context=1", timeout=600)  # another network than the one that was saved
-    assert failed.returncode != 0 and "folds.sh: in 'fold 0 of 2: train' (exit code" in failed.stderr
-
-    done = script(*arguments, epochs, timeout=1500)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert f"continuing from {saved}" in done.stdout
-    table = done.stdout.split("== all folds")[1]
-    for title in ("fold 0, val", "fold 1, val", "all 2, out of fold", "test, mean of all", "test, after rules"):
-        assert re.search(rf"^{title} +[12]  \d\.\d{{3}} \(", table, flags=re.M), table
-    assert "data: phantom" in table and "rules: " in table
-    page = (run / "report.html").read_text()
-    assert "Cross-validation" in page and "no figure here is a KiTS result" in page and "http" not in page
-    before = {path: path.stat().st_mtime_ns for path in run.glob("**/cases.csv") if "out_of_fold" not in str(path)}
-    assert len(before) == 4
-
-    again = script(*arguments, epochs, timeout=900)
-    assert again.returncode == 0 and again.stdout.count("already finished") == 2
-    assert again.stdout.split("== all folds")[1] == table
-    assert before == {path: path.stat().st_mtime_ns for path in before}  # nothing was predicted or scored again
