@@ -1,4 +1,4 @@
-"""What a trained network says of an image."""
+"""Region probabilities of a network in evaluation mode, for validation and prediction alike."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 @torch.inference_mode()
 def region_probabilities(model: nn.Module, image: Tensor) -> Tensor:
-    """(B, C, H, W) normalised -> (B, R, H, W) float32 probabilities, in evaluation mode."""
+    """Return (B, R, H, W) float32 probabilities of a normalized (B, C, H, W) image; the training mode is kept."""
     was_training = model.training
     model.eval()
     logits = model(image.to(memory_format=torch.channels_last))

@@ -1,11 +1,15 @@
-"""Weights in files: tensors as safetensors, and the one file that prediction reads.
+"""Read and write weights as safetensors files, which cannot run code when they are loaded.
 
-RUN/model.safetensors holds the best weights, and in its metadata all that prediction needs to know beside them.
+RUN/model.safetensors is the export of a run's best weights. Its metadata holds, under the key `kits_dist`, all that
+prediction needs besides the tensors, as JSON: the configuration, the HU window, mean and sd of the training voxels, the
+optimizer step, the kind of data, the sha256 of each training CT's voxels, and the sha256 of the weights themselves.
+`training.run_folder` writes it; `inference.region_models` reads it. Checkpoints use the plain tensor functions.
 """
 
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -17,14 +21,17 @@ from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, MissingInput
 
 
-def export(path: Path, model: nn.Module, about: dict) -> None:
-    """Weights for prediction, in one file that says what they expect (`about`: configuration, window, mean and sd)."""
+def export(path: Path, model: nn.Module, metadata: dict[str, Any]) -> None:
+    """Write the weights of `model` for prediction, with what they expect of their input in `metadata`."""
     weights = model.state_dict()
-    write_tensors(path, weights, {"kits_dist": json.dumps(about | {"weights_sha256": _digest(weights)})})
+    write_tensors(path, weights, {"kits_dist": json.dumps(metadata | {"weights_sha256": _sha256(weights)})})
 
 
-def read_export(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """(weights, about) of an exported file. Raises MissingInput or InputError."""
+def read_export(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the (weights, metadata) of an exported file.
+
+    Raises MissingInput where there is none, InputError for a damaged file or one that `export` did not write.
+    """
     if not path.is_file():
         raise MissingInput(
             f"{path}: no such file. It is written at a run's first validation; is this the run's folder?"
@@ -32,32 +39,25 @@ def read_export(path: Path) -> tuple[dict[str, Tensor], dict]:
     weights = read_tensors(path)
     try:
         with safe_open(path, "pt") as opened:
-            about = json.loads((opened.metadata() or {})["kits_dist"])
-        expected = about.pop("weights_sha256")
+            metadata = json.loads((opened.metadata() or {})["kits_dist"])
+        expected = metadata.pop("weights_sha256")
     except (KeyError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: not weights exported by kits_dist (no {error}).") from error
-    if _digest(weights) != expected:
+    if _sha256(weights) != expected:
         raise InputError(f"{path} is damaged (its weights' sha256 differs from what was written). Copy it again.")
-    return weights, about
+    return weights, metadata
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    """sha256 over names and values, whatever their order in memory."""
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        total.update(name.encode())
-        total.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
-
-
-def load_weights(model: nn.Module, state: dict[str, Tensor], origin: Path) -> None:
+def load_weights(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Load a state dict into `model`. Raises InputError naming `source`, the file it is from, where it does not fit."""
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise InputError(f"{origin}: weights of another model: {str(error).splitlines()[1].strip()}") from error
+        raise InputError(f"{source}: weights of another model: {str(error).splitlines()[1].strip()}") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file onto the CPU. Raises InputError where it is damaged or not readable."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -65,6 +65,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    # by our own writer: safetensors' `save_file` reports a full disk as an error of the format
+    """Write a safetensors file in one step. Raises OSError where the disk is full."""
+    # with our own writer: safetensors' `save_file` reports a full disk as an error of the format
     content = safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()}, metadata)
     files.write_bytes(path, content)
+
+
+def _sha256(tensors: dict[str, Tensor]) -> str:
+    """Hash names and values, whatever their order in memory."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(name.encode())
+        total.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
