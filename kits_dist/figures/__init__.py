@@ -1,0 +1,1 @@
+"""Pictures: slices with contours, rendered surfaces, charts, and the template of the report."""

@@ -69,7 +69,7 @@ def test_the_script_continues_after_a_stop_and_ends_with_the_report(tmp_path):
         assert re.search(rf"^{title} +[12]  \d\.\d{{3}} \(", table, flags=re.M), table
     assert "data: phantom" in table and "rules: " in table
     page = (run / "report.html").read_text()
-    assert "Cross-validation" in page and "no figure here is a KiTS result" in page and "http" not in page
+    assert "Cross-validation" in page and "no number here is a KiTS result" in page and "http" not in page
     before = {path: path.stat().st_mtime_ns for path in run.glob("**/cases.csv") if "out_of_fold" not in str(path)}
     assert len(before) == 4
 
