@@ -1,7 +1,7 @@
-"""DICOM series -> the same `Volume` as a NIfTI file: HU and geometry, nothing of the patient.
+"""Read a DICOM series as the same `Volume` as a NIfTI file: HU and geometry, no patient data.
 
-Read by SimpleITK (extra `dicom`), which also unpacks what GDCM can of compressed transfer syntaxes. ITK's own series
-reader stacks what it is given; here a series is refused when its slices do not make one straight, evenly spaced stack.
+SimpleITK (extra `dicom`) reads the files, including the compressed transfer syntaxes that GDCM knows. ITK's series
+reader stacks whatever it is given; here a series is refused when its slices are not one straight, even stack.
 """
 
 import os
@@ -15,7 +15,7 @@ import numpy as np
 from kits_dist.imaging.nifti import Geometry, Volume, to_canonical
 from kits_dist.utils.errors import InputError, MissingPackage
 
-# Tags by what is asked of them. No name, id, date or free text is ever read.
+# The only tags that are read: no name, id, date or free text.
 _TAGS = {
     "modality": "0008|0060",
     "image_type": "0008|0008",
@@ -26,83 +26,88 @@ _TAGS = {
     "pixel_spacing": "0028|0030",
     "rescale": "0028|1052",
 }
-# CT, enhanced CT and legacy converted enhanced CT (PS3.4 B.5); "": the file is so damaged that it does not say
+# CT, enhanced CT and legacy converted enhanced CT (PS3.4 B.5); "": the file is too damaged to name a class
 _CT_CLASSES = {"1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2", ""}
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class Slice(NamedTuple):
+    """The header of one file."""
+
     path: Path
     tags: dict[str, str]  # those of _TAGS that the file has
     shape: tuple[int, ...]  # columns, rows, frames
-    components: int  # 1 grey, 3 colour
+    components: int  # 1 gray, 3 color
 
 
 class Series(NamedTuple):
+    """The files of one series."""
+
     number: str  # as the scanner counts them; may be empty
-    folder: Path  # the deepest that holds all its files
+    folder: Path  # the deepest folder that holds all files
     slices: list[Slice]
-    skip: str = ""  # why it is nothing to predict: not a CT, a localizer
-    fault: str = ""  # why it cannot be read, where that showed already
+    skip: str = ""  # why it is not predicted: not a CT, a localizer
+    fault: str = ""  # why it cannot be read, where the headers already show it
 
 
 def is_dicom(path: Path) -> bool:
-    """By the four letters behind the preamble (PS3.10)."""
+    """Return whether DICM follows the preamble (PS3.10)."""
     return _head(path)[128:132] == b"DICM"
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Every DICOM file in `folder` and its folders; hidden ones and directory files (DICOMDIR) left out."""
+    """Return every DICOM file at any depth below `folder`, without hidden files and directory files (DICOMDIR)."""
     found = []
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        shown = (name for name in sorted(names) if not name.startswith(".") and name.upper() != "DICOMDIR")
-        found += [path for name in shown if ".nii" not in name and is_dicom(path := Path(root, name))]
+        visible = [name for name in sorted(names) if not name.startswith(".") and name.upper() != "DICOMDIR"]
+        paths = [Path(root, name) for name in visible if ".nii" not in name]
+        found += [path for path in paths if is_dicom(path)]
     return found
 
 
 def series_of(paths: Iterable[Path]) -> list[Series]:
-    """Files, in whatever folders, by the series they belong to; half a millisecond a file, no pixels are read.
+    """Group files from any folders by series, at half a millisecond per file; no pixels are read.
 
-    A CT slice that cannot be read is the fault of the series beside it: without it a slice could be missing at an end,
-    where nobody would notice. What is no picture (a structure set, a report) is left out. Raises MissingPackage without
-    SimpleITK.
+    A CT slice that cannot be read is a fault of the series in its folder: a slice missing at an end would otherwise go
+    unnoticed. Files without an image (a structure set, a report) are left out. Raises MissingPackage without SimpleITK.
     """
     by_uid: dict[str, list[Slice]] = defaultdict(list)
     damaged: dict[Path, str] = {}  # {folder: message}
     for path in paths:
         try:
-            one = _header(path)
+            header = _header(path)
+        except MissingPackage:
+            raise
         except InputError as error:
-            if isinstance(error, MissingPackage):
-                raise
             if _sop_class(path) in _CT_CLASSES:
                 damaged.setdefault(path.parent, str(error))
             continue
-        by_uid[one.tags.get("series_uid", "")].append(one)
+        by_uid[header.tags.get("series_uid", "")].append(header)
     found = []
     for slices in by_uid.values():
-        folders = {one.path.parent for one in slices}
-        fault = next((words for folder, words in damaged.items() if folder in folders), "")
+        folders = {header.path.parent for header in slices}
+        fault = next((message for folder, message in damaged.items() if folder in folders), "")
         tags = slices[0].tags
-        found.append(
-            Series(tags.get("series_number", ""), Path(os.path.commonpath(folders)), slices, _skip(tags), fault)
-        )
-    beside = {one.path.parent for series in found for one in series.slices}
-    return found + [Series("", folder, [], "", words) for folder, words in damaged.items() if folder not in beside]
+        folder = Path(os.path.commonpath(folders))
+        found.append(Series(tags.get("series_number", ""), folder, slices, _skip(tags), fault))
+
+    readable = {header.path.parent for series in found for header in series.slices}
+    return [*found, *(Series("", folder, [], "", why) for folder, why in damaged.items() if folder not in readable)]
 
 
 def _skip(tags: dict[str, str]) -> str:
-    if (modality := tags.get("modality", "")) != "CT":
+    modality = tags.get("modality", "")
+    if modality != "CT":
         return f"its modality is {modality or 'not given'}, not CT"
     return "it is a localizer" if "LOCALIZER" in tags.get("image_type", "").upper().split("\\") else ""
 
 
 def read_series(series: Series) -> Volume:
-    """(D, H, W) int16 HU where the scanner wrote integers, else float32, and where the voxels lie.
+    """Read (D, H, W) HU, int16 where the scanner wrote integers, else float32, and its geometry.
 
-    Raises InputError naming the folder and what is wrong: not one straight stack of slices (missing, doubled, uneven,
-    tilted gantry), not in HU, several frames in a file, or a file that cannot be read.
+    Raises InputError naming the folder and what is wrong: not one straight stack of slices (missing, duplicate or
+    uneven slices, tilted gantry), not in HU, several frames in a file, or a file that cannot be read.
     """
     if series.fault or series.skip:
         raise InputError(series.fault or f"{series.folder}: {series.skip}. Name the folder of a CT series.")
@@ -111,9 +116,10 @@ def read_series(series: Series) -> Volume:
     slices, affine = _stacked(folder, slices)
     columns, rows = slices[0].shape[:2]
     array = np.empty((len(slices), rows, columns), np.int16)
-    for k, one in enumerate(slices):
-        hu = _pixels(one)
-        if array.dtype.kind == "i" and not (np.array_equal(hu, np.rint(hu)) and abs(hu).max() < 2**15):
+    for k, header in enumerate(slices):
+        hu = _pixels(header)
+        is_int16 = np.array_equal(hu, np.rint(hu)) and abs(hu).max() < 2**15
+        if array.dtype.kind == "i" and not is_int16:  # keep what was read so far
             array = array.astype(np.float32)
         array[k] = hu
     geometry = Geometry((columns, rows, len(slices)), affine)
@@ -121,20 +127,24 @@ def read_series(series: Series) -> Volume:
 
 
 def _check_alike(folder: Path, slices: list[Slice]) -> None:
-    for one in slices:
-        if one.components != 1 or len(one.shape) > 2 and one.shape[2] > 1:
-            what = "a colour picture" if one.components != 1 else f"{one.shape[2]} frames in one file"
-            raise InputError(f"{one.path}: {what}; a CT series has a grey slice a file. Convert it first (dcm2niix).")
-        for tag, words in (
+    for header in slices:
+        if header.components != 1:
+            raise InputError(f"{header.path}: a color image; a CT is gray. Name the folder of the CT series.")
+        if len(header.shape) > 2 and header.shape[2] > 1:
+            raise InputError(
+                f"{header.path}: {header.shape[2]} frames in one file; expected one slice per file. Convert it first "
+                "(dcm2niix)."
+            )
+        for tag, problem in (
             ("position", "no position (0020,0032)"),
             ("orientation", "no orientation (0020,0037)"),
             ("pixel_spacing", "no pixel spacing (0028,0030)"),
             ("rescale", "no RescaleIntercept (0028,1052), so its values are not known to be HU"),
         ):
-            if tag not in one.tags:
-                raise InputError(f"{one.path}: {words}. Export the original CT series again.")
+            if tag not in header.tags:
+                raise InputError(f"{header.path}: {problem}. Export the original CT series again.")
     for tag in ("orientation", "pixel_spacing"):
-        values = np.array([_numbers(one, tag) for one in slices])
+        values = np.array([_numbers(header, tag) for header in slices])
         apart = np.abs(values - values[0]).max(axis=1)
         if apart.max() > 1e-3:
             k = int(apart.argmax())
@@ -142,35 +152,41 @@ def _check_alike(folder: Path, slices: list[Slice]) -> None:
                 f"{folder}: slices of one series differ in {tag.replace('_', ' ')}: {values[0].tolist()} in "
                 f"{slices[0].path.name}, {values[k].tolist()} in {slices[k].path.name}. Keep the files of one stack."
             )
-    if len(sizes := {one.shape[:2] for one in slices}) > 1:
+    sizes = {header.shape[:2] for header in slices}
+    if len(sizes) > 1:
         raise InputError(f"{folder}: slices of one series have {sorted(sizes)} pixels. Keep the files of one stack.")
 
 
 def _stacked(folder: Path, slices: list[Slice]) -> tuple[list[Slice], np.ndarray]:
-    """The slices in the order of their places, and the (4, 4) affine of (column, row, slice) -> mm, RAS+."""
+    """Sort the slices by position, and return the (4, 4) affine of (column, row, slice) -> mm, RAS+, with them."""
     if len(slices) < 2:
         raise InputError(f"{folder}: the series is a single slice, not a volume. Name a folder with the whole series.")
     across, down = _numbers(slices[0], "orientation").reshape(2, 3)
     normal = np.cross(across, down)
-    places = np.array([_numbers(one, "position") for one in slices])
-    order = np.argsort(places @ normal, kind="stable")
-    slices, places = [slices[k] for k in order], places[order]
-    steps = np.diff(places @ normal)
+    positions = np.array([_numbers(header, "position") for header in slices])
+    order = np.argsort(positions @ normal, kind="stable")
+    slices = [slices[k] for k in order]
+    positions = positions[order]
+
+    steps = np.diff(positions @ normal)
     usual = float(np.median(steps))
-    name = [one.path.name for one in slices]
-    if (again := steps < 0.01).any():  # mm
-        k = int(again.argmax())
+    name = [header.path.name for header in slices]
+    duplicate = steps < 0.01  # mm
+    if duplicate.any():
+        k = int(duplicate.argmax())
         raise InputError(
-            f"{folder}: {again.sum()} slices lie where another lies ({name[k]} and {name[k + 1]}, for one): several "
-            "phases or reconstructions in one series. Keep the files of one."
+            f"{folder}: {duplicate.sum()} slices have the position of another ({name[k]} and {name[k + 1]}, "
+            "for one): several phases or reconstructions in one series. Keep the files of one."
         )
-    if (uneven := np.abs(steps - usual) > 0.1 * usual).any():
+    uneven = np.abs(steps - usual) > 0.1 * usual
+    if uneven.any():
         k = int(uneven.argmax())
         raise InputError(
             f"{folder}: slices are missing or unevenly spaced: {steps[k]:.4g} mm from {name[k]} to {name[k + 1]}, "
             f"the usual step is {usual:.4g} mm. Export the series again: all slices, one spacing."
         )
-    step = (places[-1] - places[0]) / (len(slices) - 1)
+
+    step = (positions[-1] - positions[0]) / (len(slices) - 1)
     tilt = float(np.degrees(np.arccos(min(1.0, step @ normal / np.linalg.norm(step)))))
     if tilt > 0.6:  # as for a NIfTI file's axes
         raise InputError(
@@ -180,18 +196,18 @@ def _stacked(folder: Path, slices: list[Slice]) -> tuple[list[Slice], np.ndarray
     between_rows, between_columns = _numbers(slices[0], "pixel_spacing")
     affine = np.eye(4)
     affine[:3, :3] = np.stack([across * between_columns, down * between_rows, step], axis=1)
-    affine[:3, 3] = places[0]
+    affine[:3, 3] = positions[0]
     return slices, (_LPS_TO_RAS @ affine).astype(np.float32).astype(float)
 
 
-def _numbers(one: Slice, tag: str) -> np.ndarray:
+def _numbers(header: Slice, tag: str) -> np.ndarray:
     count = {"position": 3, "orientation": 6, "pixel_spacing": 2}[tag]
     try:
-        values = np.array([float(text) for text in one.tags[tag].split("\\")])
+        values = np.array([float(text) for text in header.tags[tag].split("\\")])
         if len(values) != count or not np.isfinite(values).all():
-            raise ValueError("not so many finite numbers")
+            raise ValueError(f"expected {count} finite numbers")
     except ValueError as error:
-        raise InputError(f"{one.path}: {tag.replace('_', ' ')} is {one.tags[tag]!r}. Export it again.") from error
+        raise InputError(f"{header.path}: {tag.replace('_', ' ')} is {header.tags[tag]!r}. Export it again.") from error
     return values
 
 
@@ -214,25 +230,24 @@ def _head(path: Path) -> bytes:
 
 
 def _sop_class(path: Path) -> str:
-    """What kind of object a file holds: tag (0002,0002), which is always explicit VR, little endian (PS3.10)."""
+    """Return the SOP class: tag (0002,0002), which is always explicit VR, little endian (PS3.10); "" without it."""
     head = _head(path)
     at = head.find(b"\x02\x00\x02\x00UI")
-    return (
-        head[at + 8 : at + 8 + int.from_bytes(head[at + 6 : at + 8], "little")].strip(b"\0 ").decode("ascii", "replace")
-        if at >= 0
-        else ""
-    )
+    if at < 0:
+        return ""
+    size = int.from_bytes(head[at + 6 : at + 8], "little")
+    return head[at + 8 : at + 8 + size].strip(b"\0 ").decode("ascii", "replace")
 
 
-def _pixels(one: Slice) -> np.ndarray:
-    """(H, W) in HU: GDCM applies slope and intercept."""
+def _pixels(header: Slice) -> np.ndarray:
+    """Read (H, W) HU: GDCM applies slope and intercept."""
     import SimpleITK as sitk
 
     try:
-        return sitk.GetArrayFromImage(_reader(one.path).Execute()).reshape(one.shape[1::-1])
+        return sitk.GetArrayFromImage(_reader(header.path).Execute()).reshape(header.shape[1::-1])
     except RuntimeError as error:
         raise InputError(
-            f"{one.path}: its pixels cannot be read ({_last_line(error)}): damaged, or a compression that GDCM does "
+            f"{header.path}: its pixels cannot be read ({_last_line(error)}): damaged, or a compression that GDCM does "
             "not know. Copy it again, or unpack it first (gdcmconv --raw)."
         ) from error
 

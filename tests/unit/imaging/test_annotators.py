@@ -1,7 +1,5 @@
-"""The references made of several annotators: majority, the challenge's samples, one against the others."""
+"""References made from several annotators: majority, the challenge's samples, each against the others."""
 
-import json
-import os
 from pathlib import Path
 
 import nibabel as nib
@@ -13,14 +11,8 @@ from kits_dist.imaging import annotators
 from kits_dist.imaging.foreground import Foreground
 from kits_dist.imaging.nifti import kits_geometry, read_labels, write_nifti
 from kits_dist.utils.errors import InputError, JobFailed, MissingInput
-from tests.integration import test_geometry as geometry
-from tests.unit.inference.test_predictor import Threshold
 from tests.unit.test_evaluate import run
 
-DATA = Path(os.environ.get("KITS_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
-needs_raters = pytest.mark.skipif(
-    not (DATA / "kits_raters").is_dir(), reason="no kits_raters/ in the data folder; set KITS_DATA to one with it"
-)
 SHAPE, SPACING = (4, 12, 14), (3.0, 0.8, 0.7)
 GEOMETRY = kits_geometry(SHAPE, SPACING)
 
@@ -33,8 +25,8 @@ def write(case: Path, kind: str, instance: int, annotation: int, rows: slice, co
     return mask > 0
 
 
-def whole(one: Foreground) -> np.ndarray:
-    """On its grid."""
+def full_map(one: Foreground) -> np.ndarray:
+    """Return the labels on their whole grid."""
     labels = np.zeros(one.grid.shape, np.uint8)
     labels[tuple(slice(c, c + n) for c, n in zip(one.corner, one.array.shape, strict=True))] = one.array
     return labels
@@ -65,7 +57,7 @@ def test_majority_is_more_than_half_and_tumor_lies_on_top(case):
             if of_kind == kind:  # 2 of 3, 3 of 4
                 expected[np.sum(list(masks.values()), axis=0) >= len(masks) // 2 + 1] = label
     assert set(np.unique(expected)) == {0, 1, 2, 3}
-    assert np.array_equal(whole(annotators.majority(annotators.read_annotations(folder))), expected)
+    assert np.array_equal(full_map(annotators.majority(annotators.read_annotations(folder))), expected)
 
 
 def sampled(drawn, seed) -> list[np.ndarray]:
@@ -89,12 +81,14 @@ def test_samples_are_the_challenge_s(case):
     folder, drawn = case
     expected = sampled(drawn, seed=7)
     got = [
-        map_ for one, often in annotators.samples(annotators.read_annotations(folder)) for map_ in [whole(one)] * often
+        map_
+        for one, often in annotators.samples(annotators.read_annotations(folder))
+        for map_ in [full_map(one)] * often
     ]
     assert len(got) == len(expected) == 15
     assert sorted(map_.tobytes() for map_ in got) == sorted(map_.tobytes() for map_ in expected)
     other = folder.rename(folder.with_name("case_00008"))  # another number, other samples
-    got = [whole(one).tobytes() for one, _ in annotators.samples(annotators.read_annotations(other))]
+    got = [full_map(one).tobytes() for one, _ in annotators.samples(annotators.read_annotations(other))]
     assert set(got) != {map_.tobytes() for map_ in expected}
 
 
@@ -131,7 +125,7 @@ def test_each_rater_against_the_majority_of_the_others(case, tmp_path):
                 if of_kind == kind:  # more than half of two is both
                     expected[masks[two[0]] & masks[two[1]]] = label
                     alone[masks[rater]] = label
-        assert np.array_equal(whole(others), expected) and np.array_equal(whole(own), alone)
+        assert np.array_equal(full_map(others), expected) and np.array_equal(full_map(own), alone)
     evaluate.main(evaluate.Args(raters=str(folder.parent), output=str(tmp_path / "ceiling")))
     assert (tmp_path / "ceiling" / "challenge.csv").is_file()
 
@@ -146,12 +140,12 @@ def test_what_is_wrong_with_annotations_is_named(case, tmp_path):
             evaluate.main(evaluate.Args(raters=str(folder.parent), output=str(tmp_path / "out")))
 
     write_nifti(first, volume.array * 2, GEOMETRY)
-    says("kidney_instance-1_annotation-1.nii.gz: an annotator's mask holds 0 and 1, this one 2")
+    says("kidney_instance-1_annotation-1.nii.gz: an annotator's mask must hold 0 and 1, found 2")
     write_nifti(first, volume.array[1:], GEOMETRY._replace(shape=(3, 12, 14)))
     says(r"kidney_instance-1_annotation-1.nii.gz is not on the grid of .*cyst.*: shape \(3, 12, 14\) and \(4, 12, 14\)")
     write_nifti(first, volume.array, GEOMETRY)
     nib.save(nib.load(first), first.with_name("kidney_instance-1_annotation-1.nii"))
-    says("is there twice, as kidney_instance-1_annotation-1.nii too")
+    says("exists twice, as kidney_instance-1_annotation-1.nii too")
     first.with_name("kidney_instance-1_annotation-1.nii").unlink()
     for n in (2, 3):
         (folder / "segmentations" / f"tumor_instance-1_annotation-{n}.nii.gz").unlink()
@@ -161,38 +155,3 @@ def test_what_is_wrong_with_annotations_is_named(case, tmp_path):
     (tmp_path / "case_00001").mkdir()
     with pytest.raises(MissingInput, match="segmentations: no KIND_instance-N_annotation-M.nii.gz there"):
         annotators.read_annotations(tmp_path / "case_00001")
-
-
-def test_a_run_against_samples(tmp_path, monkeypatch):
-    label = geometry.wide_label()
-    spacing = (3.0, 0.8, 0.7)
-    geometry.write_cases(tmp_path / "raw", label, geometry.painted(label, geometry.BODY), spacing)
-    for number, way in enumerate((1, -1)):  # three annotators who agree with the label
-        for kind, inside in (("kidney", label > 0), ("tumor", label == 2), ("cyst", label == 3)):
-            for n in (1, 2, 3):
-                name = f"{kind}_instance-1_annotation-{n}.nii.gz"
-                path = tmp_path / "truth" / f"case_{number:05d}" / "segmentations" / name
-                write_nifti(path, inside[::way].astype(np.uint8), kits_geometry(label.shape, spacing))
-    model = Threshold(*geometry.BETWEEN)
-    by_file, _, _ = geometry.evaluated(tmp_path, monkeypatch, model, size_px="32x64")
-    arguments = {"run": str(tmp_path / "run"), "store": str(tmp_path / "store"), "reference": "samples"}
-    evaluate.main(evaluate.Args(**arguments, truth=str(tmp_path / "truth")))
-    output = tmp_path / "run" / "evaluation" / "test_samples"
-    (by_samples,) = geometry.rows_of(output)
-    assert by_samples == by_file and 0 < float(by_file["tumor_dice"]) < 1
-    assert json.loads((output / "summary.json").read_text())["reference"] == "samples"
-    with pytest.raises(InputError, match="reference=samples is made of truth=DIR/CASE/segmentations/"):
-        evaluate.Args(**arguments)
-    with pytest.raises(InputError, match="other has no case_0000., which the split holds"):
-        (tmp_path / "other" / "case_00009").mkdir(parents=True)
-        evaluate.main(evaluate.Args(**arguments, truth=str(tmp_path / "other")))
-
-
-@pytest.mark.kits
-@needs_raters
-@pytest.mark.parametrize("case_id", ["case_00152", "case_00210"])
-def test_the_majority_of_real_annotations_is_the_published_label(case_id):
-    published = read_labels(DATA / "kits23_labels" / case_id / "segmentation.nii.gz").array
-    assert np.array_equal(
-        whole(annotators.majority(annotators.read_annotations(DATA / "kits_raters" / case_id))), published
-    )

@@ -124,7 +124,10 @@ def test_a_mark_says_what_made_the_cases(tmp_path):
         assert find_cases(tmp_path / "above").data == "painted"
         (folder / MARKER).unlink()
     mark = tmp_path / "above" / MARKER
-    for content, words in (('{"data": "mri"}', "data is 'mri', not one of kits"), ("[]", "cannot be read .not an object")):
+    for content, words in (
+        ('{"data": "mri"}', "data is 'mri', not one of kits"),
+        ("[]", "not an object"),
+    ):
         mark.write_text(content)
         with pytest.raises(InputError, match=words):
             find_cases(tmp_path / "above")

@@ -144,7 +144,10 @@ def test_values_between_integers_are_kept(tmp_path):
             {"positions": [[0, 0, z] for z in (0, 3, 6, 8, 10)]},
             "missing or unevenly spaced: 3 mm .* usual step is 2.5 mm",
         ),
-        ({"positions": [[0, 0, z] for z in (0, 3, 6, 6, 9)]}, "1 slices lie where another lies .im002.dcm and im003"),
+        (
+            {"positions": [[0, 0, z] for z in (0, 3, 6, 6, 9)]},
+            "1 slices have the position of another .im002",
+        ),
         ({"positions": [[0, z * 0.3, z] for z in (0, 3, 6, 9, 12)]}, "tilted gantry: .* 16.7 degrees off their normal"),
         ({"hu": HU[:1]}, "the series is a single slice, not a volume"),
         ({"edit": (b"\x20\x00\x32\x00", b"\x20\x00\x30\x00")}, r"no position .0020,0032."),
@@ -177,14 +180,14 @@ def test_slices_of_different_stacks_under_one_number_are_refused(tmp_path):
         read(tmp_path / "sizes")
 
 
-def test_colour_pictures_and_many_frames_are_refused(tmp_path):
-    colour = sitk.GetImageFromArray(np.zeros((8, 8, 3), np.uint8), isVector=True)
+def test_color_images_and_several_frames_are_refused(tmp_path):
+    color = sitk.GetImageFromArray(np.zeros((8, 8, 3), np.uint8), isVector=True)
     for key, value in {"0008|0060": "CT", "0020|000e": "1.9"}.items():
-        colour.SetMetaData(key, value)
-    (tmp_path / "colour").mkdir()
-    sitk.WriteImage(colour, str(tmp_path / "colour" / "a.dcm"))
-    with pytest.raises(InputError, match="a.dcm: a colour picture; a CT series has a grey slice a file"):
-        read(tmp_path / "colour")
+        color.SetMetaData(key, value)
+    (tmp_path / "color").mkdir()
+    sitk.WriteImage(color, str(tmp_path / "color" / "a.dcm"))
+    with pytest.raises(InputError, match="a.dcm: a color image; a CT is gray"):
+        read(tmp_path / "color")
     frames = sitk.GetImageFromArray(np.zeros((4, 8, 8), np.int16))
     frames.SetMetaData("0008|0060", "CT")
     (tmp_path / "frames").mkdir()

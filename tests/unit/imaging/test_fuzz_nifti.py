@@ -21,7 +21,7 @@ from kits_dist.imaging.nifti import AXIS_CODES, kits_geometry, read_image, read_
 from kits_dist.utils.errors import InputError
 from tests.unit.imaging.test_nifti import nifti_bytes
 
-COUNT = int(os.environ.get("FUZZ_MUTANTS", "200")) // 2
+COUNT = int(os.environ.get("FUZZ_MUTANTS", "120")) // 2
 SHAPE, SPACING = (4, 9, 11), (3.0, 0.7, 0.9)
 HU = np.random.default_rng(0).integers(-1000, 1500, SHAPE).astype(np.int16)
 RAW = nifti_bytes(HU, kits_geometry(SHAPE, SPACING).affine)
@@ -136,8 +136,9 @@ def watched(tmp_path):
             try:
                 found = read(path)
             except InputError as error:
-                assert str(error).startswith(f"{path}: ") and "\n" not in str(error), error
                 found = error
+        if isinstance(found, InputError):
+            assert str(found).startswith(f"{path}: ") and "\n" not in str(found), found
         assert time.perf_counter() - began < 2
         # at most 1032 bytes from one of deflate, held as float64 between reading and float32
         assert tracemalloc.get_traced_memory()[1] - before < 2**20 + 16 * 1032 * len(content)
