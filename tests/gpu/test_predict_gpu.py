@@ -1,12 +1,12 @@
-"""Prediction on a GPU: the same label maps as on the CPU, and a clock that does not make it wait."""
+"""Prediction on a GPU: the same label maps as on the CPU, and a timer that does not synchronize."""
 
 import numpy as np
 import pytest
 import torch
 
 from kits_dist.inference.predictor import Predictor
-from tests.unit.inference.test_predictor import scan
-from tests.unit.test_predict import ALL, real_run
+from kits_dist.labels import REGIONS
+from tests.helpers.runs import scan, untrained_run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -15,8 +15,8 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("planes", ["[axial]", "[axial,coronal]"])
-def test_a_gpu_paints_what_the_cpu_paints(tmp_path, monkeypatch, planes):
-    run = real_run(tmp_path / "run", size_px="64x96", planes=planes)
+def test_a_gpu_predicts_what_the_cpu_predicts(tmp_path, monkeypatch, planes):
+    run = untrained_run(tmp_path / "run", size_px="64x96", planes=planes)
     labels, shares = {}, {}
     for kind in ("cuda", "cpu"):
         if kind == "cpu":
@@ -24,7 +24,7 @@ def test_a_gpu_paints_what_the_cpu_paints(tmp_path, monkeypatch, planes):
         predictor = Predictor(run, 2, "flip", precision="auto" if kind == "cpu" else "tf32")
         assert predictor.members[0].device.type == kind
         levels = predictor.levels_of(scan())
-        uint8_probabilities = np.empty((len(ALL), *levels.shape), np.uint8)
+        uint8_probabilities = np.empty((len(REGIONS), *levels.shape), np.uint8)
         labels[kind] = predictor.predict_levels(levels, predictor.case_of(levels, scan()), uint8_probabilities)
         shares[kind] = uint8_probabilities.astype(int)
         assert predictor.network_s > 0
@@ -32,33 +32,37 @@ def test_a_gpu_paints_what_the_cpu_paints(tmp_path, monkeypatch, planes):
     assert (labels["cuda"] != labels["cpu"]).mean() < 0.01
 
 
-def seen_by(run, **how):
+def predicted_shares(run, **how):
     """(3, D, H, W) probabilities in steps of 1/255, and the precision."""
     predictor = Predictor(run, 2, **how)
     levels = predictor.levels_of(scan())
-    uint8_probabilities = np.empty((len(ALL), *levels.shape), np.uint8)
+    uint8_probabilities = np.empty((len(REGIONS), *levels.shape), np.uint8)
     predictor.predict_levels(levels, predictor.case_of(levels, scan()), uint8_probabilities)
     return uint8_probabilities.astype(int), predictor.precision
 
 
-def test_half_precision_is_taken_where_the_run_trained_so_and_says_nearly_the_same(tmp_path):
-    run = real_run(tmp_path / "run", size_px="64x96")
-    exact, named = seen_by(run, precision="fp32")
-    half, chosen = seen_by(run)  # trained with train.precision=auto
+def test_half_precision_follows_the_training_and_predicts_nearly_the_same(tmp_path):
+    run = untrained_run(tmp_path / "run", size_px="64x96")
+    exact, named = predicted_shares(run, precision="fp32")
+    half, chosen = predicted_shares(run)  # trained with train.precision=auto
     assert named == "fp32" and chosen == ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16")
-    for shares in (half, seen_by(run, precision="bf16")[0], seen_by(run, precision="fp16")[0]):
+    for shares in (
+        half,
+        predicted_shares(run, precision="bf16")[0],
+        predicted_shares(run, precision="fp16")[0],
+    ):
         assert 0 < np.abs(shares - exact).max() <= 13  # bf16 has 8 bits, and some twenty layers add up: 5 %
 
 
 @pytest.mark.slow
-def test_a_compiled_network_says_nearly_the_same(tmp_path):
-    run = real_run(tmp_path / "run", size_px="64x96")
-    eager, compiled = (seen_by(run, compiled=wanted)[0] for wanted in (False, True))
+def test_a_compiled_network_predicts_nearly_the_same(tmp_path):
+    run = untrained_run(tmp_path / "run", size_px="64x96")
+    eager, compiled = (predicted_shares(run, compiled=wanted)[0] for wanted in (False, True))
     assert np.abs(eager - compiled).max() <= 13  # in half precision; joined layers round less often
 
 
-def test_the_clock_counts_what_the_gpu_did_and_waits_only_when_asked(tmp_path):
-    predictor = Predictor(real_run(tmp_path / "run", size_px="64x96"), 1)
+def test_the_timer_synchronizes_only_when_it_is_read(tmp_path):
+    predictor = Predictor(untrained_run(tmp_path / "run", size_px="64x96"), 1)
     levels = predictor.levels_of(scan())
     model, case = predictor.members[0], predictor.case_of(levels, scan())
     torch.cuda.synchronize()

@@ -11,9 +11,9 @@ from kits_dist import evaluate
 from kits_dist.imaging import annotators
 from kits_dist.imaging.nifti import kits_geometry, read_labels, write_nifti
 from kits_dist.utils.errors import InputError
+from tests.helpers.runs import Threshold
 from tests.integration import test_geometry as geometry
 from tests.unit.imaging.test_annotators import full_map
-from tests.unit.inference.test_predictor import Threshold
 
 DATA = Path(os.environ.get("KITS_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 needs_raters = pytest.mark.skipif(

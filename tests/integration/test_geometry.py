@@ -23,9 +23,9 @@ from kits_dist.imaging.nifti import Volume, kits_geometry, read_image, read_labe
 from kits_dist.inference.predictor import Predictor
 from kits_dist.labels import REGIONS
 from kits_dist.utils.errors import JobFailed
+from tests.helpers.runs import Threshold, export_run
 from tests.integration.test_whole_way import KITS
 from tests.unit.imaging.test_nifti import ORDERS, nifti_bytes, oblique, save, turned
-from tests.unit.inference.test_predictor import Threshold, export_run
 
 REAL_CT = KITS / "real_ct" / "torso_3mm_noncontrast.nii.gz"
 ALL = ("kidney_and_mass", "mass", "tumor")

@@ -15,7 +15,7 @@ from kits_dist.distributed.ranks import Ranks
 from kits_dist.imaging.nifti import Volume, kits_geometry
 from kits_dist.inference.predictor import Predictor
 from kits_dist.utils.errors import InputError
-from tests.unit.inference.test_predictor import Threshold, export_run
+from tests.helpers.runs import Threshold, export_run
 
 ALL = tuple(PLANES)
 

@@ -15,7 +15,7 @@ from kits_dist.inference.ensemble import WeightedLogitEnsemble
 from kits_dist.inference.predictor import Predictor
 from kits_dist.inference.region_models import SliceProbabilities
 from kits_dist.utils.errors import InputError
-from tests.unit.inference.test_predictor import Threshold, export_run, scan
+from tests.helpers.runs import Threshold, export_run, scan
 
 
 class Says:

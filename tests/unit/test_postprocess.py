@@ -16,7 +16,7 @@ from kits_dist.inference import region_models
 from kits_dist.inference.postprocessing import FILE, Rules
 from kits_dist.labels import KIDNEY, REGIONS, TUMOR
 from kits_dist.utils.errors import InputError
-from tests.unit.inference.test_predictor import Threshold, export_run
+from tests.helpers.runs import Threshold, export_run
 
 MM = (1.0, 1.0, 1.0)
 ALL = tuple(REGIONS)

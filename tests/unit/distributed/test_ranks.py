@@ -33,3 +33,9 @@ def test_what_the_launcher_says_is_checked(monkeypatch):
     monkeypatch.setattr(launcher, "_parent_command", lambda: ["python", "accelerate", "launch", "--num_processes=2"])
     with pytest.raises(InputError, match="asked for 2 processes but started 1"), ranks.joined():
         pass
+
+
+def test_a_rank_outside_the_world_is_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(InputError, match="RANK=3 and WORLD_SIZE=1 in the environment contradict"):
+        ranks.launched()

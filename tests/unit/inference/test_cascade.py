@@ -14,7 +14,7 @@ from kits_dist.inference.cascade import CropProbabilities, KidneyCropModel
 from kits_dist.inference.predictor import Predictor
 from kits_dist.inference.region_models import to_half
 from kits_dist.utils.errors import InputError
-from tests.unit.inference.test_predictor import Threshold, export_run
+from tests.helpers.runs import Threshold, export_run
 
 SHAPE = (8, 96, 160)
 HU = {1: 100, 2: 180, 3: 140}

@@ -1,0 +1,108 @@
+"""The scans that `predict` finds, and those that it cannot read."""
+
+import gzip
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from kits_dist import predict
+from kits_dist.imaging.nifti import kits_geometry, read_labels, same_grid, write_nifti
+from kits_dist.imaging.scans import find_scans
+from kits_dist.utils.errors import InputError, JobFailed
+from tests.helpers.runs import Threshold, export_run, untrained_run
+from tests.unit.imaging.test_nifti import HU, SHAPE, nifti_bytes
+from tests.unit.test_predict import main
+
+
+def test_each_unreadable_scan_is_reported_and_the_others_are_predicted(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "scans"
+    write_nifti(folder / "good.nii.gz", np.where(HU > 500, 150, 20).astype(np.int16), kits_geometry(SHAPE, (3, 1, 1)))
+    good = gzip.compress(nifti_bytes())
+    bad = {
+        "empty": (b"", "the file is empty (0 bytes)"),
+        "four": (
+            gzip.compress(nifti_bytes(dim=[4, 3, 5, 1, 7, 1, 1, 1])),
+            "4 axes, 3x5x1x7; a CT or label map has three",
+        ),
+        "huge": (
+            gzip.compress(nifti_bytes(version=2, dim=[3, *[100_000] * 3, 1, 1, 1, 1])),
+            "the header claims 100000x100000x100000 voxels of int16, 2000000000000544 bytes; the file holds at most",
+        ),
+        "text": (b"hello, this is no scan", "not a NIfTI file, it begins with b'hello, this '"),
+        "cut": (good[: len(good) // 2], "damaged or truncated (Compressed file ended before"),
+        "flipped": (good[:-6] + bytes([good[-6] ^ 4]) + good[-5:], "damaged or truncated (CRC check failed"),
+        "nan": (gzip.compress(nifti_bytes(np.full(SHAPE, np.nan, np.float32))), "105 voxels are NaN or infinite"),
+        "infinite": (gzip.compress(nifti_bytes(np.full(SHAPE, 1e300))), "105 voxels are NaN or infinite"),
+        "sideways": (
+            gzip.compress(nifti_bytes(sform_code=0, qform_code=0)),
+            "no orientation (qform_code and sform_code are",
+        ),
+    }
+    for name, (content, _) in bad.items():
+        (folder / f"{name}.nii.gz").write_bytes(content)
+    (folder / "folder.nii.gz").mkdir()
+    bad["folder"] = (None, "not a file")
+    run = export_run(tmp_path / "run", monkeypatch, Threshold(100.0), size_px="32x32")
+    with pytest.raises(JobFailed, match=r"10 of 11 scans could not be read: cut, empty, flipped, folder, four, huge,"):
+        predict.main(predict.Args(run=str(run), input=str(folder), output=str(tmp_path / "out")))
+    said = capsys.readouterr().out.splitlines()
+    for name, (_, words) in bad.items():
+        (line,) = [line for line in said if f"{name}.nii.gz" in line]  # one message, one line
+        assert line.startswith("error") and words in line
+        with pytest.raises(InputError):  # alone it is the file that was named: exit code 2
+            predict.main(predict.Args(run=str(run), input=str(folder / f"{name}.nii.gz"), output=str(tmp_path / "b")))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.json", "good.nii.gz"]
+    assert np.array_equal(read_labels(tmp_path / "out" / "good.nii.gz").array, HU > 500)
+
+
+def test_a_case_without_a_ct_is_reported(raw, tmp_path, monkeypatch, capsys):
+    for name in ("case_00000", "case_00001"):
+        (tmp_path / "cases" / name).mkdir(parents=True)
+    (tmp_path / "cases" / "case_00000" / "imaging.nii.gz").symlink_to(raw / "case_00000" / "imaging.nii.gz")
+    run = export_run(tmp_path / "run", monkeypatch, Threshold(100.0), size_px="64x64")
+    with pytest.raises(JobFailed, match="1 of 2 scans could not be read: case_00001"):
+        predict.main(predict.Args(run=str(run), input=str(tmp_path / "cases"), output=str(tmp_path / "out")))
+    assert "error    case_00001: no CT file in" in capsys.readouterr().out
+
+
+def test_nnunet_names_and_folders(raw, tmp_path):
+    tests, training = tmp_path / "d" / "imagesTs", tmp_path / "d" / "imagesTr"
+    for path in (tests / "kidney_7_0000.nii.gz", tests / "plain.nii.gz", training / "kidney_1_0000.nii.gz"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(raw / "case_00000" / "imaging.nii.gz", path)
+    assert [s.name for s in find_scans(tests).scans] == ["kidney_7", "plain"]
+    found = find_scans(tmp_path / "d")
+    assert [s.name for s in found.scans] == ["kidney_7", "plain"] and "those of imagesTr are left out" in found.notes[0]
+    assert [s.name for s in find_scans(tests / "kidney_7_0000.nii.gz").scans] == ["kidney_7"]
+    shutil.copy(tests / "plain.nii.gz", tests / "kidney_7_0001.nii.gz")
+    with pytest.raises(InputError, match="holds second channels .kidney_7_0001.nii.gz.; a CT has one"):
+        find_scans(tests)
+    (tests / "kidney_7_0001.nii.gz").rename(tests / "kidney_7.nii.gz")
+    with pytest.raises(InputError, match="holds kidney_7.nii.gz and kidney_7_0000.nii.gz, whose label maps would"):
+        find_scans(tests)
+    (tests / "kidney_7.nii.gz").unlink()
+    (tests / "plain.nii.gz").rename(tests / "plain_0000.nii.gz")
+    with pytest.raises(InputError, match="is the input folder; next time labels would pass for CTs"):
+        main(untrained_run(tmp_path / "run"), tmp_path / "d", tests)
+    shutil.rmtree(tests)
+    assert [s.name for s in find_scans(tmp_path / "d").scans] == ["kidney_1"]
+
+
+def test_a_dicom_series_is_predicted_on_its_own_grid(tmp_path):
+    pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: pip install 'kits-dist[dicom]'")
+    from tests.unit.imaging.test_dicom import PATIENT, by_simpleitk, turned, write_series
+
+    hu = np.random.default_rng(1).integers(-100, 300, (6, 64, 80)).astype(np.int16)
+    write_series(tmp_path / "scans" / "jane", hu, axes=turned((3, 5)))
+    by_simpleitk(tmp_path / "scans" / "jane", tmp_path)
+    run = untrained_run(tmp_path / "run", size_px="64x64")
+    main(run, tmp_path / "scans", tmp_path / "a")
+    main(run, tmp_path / "theirs.nii.gz", tmp_path / "b")
+    ours, theirs = read_labels(tmp_path / "a" / "jane.nii.gz"), read_labels(tmp_path / "b" / "theirs.nii.gz")
+    assert np.array_equal(ours.array, theirs.array) and ours.array.any()
+    assert same_grid(ours.canonical_geometry(), theirs.canonical_geometry())
+    written = b"".join(path.read_bytes() for path in (tmp_path / "a").iterdir() if path.suffix == ".json")
+    written += nib.load(tmp_path / "a" / "jane.nii.gz").header.binaryblock
+    assert not [value for value in PATIENT.values() if value.encode() in written]
