@@ -25,6 +25,15 @@ def _require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def _require_bounds(config: Any, prefix: str, **bounds: tuple[float, float]) -> None:
+    """Raise InputError for a field outside its bounds, which belong to the allowed values; infinity does not."""
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        allowed = f"{low} or more, but finite" if high == math.inf else f"{low}..{high}"
+        in_bounds = value is None or (low <= value <= high and value != math.inf)
+        _require(in_bounds, f"{prefix}{name}={value}: use {allowed}.")
+
+
 _PLANES = {"axial", "coronal", "sagittal"}
 
 
@@ -74,11 +83,7 @@ class DataConfig:
             f"data.size_px={self.size_px}: each must be a positive multiple of 32 (five levels), at most 8192. "
             "Example: data.size_px=352x448",
         )
-        _require(self.batch_size > 0, f"data.batch_size={self.batch_size} must be at least 1.")
-        _require(1 <= self.prefetch <= 64, f"data.prefetch={self.prefetch} batches: use 1..64.")
-        _require(0 <= self.threads <= 1024, f"data.threads={self.threads}: use 0 (automatic) or up to 1024.")
         _require(0 < self.share < 1, f"data.share={self.share}: use a share between 0 and 1, both excluded.")
-        _require(0 <= self.margin <= 10**6, f"data.margin={self.margin} slices: use 0..1000000.")
         _require(
             bool(self.planes) and set(self.planes) <= _PLANES and len(set(self.planes)) == len(self.planes),
             f"data.planes={list(self.planes)}: choose from {sorted(_PLANES)}, each once.",
@@ -91,12 +96,20 @@ class DataConfig:
             self.box == "body" or self.slices == "all",
             "data.box=kidney takes the slices of each kidney's box. Leave out data.slices; set data.box_margin_mm.",
         )
-        _require(0 <= self.box_margin_mm <= 200, f"data.box_margin_mm={self.box_margin_mm} mm: use 0..200.")
-        _require(0 <= self.context <= 8, f"data.context={self.context} neighbors on each side: use 0..8.")
-        _require(self.pixel_mm is None or 0.1 <= self.pixel_mm <= 20, f"data.pixel_mm={self.pixel_mm} mm: use 0.1..20.")
         _require(
             self.fold == "all" or (isinstance(self.fold, int) and self.fold >= 0),
             f"data.fold={self.fold!r}: use a fold number from 0, or all.",
+        )
+        _require_bounds(
+            self,
+            "data.",
+            batch_size=(1, math.inf),
+            pixel_mm=(0.1, 20),
+            margin=(0, 10**6),
+            box_margin_mm=(0, 200),
+            context=(0, 8),
+            threads=(0, 1024),
+            prefetch=(1, 64),
         )
 
 
@@ -147,7 +160,15 @@ class AugmentConfig:
         for name in ("flip", "crop", *(name for name in vars(self) if name.endswith("_p"))):
             p = getattr(self, name)
             _require(0 <= p <= 1, f"augment.{name}={p} is a probability: use 0..1.")
-        _require(0 <= self.rotate_deg <= 180, f"augment.rotate_deg={self.rotate_deg} degrees: use 0..180.")
+        _require_bounds(
+            self,
+            "augment.",
+            rotate_deg=(0, 180),
+            noise_hu=(0, 200),
+            brightness_hu=(0, 200),
+            shift_mm=(0, 200),
+            box_mm=(0, 200),
+        )
         for name, lowest, highest in (
             ("scale", 0.25, 4),
             ("blur_px", 0.1, 10),
@@ -159,8 +180,6 @@ class AugmentConfig:
                 lowest <= low <= high <= highest,
                 f"augment.{name}={[low, high]}: use {lowest} <= low <= high <= {highest}.",
             )
-        for name in ("noise_hu", "brightness_hu", "shift_mm", "box_mm"):
-            _require(0 <= getattr(self, name) <= 200, f"augment.{name}={getattr(self, name)}: use 0..200.")
 
 
 @dataclass(frozen=True)
@@ -188,7 +207,7 @@ class ModelConfig:
             f"model.regions={list(self.regions)}: choose from {list(REGIONS)}, each once and in this order.",
         )
         _require(0 < self.prior <= 0.5, f"model.prior={self.prior}: use a probability above 0, up to 0.5.")
-        _require(1 <= self.width <= 512, f"model.width={self.width}: use 1..512 channels.")
+        _require_bounds(self, "model.", width=(1, 512))
 
 
 @dataclass(frozen=True)
@@ -228,14 +247,16 @@ class OptimConfig:
     """Weight of each region in the loss; `none` weights all alike."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.lr < math.inf, f"optim.lr={self.lr} must be 0 or more, and finite.")
-        _require(
-            0 <= self.weight_decay < math.inf, f"optim.weight_decay={self.weight_decay} must be 0 or more, finite."
+        _require_bounds(
+            self,
+            "optim.",
+            lr=(0, math.inf),
+            weight_decay=(0, math.inf),
+            epochs=(1, math.inf),
+            patience=(0, math.inf),
+            accumulate=(1, math.inf),
+            warmup_steps=(0, math.inf),
         )
-        _require(self.epochs > 0, f"optim.epochs={self.epochs} must be at least 1.")
-        _require(self.patience >= 0, f"optim.patience={self.patience} must be 0 (never) or more.")
-        _require(self.accumulate > 0, f"optim.accumulate={self.accumulate} must be at least 1.")
-        _require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must be 0 or more.")
         _require(self.clip_norm is None or self.clip_norm > 0, f"optim.clip_norm={self.clip_norm} must be above 0.")
         _require(0 <= self.ema < 1, f"optim.ema={self.ema}: use 0 (off) or a decay below 1, as 0.999.")
         for name in ("pos_weight", "region_weight"):
@@ -276,10 +297,14 @@ class TrainConfig:
     """Seconds that a rank waits for the others, at the start and in each step, before it aborts."""
 
     def __post_init__(self) -> None:
-        _require(self.save_every_steps >= 0, f"train.save_every_steps={self.save_every_steps} must be 0 or more.")
-        _require(self.keep > 0, f"train.keep={self.keep} must be at least 1.")
-        _require(1 <= self.timeout_s <= 86400, f"train.timeout_s={self.timeout_s} seconds: use 1..86400.")
-        _require(1 <= self.bucket_mb <= 1024, f"train.bucket_mb={self.bucket_mb} MB: use 1..1024.")
+        _require_bounds(
+            self,
+            "train.",
+            bucket_mb=(1, 1024),
+            save_every_steps=(0, math.inf),
+            keep=(1, math.inf),
+            timeout_s=(1, 86400),
+        )
         _require(
             not (self.static_graph and self.deterministic),
             "train.static_graph=true reorders the gradients in the third step after each start, so a resumed run would "
@@ -297,8 +322,7 @@ class LogConfig:
     """Slices in the TensorBoard panel of each validation; 0 turns the panel off."""
 
     def __post_init__(self) -> None:
-        _require(self.every_steps > 0, f"log.every_steps={self.every_steps} must be at least 1.")
-        _require(0 <= self.images <= 64, f"log.images={self.images}: use 0..64.")
+        _require_bounds(self, "log.", every_steps=(1, math.inf), images=(0, 64))
 
 
 @dataclass(frozen=True)
@@ -331,7 +355,7 @@ class Config:
             f"train.static_graph=true with optim.accumulate={self.optim.accumulate}: DDP fails when a backward pass "
             "without an exchange of gradients comes first. Leave one of them out.",
         )
-        _require(0 <= self.seed < 2**31, f"seed={self.seed}: use 0..{2**31 - 1}.")
+        _require_bounds(self, "", seed=(0, 2**31 - 1))
 
 
 def as_plain(config: Any) -> dict:

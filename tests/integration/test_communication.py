@@ -19,7 +19,7 @@ from tests.helpers import fork_server
     [
         (["train.static_graph=true", "optim.accumulate=2"], "train.static_graph=true with optim.accumulate=2: DDP "),
         (["train.static_graph=true", "train.deterministic=true"], "would not be bit-equal. Leave it or train.det"),
-        (["train.bucket_mb=0"], "train.bucket_mb=0 MB: use 1..1024"),
+        (["train.bucket_mb=0"], "train.bucket_mb=0: use 1..1024"),
         (["train.gradients=fp8"], "train.gradients"),
     ],
 )

@@ -57,7 +57,7 @@ def test_the_script_continues_after_a_stop_and_ends_with_the_report(tmp_path):
     epochs = f"optim.epochs={int(saved.removeprefix('step_')) // 2 + 2}"  # 16 slices are two steps
 
     refused = run_script(*arguments, "optim.lr=-1", timeout=600)
-    assert refused.returncode == 2 and "optim.lr=-1.0 must be 0 or more" in refused.stderr
+    assert refused.returncode == 2 and "optim.lr=-1.0: use 0 or more" in refused.stderr
     failed = run_script(*arguments, "data.context=1", timeout=600)  # another network than the one that was saved
     assert failed.returncode != 0 and "folds.sh: in 'fold 0 of 2: train' (exit code" in failed.stderr
 

@@ -48,6 +48,8 @@ def test_sizes_may_be_written_with_x_and_names_may_look_like_numbers():
         ("optim.pos_weight=[1,2]", "give one each"),
         ("data.fold=best", "use a fold number from 0, or all"),
         ("optim.lr=[", "cannot read the value"),
+        ("optim.lr=.inf", "optim.lr=inf: use 0 or more, but finite"),
+        ("data.context=9", "data.context=9: use 0..8"),
         ("resume=/nowhere", "expected one of ['none', 'auto'] (key resume). It means: `auto` continues from the last"),
         ("data.size_px=512", "data.size_px=512: takes 2 values, written data.size_px=[512,512]"),
         ("augment.scale=[1,2,3]", "takes 2 values"),
