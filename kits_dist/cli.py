@@ -239,14 +239,15 @@ def _keys(schema: type, prefix: str = "") -> dict[str, _Key]:
 
 
 def _field_docstrings(schema: type) -> dict[str, str]:
-    """Return {field: the string that follows it in the class body}, on one line."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
-    assert isinstance(definition, ast.ClassDef)
+    """Return {field: the string that follows it in the class body}, on one line; a class wins over its bases."""
     found = {}
-    for field, below in itertools.pairwise(definition.body):
-        match field, below:
-            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(str(text))):
-                found[name] = " ".join(text.split())
+    for owner in filter(dataclasses.is_dataclass, reversed(schema.__mro__)):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, below in itertools.pairwise(definition.body):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(str(text))):
+                    found[name] = " ".join(text.split())
     return found
 
 
