@@ -1,24 +1,24 @@
-"""Every benchmark, one after another, to one table: `python -m benchmarks.all`.
+"""Run every benchmark, one after another, and make one table: `python -m benchmarks.all`.
 
 Each is a process of its own; one that fails or takes too long is named at the end, the others are measured, and the
 exit code is 1. Lines go to `out` as they come, with a plot of all of them; `python -m benchmarks.report
-update=README.md` puts them into the README. quick=true runs all of it on tiny images, in `runs/benchmarks`: its figures
-mean nothing.
+update=README.md` puts the headlines into the README. quick=true runs all of it on tiny images, into `runs/benchmarks`:
+its values mean nothing.
 """
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.lib.lines import RESULTS, Line, read
+from benchmarks.lib.lines import QUICK_RESULTS, RESULTS, Line
 from benchmarks.lib.plot import draw
-from benchmarks.lib.steps import Runner, Task
-from benchmarks.report import table
+from benchmarks.lib.programs import Runner, Task
+from benchmarks.lib.tables import table
 from kits_dist import cli
 from kits_dist.utils.errors import InputError, JobFailed, MissingPackage
 
-# in the order in which they explain each other: what a step is made of, the step, what surrounds it
+# in the order in which they explain each other: the parts of a step, the step, what surrounds it
 ORDER = {
     "feed": [],
     "loader": ["size_px=352x448"],
@@ -42,12 +42,14 @@ LIMIT_S = 1800.0
 
 @dataclass(frozen=True)
 class Args:
+    """Arguments of the program."""
+
     only: tuple[str, ...] = ()
-    """Some of them; empty: all."""
+    """Only these; empty: all."""
     store: str = ""
     """Folder written by kits_dist.prepare, for those that read one; empty: phantoms."""
     peers: bool = True
-    """Other libraries beside ours; those that are not installed get a line that says so."""
+    """Compare with other libraries; those that are not installed get a line that says so."""
     out: str = ""
     """Folder for lines and plot; empty: benchmarks/results, or runs/benchmarks with quick=true."""
     quick: bool = False
@@ -59,46 +61,41 @@ class Args:
 
 
 def main(args: Args) -> None:
-    out = Path(args.out or ("runs/benchmarks" if args.quick else RESULTS))
+    """Run all, and print the table. Raises JobFailed naming those that failed."""
+    out = Path(args.out or (QUICK_RESULTS if args.quick else RESULTS))
     out.mkdir(parents=True, exist_ok=True)
+    lines: list[Line] = []
     with tempfile.TemporaryDirectory() as folder:
-        everything = Everything(args, out, Path(folder))
-        everything.run_all(everything.tasks())
-    print(f"\n{table(everything.lines)}\n", flush=True)
+        runner = Runner(Path(folder) / "log.txt", Path(folder), limit_s=1e9)
+
+        def keep() -> None:
+            lines.extend(runner.take_lines(lambda name: out / name))
+
+        runner.run_all(tasks(args, runner.lines_folder, keep))
+    print(f"\n{table(lines)}\n", flush=True)
     try:
-        draw(everything.lines, out / "plot.png")
+        draw(lines, out / "plot.png")
         print(f"plot: {out / 'plot.png'}")
     except MissingPackage as error:
         print(error)
-    print(*(words for words in everything.notes if not words.startswith("    ")), sep="\n")
-    if everything.failed:
-        raise JobFailed(f"{len(everything.failed)} benchmarks failed: {', '.join(everything.failed)}. See above.")
+
+    print(*(note for note in runner.notes if not note.startswith("    ")), sep="\n")
+    if runner.failed:
+        raise JobFailed(f"{len(runner.failed)} benchmarks failed: {', '.join(runner.failed)}. See above.")
 
 
-class Everything(Runner):
-    def __init__(self, args: Args, out: Path, work: Path):
-        super().__init__(work / "log.txt", work, 1e9)
-        self.args, self.out = args, out
-        self.lines: list[Line] = []
-
-    def tasks(self) -> list[Task]:
-        there = [name for name in ORDER if find_spec(f"benchmarks.{name}") and (self.args.peers or name != "nnunet")]
-        names = self.args.only or there
-        return [Task(name, self._words(name), LIMIT_S, after=self._keep) for name in names]
-
-    def _words(self, name: str) -> list[str]:
-        words = [f"benchmarks.{name}", f"out={self.work / 'lines'}"]
-        words += ["quick=true"] if self.args.quick else ORDER[name]
-        words += [f"peers={str(self.args.peers).lower()}"] if name in WITH_PEERS else []
-        return words + ([f"store={self.args.store}"] if self.args.store and name in WITH_STORE else [])
-
-    def _keep(self) -> None:
-        """Lines of the benchmark that just ran -> OUT, one file a question."""
-        for path in sorted((self.work / "lines").glob("*.jsonl")):
-            self.lines += read(path)
-            with open(self.out / path.name, "a", encoding="utf-8") as file:
-                file.write(path.read_text(encoding="utf-8"))
-            path.unlink()
+def tasks(args: Args, out: Path, after: Callable[[], None]) -> list[Task]:
+    """Return a task for each benchmark; its lines go to `out`."""
+    found = []
+    for name in args.only or ORDER:
+        if name == "nnunet" and not (args.peers or args.only):
+            continue
+        words = [f"benchmarks.{name}", f"out={out}"]
+        words += ["quick=true"] if args.quick else ORDER[name]
+        words += [f"peers={str(args.peers).lower()}"] if name in WITH_PEERS else []
+        words += [f"store={args.store}"] if args.store and name in WITH_STORE else []
+        found.append(Task(name, words, LIMIT_S, after=after))
+    return found
 
 
 if __name__ == "__main__":

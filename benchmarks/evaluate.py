@@ -1,8 +1,8 @@
 """How fast is the official table of a case, and in how much memory? `python -m benchmarks.evaluate truth=DIR`.
 
-Dice and surface Dice of the three regions, from two files: ours against the challenge's way (SimpleITK, and
-surface_distance on whole volumes), one process each, with the same predictions: the true label maps, moved about by
-1.5 mm along a smooth random field, which is what a good network gets wrong. Both must come to the same figures.
+Dice and surface Dice of the three regions, from two files: ours against the challenge's code (SimpleITK, and
+surface_distance on whole volumes), one process each, with the same predictions: the true label maps, deformed by about
+1.5 mm along a smooth random field, which resembles the errors of a good network. Both must give the same scores.
 """
 
 import importlib.util
@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from benchmarks.lib.harness import Ceiling, Variant, interleave, line, record
+from benchmarks.lib.arguments import TimedArgs
+from benchmarks.lib.harness import Candidate, interleave
+from benchmarks.lib.lines import A_RATIO, Ceiling, Recorder, no_ceiling, rounds
 from kits_dist import cli
 from kits_dist.imaging.nifti import Volume, kits_geometry, read_labels, write_nifti
 from kits_dist.imaging.predictions import find_truths
@@ -33,114 +35,104 @@ CPU = torch.device("cpu")  # nothing here runs on a GPU
 NEEDS = {"official": ("SimpleITK", "surface_distance"), "ours": ()}
 MOVED_MM, BUMP_MM = 1.5, 12.0  # how far, and over what distance the field changes
 WARMUP_STEPS = 1
-A_RATIO = Ceiling("none", None, "a ratio of two figures of this run: more is better")
-MEMORY = Ceiling("none", None, "the process' peak memory in label volumes, a byte a voxel: less is better")
-THE_OTHER = Ceiling("none", None, "it is what ours is compared with")
+MEMORY = no_ceiling("the process' peak memory in label volumes, a byte a voxel: less is better")
+THE_OTHER = no_ceiling("ours is compared with it")
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(TimedArgs):
+    """Arguments of the program."""
+
     truth: str = ""
     """Folder of annotated cases; empty: phantoms of 32, 128 and 256 slices of 512x512."""
     cases: int = 3
-    """How many, evenly from the one with the fewest slices to the one with the most."""
-    windows: int = 5
-    """Timed windows a variant, at least 5."""
-    window_s: float = 1.5
-    """Seconds a window, roughly; at least a case."""
+    """How many of them, evenly from the one with the fewest slices to the one with the most."""
     beside: str = ""
     """What else the machine did meanwhile, for the line."""
-    out: str = ""
-    """Folder for the line; empty: benchmarks/results."""
-    quick: bool = False
-    """One tiny phantom: proves that it runs."""
+    window_s: float = 1.5
+    """Seconds per window, approximately; at least a case."""
 
     def __post_init__(self) -> None:
         if self.cases < 1:
             raise InputError(f"cases={self.cases} must be at least 1.")
 
 
-class Pair(NamedTuple):
+class ScoringCase(NamedTuple):
+    """Two files to score."""
+
     prediction: Path
     truth: Path
     shape: tuple[int, int, int]  # (D, H, W)
 
 
 class Scorer:
-    """benchmarks.lib.scorers in a process of its own."""
+    """A scorer of benchmarks.lib.scorers in a process of its own."""
 
-    def __init__(self, way: str):
-        command = [sys.executable, "-m", "benchmarks.lib.scorers", way]
+    def __init__(self, name: str):
+        command = [sys.executable, "-m", "benchmarks.lib.scorers", name]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, *paths: Path) -> dict[str, Any]:
+        """Return the scores of two files, or without files the memory of the process. Raises JobFailed."""
         self.process.stdin.write("\t".join(map(str, paths)) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise JobFailed(f"{' '.join(self.process.args[1:])} ended: its words stand above.")
+            raise JobFailed(f"{' '.join(self.process.args[1:])} ended. Its output is above.")
         return json.loads(answer)
 
 
 def main(args: Args) -> None:
-    ways = [way for way, names in NEEDS.items() if all(importlib.util.find_spec(name) for name in names)]
-    with tempfile.TemporaryDirectory() as folder, _started(ways) as scorers:
+    """Time the scorers in turns, and write their lines."""
+    names = [name for name, packages in NEEDS.items() if all(importlib.util.find_spec(one) for one in packages)]
+    timing = args.timing(WARMUP_STEPS)
+    with tempfile.TemporaryDirectory() as folder, _started(names) as scorers:
         pairs = list(_pairs(args, Path(folder)))
-        imports_mb = {way: scorer.ask()["now"] for way, scorer in scorers.items()}
-        apart = _largest_difference(scorers, pairs)
-        peaks_mb: dict[str, list[float]] = {way: [] for way in ways}
+        imports_mb = {name: scorer.ask()["now"] for name, scorer in scorers.items()}
+        common = {"data": "kits" if args.truth else "phantom", "moved_mm": MOVED_MM, "cache": "warm"}
+        common |= {"beside": args.beside}
+        if len(scorers) > 1:
+            common["largest_difference"] = _largest_difference(scorers, pairs)
+        peaks_mb: dict[str, list[float]] = {name: [] for name in names}
         timed = interleave(
             {
-                f"{way} {number}": Variant(
+                f"{name} {number}": Candidate(
                     lambda scorer=scorer, pair=pair: scorer.ask(pair.prediction, pair.truth),
-                    after=lambda scorer=scorer, way=way: peaks_mb[way].append(scorer.ask()["peak"]),
+                    after=lambda scorer=scorer, name=name: peaks_mb[name].append(scorer.ask()["peak"]),
                 )
                 for number, pair in enumerate(pairs)
-                for way, scorer in scorers.items()
+                for name, scorer in scorers.items()
             },
             CPU,
-            windows=args.windows,
-            window_s=0 if args.quick else args.window_s,
-            warmup_steps=WARMUP_STEPS,
-        )
-    common = {"data": "kits" if args.truth else "phantom", "moved_mm": MOVED_MM, "cache": "warm", "beside": args.beside}
-    if apart is not None:
-        common["largest_difference"] = apart
-
-    def write(variant: str, values: list[float], unit: str, ceiling: Ceiling, pair: Pair, **more: Any) -> None:
-        size = {"slices": pair.shape[0], "size_px": list(pair.shape[1:])}
-        config = {"variant": f"{variant}, {pair.shape[0]} slices", **common, **size, **more}
-        answer = variant.startswith("ours against")
-        record(
-            line("evaluate", values, unit, ceiling, config, args, warmup_steps=WARMUP_STEPS, answer=answer), args.out
+            **timing,
         )
 
+    recorder = Recorder("evaluate", args, common, unit="slices a second", warmup_steps=WARMUP_STEPS)
     for number, pair in enumerate(pairs):
-        rates = {way: timed[f"{way} {number}"].rates(pair.shape[0]) for way in ways}
-        for way in ways:
-            write(way, rates[way], "slices a second", THE_OTHER if way == "official" else _known(rates), pair)
-        if "official" in ways:
-            times = [a / b for a, b in zip(rates["ours"], rates["official"], strict=True)]
-            write("ours against official", times, "times", A_RATIO, pair)
-        else:
-            write("official", [], "slices a second", THE_OTHER, pair, failed="not installed: pip install -e .[dev]")
+        size, tail = {"slices": pair.shape[0], "size_px": list(pair.shape[1:])}, f", {pair.shape[0]} slices"
+        rates = {name: timed[f"{name} {number}"].rates(pair.shape[0]) for name in names}
+        if "official" not in rates:
+            failed = {"failed": "not installed: pip install -e .[dev]"}
+            recorder.write(f"official{tail}", [], THE_OTHER, size | failed)
+            recorder.write(f"ours{tail}", rates["ours"], Ceiling("official", None, "not installed"), size)
+            continue
+        recorder.write(f"official{tail}", rates["official"], THE_OTHER, size)
+        recorder.write(f"ours{tail}", rates["ours"], Ceiling("official", float(np.median(rates["official"]))), size)
+        times = rounds(rates["ours"], rates["official"])
+        recorder.write(f"ours against official{tail}", times, A_RATIO, size, unit="times", answer=True)
+
     largest = max(pairs, key=lambda pair: np.prod(pair.shape))
+    size = {"slices": largest.shape[0], "size_px": list(largest.shape[1:])}
     volume_mb = float(np.prod(largest.shape)) / 2**20
-    for way in ways:
-        of_volume = [mb / volume_mb for mb in peaks_mb[way][-args.windows :]]  # a peak never falls
-        mb = {"imports_mb": round(imports_mb[way], 1), "volume_mb": round(volume_mb, 1)}
-        write(f"memory of {way}", of_volume, "volumes", MEMORY, largest, **mb)
-
-
-def _known(rates: dict[str, list[float]]) -> Ceiling:
-    if "official" not in rates:
-        return Ceiling("official", None, "not installed")
-    return Ceiling("official", float(np.median(rates["official"])))
+    for name in names:
+        in_volumes = [mb / volume_mb for mb in peaks_mb[name][-args.windows :]]  # a peak never falls
+        config = size | {"imports_mb": round(imports_mb[name], 1), "volume_mb": round(volume_mb, 1)}
+        recorder.write(f"memory of {name}, {largest.shape[0]} slices", in_volumes, MEMORY, config, unit="volumes")
 
 
 @contextmanager
-def _started(ways: list[str]) -> Iterator[dict[str, Scorer]]:
-    scorers = {way: Scorer(way) for way in ways}
+def _started(names: list[str]) -> Iterator[dict[str, Scorer]]:
+    scorers = {name: Scorer(name) for name in names}
     try:
         yield scorers
     finally:
@@ -149,18 +141,18 @@ def _started(ways: list[str]) -> Iterator[dict[str, Scorer]]:
             scorer.process.wait()
 
 
-def _pairs(args: Args, folder: Path) -> Iterator[Pair]:
+def _pairs(args: Args, folder: Path) -> Iterator[ScoringCase]:
     for number, (truth, path) in enumerate(_annotations(args)):
         prediction = folder / f"prediction_{number}.nii.gz"
         write_nifti(prediction, moved(truth.array, truth.spacing_mm, seed=number), truth.geometry)
         if path is None:
             path = folder / f"truth_{number}.nii.gz"
             write_nifti(path, truth.array, truth.geometry)
-        yield Pair(prediction, path, truth.array.shape)
+        yield ScoringCase(prediction, path, truth.array.shape)
 
 
 def _annotations(args: Args) -> Iterator[tuple[Volume, Path | None]]:
-    """Label maps, and the file of each if there is one."""
+    """Yield label maps, and the file of each if there is one."""
     if not args.truth:
         for index, slices in enumerate((16,) if args.quick else (32, 128, 256)):
             case = make_case(0, index, (slices, 64, 64) if args.quick else (slices, 512, 512))
@@ -173,7 +165,7 @@ def _annotations(args: Args) -> Iterator[tuple[Volume, Path | None]]:
 
 
 def moved(label: np.ndarray, spacing_mm: tuple[float, float, float], seed: int) -> np.ndarray:
-    """(D, H, W) labels, each voxel taken from MOVED_MM (one sd along each axis) away; the distance changes smoothly."""
+    """Deform (D, H, W) labels: each voxel moves by MOVED_MM (one sd along each axis), smoothly over distance."""
     box = tuple(slice(max(part.start - 8, 0), part.stop + 8) for part in bounding_box(label))
     cut, generator = label[box], np.random.default_rng(seed)
     places = []
@@ -186,16 +178,14 @@ def moved(label: np.ndarray, spacing_mm: tuple[float, float, float], seed: int) 
     return result
 
 
-def _largest_difference(scorers: dict[str, Scorer], pairs: list[Pair]) -> float | None:
-    """Between the ways, of all figures; None where there is one way. Raises JobFailed beyond 1e-9."""
-    if len(scorers) < 2:
-        return None
+def _largest_difference(scorers: dict[str, Scorer], pairs: list[ScoringCase]) -> float:
+    """Return the largest difference between two scorers. Raises JobFailed beyond 1e-9."""
     worst = 0.0
     for pair in pairs:
         a, b = (scorer.ask(pair.prediction, pair.truth) for scorer in scorers.values())
         worst = max(worst, *(abs(x - y) for name in a for x, y in zip(a[name], b[name], strict=True)))
     if worst > 1e-9:
-        raise JobFailed(f"the two ways differ by {worst:.2g}: speed says nothing while the figures are not the same.")
+        raise JobFailed(f"the scores differ by {worst:.2g}: their speed means nothing before they agree.")
     return worst
 
 

@@ -1,10 +1,10 @@
-"""How many images per second does the data path deliver, with nobody training? `python -m benchmarks.loader`.
+"""How many images per second does the data path deliver without training? `python -m benchmarks.loader`.
 
-A real store (phantoms are made where none is named), read through the operating system's page cache. Variants,
-interleaved: DALI on the CPU and OpenCV with one and with all threads, DALI on the GPU where there is one, its slices in
-mapped files and in GPU memory, each without augmentation and with the poster's; and their ceiling, the same slices
-copied into a batch by one thread and left as they are (benchmarks.feed).
-What a U-Net on that GPU consumes, and whether it ever waits: `benchmarks.end_to_end`.
+A real store (phantoms where none is named), read through the operating system's page cache. Timed in turns: DALI on the
+CPU and OpenCV with one and with all threads, DALI on the GPU where there is one, its slices in mapped files and in GPU
+memory, each without augmentation and with the poster's; and their ceiling, the same slices copied into a batch by one
+thread and left as they are (benchmarks.feed). `benchmarks.end_to_end` says whether a U-Net ever waits for them.
+
 `peers=true` adds albumentations, MONAI and batchgeneratorsv2 with as many workers as there are cores, and how many
 times faster ours are; `sheet=FILE.png` shows that all of them make the same pictures.
 """
@@ -17,22 +17,11 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import peers
-from benchmarks.feed import POSTER, dataset_of, host_steps, refuse_half_a_size
-from benchmarks.lib.harness import (
-    A_RATIO,
-    Ceiling,
-    Variant,
-    checked,
-    interleave,
-    line,
-    median,
-    pick_device,
-    plain,
-    record,
-    rounds,
-    settle,
-)
-from benchmarks.lib.harness import store_or_phantoms as open_store
+from benchmarks.lib.arguments import TimedArgs, check_size
+from benchmarks.lib.harness import Candidate, checked, interleave, pick_device, settle
+from benchmarks.lib.host_copy import host_steps
+from benchmarks.lib.lines import A_RATIO, Ceiling, Recorder, median, rounds
+from benchmarks.lib.stores import POSTER, STILL, dataset_of, described, open_store, plain
 from benchmarks.peers.sheet import draw_sheet
 from kits_dist import cli
 from kits_dist.config import AugmentConfig, DataConfig
@@ -43,143 +32,128 @@ from kits_dist.distributed.ranks import Ranks
 from kits_dist.utils.errors import InputError, MissingPackage
 from kits_dist.utils.parallel import available_cores
 
-STILL = AugmentConfig(rotate_p=0, flip=0, scale_p=0, crop=0, noise_p=0)
-CPU_BATCH = 16  # for all ways on the CPU: a batch of 128 at 512x512 takes DALI's one thread over a second
+CPU_BATCH = 16  # of every loader on the CPU: a batch of 128 at 512x512 takes DALI's one thread over a second
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(TimedArgs):
+    """Arguments of the program."""
+
     store: str = ""
     """A store of kits_dist.prepare; empty: phantoms of 256x256, or 512x512 where size_px is larger."""
     size_px: tuple[int, int] = (0, 0)
     """(height, width) of the images; 0x0: 512x512 on a GPU, 256x256 without."""
     batch_size: int = 0
-    """Images a batch; 0: 128 on a GPU. CPU ways take 16 at most, their pace is the same."""
+    """Images per batch; 0: 128 on a GPU. Loaders on the CPU take 16 at most, their rate is the same."""
     devices: tuple[str, ...] = ()
     """Cpu, cuda or both; empty: all that this machine has."""
     peers: tuple[str, ...] = ()
     """Other libraries, of albumentations, monai, batchgenerators; true: all."""
     sheet: str = ""
-    """PNG to write: the same slices through every way."""
-    windows: int = 5
-    """Timed windows a variant, at least 5."""
+    """PNG to write: the same slices from every loader."""
     window_s: float = 1.5
-    """Seconds a window, roughly."""
-    out: str = ""
-    """Folder for the line; empty: benchmarks/results."""
-    quick: bool = False
-    """A few batches of tiny images: proves that it runs."""
+    """Seconds per window, approximately."""
 
     def __post_init__(self):
-        refuse_half_a_size(self.size_px)
+        check_size(self.size_px)
         here = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
         if wrong := [name for name in self.devices if name not in here]:
             raise InputError(f"devices=[{wrong[0]}]: this machine has {' and '.join(here)}. Name those, or none.")
 
 
-ON_CPU = (torch.device("cpu"), torch.float32)
-
-
-class Way(NamedTuple):
-    """One way from the store to a batch."""
+class LoaderSetting(NamedTuple):
+    """How one loader makes its batches."""
 
     backend: str
-    device: torch.device
-    dtype: torch.dtype
     threads: int
     batch_size: int
     changes: AugmentConfig
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
     residency: str = "mmap"
+
+    def config(self) -> dict[str, Any]:
+        """Return its part of a line's config."""
+        return {
+            "device": self.device.type,
+            "backend": self.backend,
+            "residency": self.residency,
+            "threads": self.threads,
+            "batch_size": self.batch_size,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "augment": plain(self.changes),
+        }
 
 
 def main(args: Args) -> None:
+    """Time our loaders, the peers and the ceiling in turns, and write their lines."""
     device = pick_device()
-    on_gpu = device.type == "cuda"
-    size = args.size_px if all(args.size_px) else (64, 64) if args.quick else (512, 512) if on_gpu else (256, 256)
-    batch_size = args.batch_size or (4 if args.quick else 128 if on_gpu else CPU_BATCH)
+    size = args.size_px if all(args.size_px) else args.default(gpu=(512, 512), cpu=(256, 256), quick=(64, 64))
+    batch_size = args.batch_size or args.default(gpu=128, cpu=CPU_BATCH, quick=4)
     side = 512 if max(size) > 256 else 256
-    cases, shape = (6, (8, 64, 64)) if args.quick else (24, (32, 512, 512)) if on_gpu else (10, (24, side, side))
-    warmup_steps, window_s = (1, 0.0) if args.quick else (8, args.window_s)
+    cases, shape = args.default(gpu=(24, (32, 512, 512)), cpu=(10, (24, side, side)), quick=(6, (8, 64, 64)))
+    cpu_batch = min(batch_size, CPU_BATCH)
     names = peers.chosen(args.peers)
+    settings = settings_of(device, batch_size)
+    if args.devices:
+        settings = {name: one for name, one in settings.items() if one.device.type in args.devices}
+    timing = args.timing(warmup_steps=8)
+
     with open_store(args.store, cases, shape) as store:
         data = DataConfig(store=str(store.path), size_px=size, batch_size=batch_size)
-        paths = _paths(device, data.batch_size)
-        if args.devices:
-            paths = {name: path for name, path in paths.items() if path.device.type in args.devices}
-        dataset = dataset_of(store, DataConfig(**vars(data) | {"backend": "opencv"}))
-        read = host_steps(dataset, data.batch_size)["read"].run
-        cpu_batch = min(batch_size, CPU_BATCH)
+        dataset = dataset_of(store, data)
         # peers before DALI starts threads: their workers are forked
-        others, missing = _built({name: partial(_peer, name, dataset, cpu_batch) for name in names})
-        ours, absent = _built({name: partial(_batches, store, data, path) for name, path in paths.items()})
+        others, missing = _built({name: partial(_peer_step, name, dataset, cpu_batch) for name in names})
+        ours, absent = _built({name: partial(_our_step, store, data, one) for name, one in settings.items()})
+        steps = {"read": host_steps(dataset, batch_size)["read"].run} | others | ours
         timed = interleave(
-            {name: Variant(step, after=settle) for name, step in ({"read": read} | others | ours).items()},
+            {name: Candidate(step, after=settle) for name, step in steps.items()},
             device,
-            windows=args.windows,
-            window_s=window_s,
-            warmup_steps=warmup_steps,
-            lead_in=data.prefetch + 2,  # a pipeline that stood still has its queue full: that is not its pace
+            lead_in=data.prefetch + 2,  # a pipeline that was idle has a full queue, which is not its rate
+            **timing,
         )
-        common = plain(data) | {"data": store.meta["data"], "slices": len(dataset.rows), "cache": "warm"}
-        common["slice_px"] = list(store.cases[0].shape[1:])
+        common = plain(data) | described(store, dataset)
         if args.sheet:
-            draw_sheet(args.sheet, store, DataConfig(**vars(data) | {"batch_size": cpu_batch}), names)
+            draw_sheet(args.sheet, store, replace(data, batch_size=cpu_batch), names)
 
-    def record_line(name: str, values: list[float], unit: str, ceiling: Ceiling, config: dict[str, Any]) -> None:
-        config = {"variant": name, **common, **config}
-        answer = name in answers or unit == "times"
-        record(line("loader", values, unit, ceiling, config, args, warmup_steps=warmup_steps, answer=answer), args.out)
-
+    recorder = Recorder("loader", args, common, warmup_steps=timing["warmup_steps"])
     ceiling = Ceiling("feed (slices read, nothing done)", median(timed["read"].rates(batch_size))[0])
-    our_rates = {name: timed[name].rates(paths[name].batch_size) for name in ours}
-    answers = [
-        one
-        for one in our_rates
-        if one.endswith(f"{available_cores()}_poster") or one in ("dali_gpu_poster", "dali_gpu_resident_poster")
-    ]
-    for name, path in paths.items():
+    rates = {name: timed[name].rates(settings[name].batch_size) for name in ours}
+    fastest = (f"{available_cores()}_poster", "gpu_poster", "gpu_resident_poster")
+    answers = [name for name in rates if name.endswith(fastest)]
+    for name, one in settings.items():
         failed = {"failed": absent[name]} if name in absent else {}
-        record_line(name, our_rates.get(name, []), "images/s", ceiling, _described(path) | failed)
-    at_work = _described(Way("", *ON_CPU, available_cores(), cpu_batch, POSTER))
-    for name, reason in missing.items():
-        record_line(name, [], "images/s", ceiling, at_work | {"backend": name, "failed": reason})
-    for name in others:
-        rates = timed[name].rates(cpu_batch * available_cores())
-        peer = at_work | {"backend": name, "version": peers.version_of(name), "choices": peers.PEERS[name].choices}
-        record_line(name, rates, "images/s", ceiling, peer)
+        recorder.write(name, rates.get(name, []), ceiling, one.config() | failed, answer=name in answers)
+
+    for name in names:
+        config = LoaderSetting(name, available_cores(), cpu_batch, POSTER).config()
+        if name in missing:
+            recorder.write(name, [], ceiling, config | {"failed": missing[name]})
+            continue
+        theirs = timed[name].rates(cpu_batch * available_cores())
+        config |= {"version": peers.version_of(name), "choices": peers.PEERS[name].choices}
+        recorder.write(name, theirs, ceiling, config)
         for our in answers:
-            record_line(f"{our} against {name}", rounds(our_rates[our], rates), "times", A_RATIO, peer)
+            times = rounds(rates[our], theirs)
+            recorder.write(f"{our} against {name}", times, A_RATIO, config, unit="times", answer=True)
 
 
-def _described(path: Way) -> dict[str, Any]:
-    """A way's part of a line's config."""
-    return {
-        "device": path.device.type,
-        "backend": path.backend,
-        "residency": path.residency,
-        "threads": path.threads,
-        "batch_size": path.batch_size,
-        "dtype": str(path.dtype).removeprefix("torch."),
-        "augment": plain(path.changes),
-    }
-
-
-def _paths(device: torch.device, batch_size: int) -> dict[str, Way]:
-    every = available_cores()
-    paths = {}
+def settings_of(device: torch.device, batch_size: int) -> dict[str, LoaderSetting]:
+    """Return the settings of our loaders that a device allows, by name."""
+    found, small = {}, min(batch_size, CPU_BATCH)
     for word, changes in (("still", STILL), ("poster", POSTER)):
-        for threads in sorted({1, every}):
-            small = min(batch_size, CPU_BATCH)
-            paths[f"dali_cpu_{threads}_{word}"] = Way("dali", *ON_CPU, threads, small, changes)
-            paths[f"opencv_{threads}_{word}"] = Way("opencv", *ON_CPU, threads, small, changes)
+        for threads in sorted({1, available_cores()}):
+            found[f"dali_cpu_{threads}_{word}"] = LoaderSetting("dali", threads, small, changes)
+            found[f"opencv_{threads}_{word}"] = LoaderSetting("opencv", threads, small, changes)
         if device.type == "cuda":
-            paths[f"dali_gpu_{word}"] = Way("dali", device, torch.float16, every, batch_size, changes)
-            paths[f"dali_gpu_resident_{word}"] = Way("dali", device, torch.float16, every, batch_size, changes, "gpu")
-    return paths
+            mapped = LoaderSetting("dali", available_cores(), batch_size, changes, device, torch.float16)
+            found[f"dali_gpu_{word}"] = mapped
+            found[f"dali_gpu_resident_{word}"] = mapped._replace(residency="gpu")
+    return found
 
 
 def _built(makers: dict[str, Callable[[], Callable]]) -> tuple[dict[str, Callable], dict[str, str]]:
-    """{name: step} of all that are installed here, and {name: why not} of the others."""
+    """Return {name: step} of those that are installed, and {name: why it is missing} of the others."""
     steps, missing = {}, {}
     for name, make in makers.items():
         try:
@@ -189,20 +163,19 @@ def _built(makers: dict[str, Callable[[], Callable]]) -> tuple[dict[str, Callabl
     return steps, missing
 
 
-def _batches(store: Store, data: DataConfig, path: Way):
-    """Takes the next batch and does nothing with it; on a GPU the kernels that make it end before the window does."""
-    settings = ("backend", "threads", "batch_size", "residency")
-    changed = replace(data, **{name: getattr(path, name) for name in settings})
-    loader, _ = build_train_loader(store, changed, path.changes, 0, Ranks(), device=path.device, dtype=path.dtype)
-    stream = checked(iter(loader), f"data.backend={path.backend}")
+def _our_step(store: Store, data: DataConfig, one: LoaderSetting) -> Callable[[], Any]:
+    """Return what takes the next batch and discards it; on a GPU its kernels end before the window does."""
+    keys = ("backend", "threads", "batch_size", "residency")
+    data = replace(data, **{key: getattr(one, key) for key in keys})
+    loader, _ = build_train_loader(store, data, one.changes, 0, Ranks(), device=one.device, dtype=one.dtype)
+    stream = checked(iter(loader), f"data.backend={one.backend}")
     return lambda: next(stream)
 
 
-def _peer(name: str, dataset: SliceDataset, batch_size: int):
-    """A step is a batch of each worker: they start together and deliver together."""
-    batches = checked(
-        peers.stream(peers.build(name, dataset, POSTER), dataset, POSTER, batch_size, workers=available_cores()), name
-    )
+def _peer_step(name: str, dataset: SliceDataset, batch_size: int) -> Callable[[], Any]:
+    """Return what takes one batch from each worker, since they start and deliver together."""
+    peer = peers.build(name, dataset, POSTER)
+    batches = checked(peers.stream(peer, dataset, POSTER, batch_size, workers=available_cores()), name)
     return lambda: [next(batches) for _ in range(available_cores())]
 
 

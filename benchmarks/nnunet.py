@@ -1,8 +1,8 @@
-"""How do we compare with nnU-Net v2, trained its own way? `python -m benchmarks.nnunet`.
+"""How do we compare with nnU-Net v2, trained with its own trainer? `python -m benchmarks.nnunet`.
 
-Its own 2d trainer (planned network, patch and batch, deep supervision, its augmentation in worker processes) on a
-converted dataset, with its data loading and on one batch repeated, beside ours at the same patch and batch on the same
-cases. The networks differ, so each line says the operations an image costs, counted, and the pixels, by a hook.
+Its 2d trainer (planned network, patch and batch, deep supervision, its augmentation in worker processes) on a converted
+data set, with its data loading and on one batch repeated, and ours at the same patch and batch on the same cases. The
+networks differ, so each line holds the counted operations and the pixels of an image.
 """
 
 import contextlib
@@ -11,21 +11,10 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-from benchmarks.lib import roofline
-from benchmarks.lib.harness import (
-    A_RATIO,
-    Ceiling,
-    Variant,
-    interleave,
-    line,
-    median,
-    pick_device,
-    record,
-    rounds,
-    settle,
-)
+from benchmarks.lib.arguments import TimedArgs
+from benchmarks.lib.harness import Candidate, interleave, pick_device, settle
+from benchmarks.lib.lines import A_RATIO, Baseline, Recorder, no_ceiling, rounds
 from benchmarks.lib.training import Setup, Watch, build_ours
 from benchmarks.peers import nnunet
 from kits_dist import cli, phantom, prepare
@@ -35,39 +24,34 @@ from kits_dist.distributed.runtime import start
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(TimedArgs):
+    """Arguments of the program."""
+
     source: str = ""
     """Folder of cases; empty: phantoms, 16 of 32x512x512 on a GPU, else 8 of 16x96x96."""
-    windows: int = 5
-    """Timed windows a variant, at least 5."""
-    window_s: float = 2.0
-    """Seconds a window, roughly."""
-    out: str = ""
-    """Folder for the line; empty: benchmarks/results."""
-    quick: bool = False
-    """Single steps: proves that it runs."""
 
 
 def main(args: Args) -> None:
-    def one(name: str, values: list[float], unit: str, ceiling: Ceiling, config: dict[str, Any], **options) -> None:
-        record(line("nnunet", values, unit, ceiling, {"variant": name} | config, args, **options), args.out)
-
+    """Time both trainers in turns, and write their lines."""
+    recorder = Recorder("nnunet", args, {})
     try:
         nnunet_version = version("nnunetv2")
     except PackageNotFoundError:
-        none = Ceiling("none", None, "not measured: the package is missing")
-        one("nnunet", [], "images/s", none, {"failed": "nnunetv2 is not installed: pip install nnunetv2"})
+        failed = {"failed": "nnunetv2 is not installed: pip install nnunetv2"}
+        recorder.write("nnunet", [], no_ceiling("not measured: the package is missing"), failed)
         return
     device = pick_device()
-    on_gpu = device.type == "cuda"
-    warmup_steps, window_s = (1, 0.0) if args.quick else (8, args.window_s)
+    workers = 0 if device.type == "cuda" else 1
+    timing = args.timing(warmup_steps=8)
+
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         place = Path(folder)
         source = Path(args.source or place / "raw")
         if not args.source:
-            cases, size = (16, (32, 512, 512)) if on_gpu and not args.quick else (8, (16, 96, 96))
-            phantom.main(phantom.Args(output=str(source), cases=cases, size=size, workers=0 if on_gpu else 1))
-        prepare.main(prepare.Args(source=str(source), store=str(place / "store"), workers=0 if on_gpu else 1))
+            tiny = (8, (16, 96, 96))
+            cases, size = args.default(gpu=(16, (32, 512, 512)), cpu=tiny, quick=tiny)
+            phantom.main(phantom.Args(output=str(source), cases=cases, size=size, workers=workers))
+        prepare.main(prepare.Args(source=str(source), store=str(place / "store"), workers=workers))
         with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
             nnunet.prepare(source, place / "nnunet")
             stack.enter_context(nnunet.at(place / "nnunet"))
@@ -77,32 +61,24 @@ def main(args: Args) -> None:
         stack.callback(batches._finish)
         patch, batch_size = tuple(trainer.configuration_manager.patch_size), trainer.batch_size
         fixed = next(batches)
+
         store = Store(place / "store")
         data = DataConfig(store=str(store.path), size_px=patch, batch_size=batch_size)
         network = ModelConfig(arch="unet", encoder="resnet34", encoder_weights="none", regions=tuple(nnunet.REGIONS))
         runtime = start(TrainConfig(), 1, place / "run", 0)
         ours = build_ours(Setup(runtime, store, data, AugmentConfig(), network, OptimConfig(), TrainConfig()))
-        watches = {"nnunet": Watch(trainer.network), "kits_dist": Watch(ours.model)}
+        watches = {"kits_dist": Watch(ours.model)}
+        watches["nnunet"] = Watch(getattr(trainer.network, "_orig_mod", trainer.network))  # the one that was compiled
         steps = {
             "nnunet": lambda: trainer.train_step(next(batches)),
             "nnunet_without_loading": lambda: trainer.train_step(fixed),
             "kits_dist": lambda: ours.step(next(ours.batches), False),
         }
-        timed = interleave(
-            {name: Variant(step, after=settle) for name, step in steps.items()},
-            device,
-            windows=args.windows,
-            window_s=window_s,
-            warmup_steps=warmup_steps,
-            lead_in=4,
-        )
-        models = {"nnunet": getattr(trainer.network, "_orig_mod", trainer.network), "kits_dist": ours.model}
-        work = {}
-        for name, model in models.items():
-            (shape,) = watches[name].shapes
-            gflop = roofline.forward_gflop(model, (1, *shape))
-            work[name] = {"pixels_per_image": watches[name].pixels_per_image(), "forward_gflop": round(gflop, 3)}
+        candidates = {name: Candidate(step, after=settle) for name, step in steps.items()}
+        timed = interleave(candidates, device, lead_in=4, **timing)
+        work = {name: watch.work_per_image() for name, watch in watches.items()}
         runtime.accelerator.end_training()
+
     rates = {name: timed[name].rates(batch_size) for name in steps}
     common = {
         "device": device.type,
@@ -112,23 +88,18 @@ def main(args: Args) -> None:
         "data": store.meta["data"],
         "precision": runtime.precision.mode,
     }
-    of_ours = {"model": {"arch": network.arch, "encoder": network.encoder}, "backend": data.backend}
-    alone = Ceiling("none", None, "nnU-Net on one batch repeated: its own ceiling")
-    ceiling = Ceiling("nnU-Net without data loading", median(rates["nnunet_without_loading"])[0])
-    options = {"warmup_steps": warmup_steps}
-    one(
-        "nnunet_without_loading", rates["nnunet_without_loading"], "images/s", alone, common | work["nnunet"], **options
-    )
-    ratio = median(rounds(rates["nnunet"], rates["nnunet_without_loading"]))[0]
-    one("nnunet", rates["nnunet"], "images/s", ceiling, common | work["nnunet"], ratio=ratio, answer=True, **options)
-    none = Ceiling("none", None, "another network: see forward_gflop of both")
-    one("kits_dist", rates["kits_dist"], "images/s", none, common | of_ours | work["kits_dist"], **options)
+    recorder = Recorder("nnunet", args, common, warmup_steps=timing["warmup_steps"])
+    name = "nnunet_without_loading"
+    recorder.write(name, rates[name], no_ceiling("nnU-Net on one batch repeated: its own ceiling"), work["nnunet"])
+    ceiling = Baseline("nnU-Net without data loading", rates[name])
+    recorder.write("nnunet", rates["nnunet"], ceiling, work["nnunet"], answer=True)
+    config = {"model": {"arch": network.arch, "encoder": network.encoder}, "backend": data.backend}
+    ceiling = no_ceiling("another network: see forward_gflop of both")
+    recorder.write("kits_dist", rates["kits_dist"], ceiling, config | work["kits_dist"])
+    gflop = {name: one["forward_gflop"] for name, one in work.items()}
+    config["different_work"] = f"forward GFLOP an image: {gflop['kits_dist']} ours, {gflop['nnunet']} nnU-Net's"
     times = rounds(rates["kits_dist"], rates["nnunet"])
-    differ = {
-        "different_work": f"forward GFLOP an image: {work['kits_dist']['forward_gflop']} ours, "
-        f"{work['nnunet']['forward_gflop']} nnU-Net's"
-    }
-    one("kits_dist against nnunet", times, "times", A_RATIO, common | of_ours | differ, answer=True, **options)
+    recorder.write("kits_dist against nnunet", times, A_RATIO, config, unit="times", answer=True)
 
 
 if __name__ == "__main__":

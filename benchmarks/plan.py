@@ -1,18 +1,19 @@
-"""How fast will it be on a GPU that nobody has measured yet? `python -m benchmarks.plan gpu=A6000 gpus=8`.
+"""How fast will a GPU be that was never measured? `python -m benchmarks.plan gpu=A6000 gpus=8`.
 
 The work of a training step is counted (benchmarks/lib/roofline.py), the data sheet gives the bound
-(kits_dist/training/peaks.py), and what share of such a bound a real GPU reaches is taken from the measured lines of
-benchmarks.model. It prints its assumptions, and for every measured line what the same way of predicting would have
-said of it, from the other lines alone. What it says of a GPU is a prediction and is marked as one, whatever the GPU.
+(kits_dist/training/mfu.py), and the share of such a bound that a real GPU reaches is taken from the measured lines
+of benchmarks.model. It prints its assumptions, and for every measured line what the same method predicts for it from
+the other lines. What it says about a GPU is marked as a prediction, whatever the GPU.
 """
 
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from benchmarks.lib import roofline
-from benchmarks.lib.lines import RESULTS, Line, asked, read_all
-from benchmarks.model import Mode, counted
+from benchmarks.lib.lines import RESULTS, Line, key, read_all
+from benchmarks.lib.model_steps import Mode, counted
 from kits_dist import cli
 from kits_dist.config import ModelConfig
 from kits_dist.models import build_model
@@ -27,14 +28,16 @@ LINK_SHARE = 0.7  # of the data sheet's link that an all-reduce uses; not measur
 
 @dataclass(frozen=True)
 class Args:
+    """Arguments of the program."""
+
     gpu: str = cli.MISSING
     """A6000, A40, L40S, A100, H100 or H200."""
     gpus: int = 1
-    """Of one machine."""
+    """How many of them in one machine."""
     size_px: tuple[int, int] = (512, 512)
     """(height, width) of the images."""
     batch_size: int = 128
-    """Images a GPU and step."""
+    """Images per GPU and step."""
     arch: str = "unet"
     """As model.arch."""
     encoder: str = "resnet34"
@@ -44,9 +47,9 @@ class Args:
     gradients: Literal["fp32", "bf16"] = "fp32"
     """As train.gradients."""
     slices: int = FOLD_SLICES
-    """Of an epoch; by default those of one training fold of KiTS21, 192 of its 300 cases."""
+    """Slices of an epoch; by default those of one training fold of KiTS21, 192 of its 300 cases."""
     epochs: int = 100
-    """Of a training, as optim.epochs; early stopping may end it sooner."""
+    """Epochs of a training, as optim.epochs; early stopping may end it sooner."""
     results: str = ""
     """Folder or file of recorded lines; empty: benchmarks/results."""
 
@@ -59,7 +62,7 @@ class Args:
 
 
 class Row(NamedTuple):
-    """A measured training step, and what its device could do at best."""
+    """A measured training step, and what its device could reach at best."""
 
     line: Line
     bound: float  # images/s by the limits measured in the same run
@@ -69,36 +72,35 @@ class Row(NamedTuple):
 
 
 def main(args: Args) -> None:
+    """Print the prediction, and the check of the method."""
     lines = recorded(args.results)
     rows = measured_rows(lines)
     print(
         f"PREDICTED, not measured: {args.gpus} x {args.gpu}, {args.size_px[0]}x{args.size_px[1]}, batch "
         f"{args.batch_size} a GPU, {args.arch} {args.encoder}, {args.precision}"
     )
-    for words in forecast(args, rows):
-        print(words)
+    print(*forecast(args, rows), sep="\n")
     print("\nKiTS21, 300 cases:")
-    for words in data_costs(lines):
-        print(words)
+    print(*data_costs(lines), sep="\n")
     print("\npredicted / measured, for every line there is:")
-    for words in (*check_model(rows), *check_scaling(lines)) or ["  no lines of benchmarks.model or scaling yet"]:
-        print(words)
+    checks = [*check_model(rows), *check_scaling(lines)]
+    print(*checks or ["  no lines of benchmarks.model or scaling yet"], sep="\n")
 
 
 def recorded(results: str) -> list[Line]:
-    """The latest measured line of each thing that was asked, on each device."""
+    """Return the latest measured line of each question on each device."""
     try:
         lines = [line for line in read_all("results", results or RESULTS) if not line.quick]
     except MissingInput:
         if results:
             raise
         return []
-    latest = {(line.env["gpu"], line.env["cpu"], line.env["torch"], asked(line)): line for line in lines}
+    latest = {(line.env["gpu"], line.env["cpu"], line.env["torch"], key(line)): line for line in lines}
     return [line for line in latest.values() if line.value is not None]
 
 
 def measured_rows(lines: list[Line]) -> list[Row]:
-    """Training steps of benchmarks.model that carry a roofline."""
+    """Return the training steps of benchmarks.model that carry a roofline."""
     rows = []
     for line in lines:
         roof = line.config.get("roofline")
@@ -108,15 +110,16 @@ def measured_rows(lines: list[Line]) -> list[Row]:
     return rows
 
 
-def forecast(args: Args, rows: list[Row]):
-    """What to expect, line by line, assumptions first."""
-    peak, network = peak_of(args.gpu), ModelConfig(arch=args.arch, encoder=args.encoder, encoder_weights="none")
+def forecast(args: Args, rows: list[Row]) -> Iterator[str]:
+    """Yield the prediction line by line, assumptions first."""
+    peak = peak_of(args.gpu)
+    network = ModelConfig(arch=args.arch, encoder=args.encoder, encoder_weights="none")
     work = counted(network, Mode(args.precision, True), args.size_px, args.batch_size, "cuda")
     roof = roofline.bound(work, peak.flops[args.precision], peak.bytes_per_s)
     at_best = args.batch_size / roof.seconds
-    gflop, mbytes = work.flop / args.batch_size / 1e9, work.nbytes / args.batch_size / 1e6
+    gflop, megabytes = work.flop / args.batch_size / 1e9, work.nbytes / args.batch_size / 1e6
     yield (
-        f"  an image costs {gflop:.1f} GFLOP and {mbytes:.0f} MB of memory traffic in an eager step; "
+        f"  an image costs {gflop:.1f} GFLOP and {megabytes:.0f} MB of memory traffic in an eager step; "
         f"{work.saved_bytes / 1e9:.1f} GB of activations are kept for a batch"
     )
     yield (
@@ -127,17 +130,17 @@ def forecast(args: Args, rows: list[Row]):
         f"  bound: {at_best:.0f} images/s, operators one after another, each at the data sheet's peak or bandwidth; "
         f"memory is the limit for {100 * roof.memory_share:.0f} % of that time"
     )
-    shares, whence = shares_for(args, rows)
-    yield f"  share of the bound that is reached: {whence}"
+    shares, source = shares_for(args, rows)
+    yield f"  share of the bound that is reached: {source}"
     nbytes = gradient_bytes(network, args.gradients)
     exchange_s = all_reduce_s(nbytes, args.gpus, peak.link_bytes_per_s)
     yield (
         f"  gradients in {args.gradients}: {nbytes / 1e6:.0f} MB, a ring all-reduce at {LINK_SHARE:.0%} of the "
-        f"link takes {1e3 * exchange_s:.1f} ms a step; none of it hidden behind the backward pass (DDP hides most)"
+        f"link takes {1e3 * exchange_s:.1f} ms a step; none of it overlaps with the backward pass (DDP overlaps most)"
     )
-    yield "  the data path keeps up (see end_to_end), the clock holds its boost (a power limit may not let it)"
+    yield "  the data path keeps up (see end_to_end), the GPU keeps its boost clock (a power limit may prevent it)"
     for name, share in shares.items():
-        one = at_best * share
+        one = at_best * share  # images/s
         step_s = args.batch_size / one
         many = args.gpus * args.batch_size / (step_s + exchange_s)
         yield (
@@ -149,21 +152,20 @@ def forecast(args: Args, rows: list[Row]):
 
 
 def shares_for(args: Args, rows: list[Row]) -> tuple[dict[str, float], str]:
-    """{"low", "high"} shares of the bound, and where they come from: GPU rows of this precision, else what there is."""
-    for device, words in (("cuda", "GPU"), ("cpu", "CPU")):
-        for same in (True, False):
-            found = [row for row in rows if row.device == device]
-            found = [row for row in found if not same or row.line.config["precision"] == args.precision]
-            if found:
-                reached = [row.reached for row in found]
-                weak = "" if device == "cuda" else "; no GPU was measured, and a CPU's share says little about one's"
-                kind = f"{args.precision} " if same else ""
-                about = f"{min(reached):.2f} .. {max(reached):.2f} in {len(found)} {kind}{words} lines{weak}"
-                return {"low": min(reached), "high": min(1.0, max(reached))}, about
-    return {"bound": 1.0}, "not known, no line of benchmarks.model was recorded: only the bound is printed"
+    """Return {"low", "high"} shares of the bound, and their source: GPU rows of this precision, else what there is."""
+    for device, kind in (("cuda", "GPU"), ("cpu", "CPU")):
+        there = [row for row in rows if row.device == device]
+        same = [row for row in there if row.line.config["precision"] == args.precision]
+        reached = [row.reached for row in same or there]
+        if reached:
+            kind = f"{args.precision} {kind}" if same else kind
+            weak = "" if device == "cuda" else "; no GPU was measured, and the share of a CPU says little about it"
+            source = f"{min(reached):.2f} .. {max(reached):.2f} in {len(reached)} {kind} lines{weak}"
+            return {"low": min(reached), "high": min(1.0, max(reached))}, source
+    return {"bound": 1.0}, "unknown, no line of benchmarks.model was recorded: only the bound is printed"
 
 
-def data_costs(lines: list[Line]):
+def data_costs(lines: list[Line]) -> Iterator[str]:
     """Yield the disk space of a KiTS21 store, and the time to prepare it for each measured machine."""
     voxels = KITS21_SLICES * 512 * 512
     yield f"  CT voxels {2 * voxels / 1e9:.1f} GB as int16, unpacked; the download is compressed"
@@ -176,35 +178,36 @@ def data_costs(lines: list[Line]):
 
 
 def gradient_bytes(network: ModelConfig, gradients: str) -> int:
-    """That each GPU holds and sends, by train.gradients."""
+    """Return the bytes of gradients that each GPU sends, by train.gradients."""
     each = {"fp32": 4, "bf16": 2}[gradients]
     return each * sum(p.numel() for p in build_model(network, 1, pretrained=False).parameters())
 
 
 def all_reduce_s(nbytes: float, gpus: int, link_bytes_per_s: float) -> float:
-    """A ring: each GPU sends and receives 2 (n - 1) / n of the gradients."""
+    """Return the seconds of a ring all-reduce: each GPU sends and receives 2 (n - 1) / n of the gradients."""
     return 2 * (gpus - 1) / gpus * nbytes / (LINK_SHARE * link_bytes_per_s)
 
 
-def check_model(rows: list[Row]):
-    """Of each measured step: its bound times the median share that the other rows of its kind of device reached."""
+def check_model(rows: list[Row]) -> Iterator[str]:
+    """Predict each measured step: its bound times the median share that other rows of its kind of device reached."""
     for row in rows:
+        config, gpu = row.line.config, row.line.env["gpu"]
+        name = f"{gpu or 'CPU'} {config['variant']} {'x'.join(map(str, config['size_px']))}"
         others = [other.reached for other in rows if other.device == row.device and other is not row]
-        size = "x".join(map(str, row.line.config["size_px"]))
-        name = f"{row.line.env['gpu'] or 'CPU'} {row.line.config['variant']} {size}"
         if not others:
             yield f"  {name}: no other line to predict it from"
             continue
-        predicted = row.bound * statistics.median(others)
-        sheet = short_name(row.line.env["gpu"] or "")
-        paper = f"; by the data sheet alone {_on_paper(row, sheet):.0f}" if sheet else ""
-        yield (
-            f"  {name}: predicted {predicted:.4g}, measured {row.line.value:g} images/s, ratio "
-            f"{predicted / row.line.value:.2f}{paper}"
-        )
+        sheet = short_name(gpu or "")
+        tail = f"; by the data sheet alone {_by_data_sheet(row, sheet):.0f}" if sheet else ""
+        yield _checked(name, row.bound * statistics.median(others), row.line.value) + tail
 
 
-def _on_paper(row: Row, gpu: str) -> float:
+def _checked(name: str, predicted: float, measured: float) -> str:
+    ratio = predicted / measured
+    return f"  {name}: predicted {predicted:.4g}, measured {measured:g} images/s, ratio {ratio:.2f}"
+
+
+def _by_data_sheet(row: Row, gpu: str) -> float:
     config, peak = row.line.config, peak_of(gpu)
     network = ModelConfig(**{key: config["model"][key] for key in ("arch", "encoder", "width")}, encoder_weights="none")
     mode = Mode(config["precision"], True, fused=config["fused"])
@@ -212,23 +215,25 @@ def _on_paper(row: Row, gpu: str) -> float:
     return config["batch_size"] / roofline.bound(work, peak.flops[mode.precision], peak.bytes_per_s).seconds
 
 
-def check_scaling(lines: list[Line]):
-    """Of each measured number of GPUs: one process' step and an exchange that hides behind nothing. Processes that
-    share the cores of a CPU have no link to speak of, so theirs is predicted as no exchange at all."""
-    ones = {line.env["gpu"]: line for line in lines if line.question == "scaling" and line.config["variant"] == "one"}
+def check_scaling(lines: list[Line]) -> Iterator[str]:
+    """Predict each measured number of processes: the step of one of them and an exchange that overlaps with nothing.
+
+    Processes that share the cores of a CPU have no link to speak of, so no exchange is predicted for theirs.
+    """
+    lines = [line for line in lines if line.question == "scaling"]
+    ones = {line.env["gpu"]: line for line in lines if line.config["variant"] == "one"}
     for line in lines:
-        if line.question != "scaling" or not line.config["variant"].startswith("weak_"):
+        gpu = line.env["gpu"]
+        one = ones.get(gpu)
+        if one is None or not line.config["variant"].startswith("weak_"):
             continue
-        one, n = ones.get(line.env["gpu"]), line.config["processes"]
-        if one is None:
-            continue
+        n, sheet = line.config["processes"], short_name(gpu or "")
+        exchange_s = 0.0
+        if sheet:
+            exchange_s = all_reduce_s(1e6 * line.config["gradient_mb"], n, peak_of(sheet).link_bytes_per_s)
         step_s = one.config["batch_size"] / one.value
-        gpu = short_name(line.env["gpu"] or "")
-        exchange_s = all_reduce_s(1e6 * line.config["gradient_mb"], n, peak_of(gpu).link_bytes_per_s) if gpu else 0.0
         predicted = n * line.config["batch_size"] / (step_s + exchange_s)
-        name = f"{line.env['gpu'] or 'CPU'} {line.config['variant']}"
-        ratio = predicted / line.value
-        yield f"  {name}: predicted {predicted:.4g}, measured {line.value:g} images/s, ratio {ratio:.2f}"
+        yield _checked(f"{gpu or 'CPU'} {line.config['variant']}", predicted, line.value)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 `Predictor.predict` on one scan after another, from HU in memory to labels in memory: plainly, with mirrored slices,
 compiled, on a GPU also in TF32; and with reading the NIfTI file and writing the label map, as kits_dist.predict does
-it. The ceiling of each is its own network alone on as many slices in batches of the same size, already on the device.
+it. The ceiling of each is its own network alone on as many slices in batches of the same size, in device memory.
 Weights are random: speed does not depend on them.
 """
 
@@ -18,20 +18,12 @@ import numpy as np
 import torch
 
 from benchmarks.lib import roofline
-from benchmarks.lib.harness import (
-    Ceiling,
-    Variant,
-    interleave,
-    line,
-    make_store,
-    median,
-    pick_device,
-    plain,
-    record,
-    rounds,
-)
+from benchmarks.lib.arguments import StepArgs
+from benchmarks.lib.harness import Candidate, interleave, pick_device
+from benchmarks.lib.lines import Baseline, Recorder, median, no_ceiling
+from benchmarks.lib.stores import make_store, plain
 from kits_dist import cli
-from kits_dist.config import Config, DataConfig, ModelConfig, PrecisionName
+from kits_dist.config import Config, DataConfig, PrecisionName
 from kits_dist.imaging.nifti import Volume, read_image, write_nifti
 from kits_dist.inference.predictor import Predictor
 from kits_dist.inference.region_models import RunModel, Tta
@@ -40,27 +32,17 @@ from kits_dist.training.run_folder import export_best
 
 
 @dataclass(frozen=True)
-class Args:
-    size_px: tuple[int, int] = (0, 0)
-    """(height, width) of the network's window; 0x0: 512x512 on a GPU, else 128x128."""
+class Args(StepArgs):
+    """Arguments of the program."""
+
     batch_size: int = 16
-    """Slices at once, as kits_dist.predict has it."""
+    """Slices per batch, as in kits_dist.predict."""
     slices: int = 0
     """Of a volume; 0: 64 on a GPU, 24 without."""
-    arch: str = ""
-    """As model.arch; empty: unet with a ResNet34 encoder on a GPU, simple_unet of width 12 without."""
-    windows: int = 5
-    """Timed windows a variant, at least 5."""
-    window_s: float = 2.0
-    """Seconds a window, roughly."""
-    out: str = ""
-    """Folder for the line; empty: benchmarks/results."""
-    quick: bool = False
-    """Tiny volumes: proves that it runs."""
 
 
-class Way(NamedTuple):
-    """How a scan is predicted, as kits_dist.predict's arguments of these names say."""
+class PredictSetting(NamedTuple):
+    """How a scan is predicted, as in kits_dist.predict's arguments of these names."""
 
     tta: Tta = "none"
     precision: PrecisionName = "auto"
@@ -69,29 +51,30 @@ class Way(NamedTuple):
 
     @property
     def network(self) -> str:
-        """The row of this way's network alone."""
-        words = ["network", self.precision.replace("auto", ""), "compiled" * self.compiled]
-        return "_".join(filter(None, words))
+        """The variant that times its network alone."""
+        parts = ["network", self.precision.replace("auto", ""), "compiled" * self.compiled]
+        return "_".join(filter(None, parts))
 
 
-WAYS = {
-    "predict": Way(),
-    "flip": Way(tta="flip"),
-    "compiled": Way(compiled=True),
-    "tf32": Way(precision="tf32"),
-    "file_to_file": Way(files=True),
+SETTINGS = {
+    "predict": PredictSetting(),
+    "flip": PredictSetting(tta="flip"),
+    "compiled": PredictSetting(compiled=True),
+    "tf32": PredictSetting(precision="tf32"),
+    "file_to_file": PredictSetting(files=True),
 }
 
 
 def main(args: Args) -> None:
+    """Time all settings and their networks alone in turns, and write their lines."""
     device = pick_device()
-    on_gpu = device.type == "cuda"
-    size = args.size_px if all(args.size_px) else (64, 64) if args.quick else (512, 512) if on_gpu else (128, 128)
-    slices = args.slices or (8 if args.quick else 64 if on_gpu else 24)
-    arch = args.arch or ("unet" if on_gpu and not args.quick else "simple_unet")
-    width = {"simple_unet": 4 if args.quick else 12}.get(arch, 64)
-    network = ModelConfig(arch=arch, encoder_weights="none", width=width)
-    warmup_steps, window_s = (1, 0.0) if args.quick else (2, args.window_s)
+    size, network = args.image_size(), args.network(quick_width=4)
+    slices = args.slices or args.default(gpu=64, cpu=24, quick=8)
+    timing = args.timing(warmup_steps=2)
+    settings = {name: one for name, one in SETTINGS.items() if device.type == "cuda" or one.precision == "auto"}
+    if args.quick:
+        settings = {name: one for name, one in settings.items() if not one.compiled}  # minutes, and proves little
+
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         store = make_store(place, 3, (slices, *size))
@@ -100,29 +83,22 @@ def main(args: Args) -> None:
         (place / "run").mkdir()
         torch.manual_seed(0)
         export_best(config, store, 0, build_model(network, 1, pretrained=False))
-        scans = sorted((place / "raw").glob("*/imaging.nii.gz"))
-        volumes = itertools.cycle([read_image(path) for path in scans])
-        paths = itertools.cycle(scans)
-        ways = {name: way for name, way in WAYS.items() if on_gpu or way.precision == "auto"}
-        if args.quick:
-            ways = {name: way for name, way in ways.items() if not way.compiled}  # a minute of compiling proves little
+        paths = sorted((place / "raw").glob("*/imaging.nii.gz"))
+        volumes = [read_image(path) for path in paths]
+
         runs, networks = {}, {}
-        for name, way in ways.items():
+        for name, one in settings.items():
             predictor = Predictor(
-                place / "run", args.batch_size, way.tta, precision=way.precision, compiled=way.compiled
+                place / "run", args.batch_size, one.tta, precision=one.precision, compiled=one.compiled
             )
-            runs[name] = Run(predictor, paths if way.files else volumes, place / "labels.nii.gz")
-            networks.setdefault(way.network, network_alone(predictor.members[0], slices, size))
-        timed = interleave(
-            {name: Variant(work) for name, work in networks.items()}
-            | {name: Variant(run.step, run.before, run.after) for name, run in runs.items()},
-            device,
-            windows=args.windows,
-            window_s=window_s,
-            warmup_steps=warmup_steps,
-        )
+            scans = itertools.cycle(paths if one.files else volumes)
+            runs[name] = TimedPrediction(predictor, scans, place / "labels.nii.gz")
+            networks.setdefault(one.network, network_alone(predictor.members[0], slices, size))
+        candidates = {name: Candidate(step) for name, step in networks.items()}
+        candidates |= {name: Candidate(run.step, run.before, run.after) for name, run in runs.items()}
+        timed = interleave(candidates, device, **timing)
         gflop = roofline.forward_gflop(runs["predict"].predictor.members[0].model, (1, 1, *size))
-        kind = store.meta["data"]
+
     common = {
         "device": device.type,
         "model": plain(network),
@@ -130,43 +106,34 @@ def main(args: Args) -> None:
         "batch_size": args.batch_size,
         "slices": slices,
         "forward_gflop": round(gflop, 3),
-        "data": kind,
+        "data": store.meta["data"],
     }
+    recorder = Recorder("predict", args, common, unit="volumes/min", warmup_steps=timing["warmup_steps"])
     rates = {name: [60 * rate for rate in timed[name].rates(1)] for name in timed}
-
-    def one(name: str, precision: str, ceiling: Ceiling, more: dict[str, Any], **options: Any) -> None:
-        per_s = {"slices_per_s": round(median(rates[name])[0] * slices / 60, 2)}
-        config = {"variant": name, "precision": precision, **common, **per_s, **more}
-        done = line("predict", rates[name], "volumes/min", ceiling, config, args, warmup_steps=warmup_steps, **options)
-        record(done, args.out)
-        print(f"  {per_s['slices_per_s']:g} slices/s")
-
+    about = {name: {"slices_per_s": round(median(rates[name])[0] * slices / 60, 2)} for name in timed}
+    for name, one in settings.items():
+        about[name]["precision"] = runs[name].predictor.precision
+        about[one.network]["precision"] = runs[name].predictor.precision
     for name in networks:
-        precision = next(runs[way].predictor.precision for way in ways if ways[way].network == name)
-        one(name, precision, Ceiling("none", None, "this is the network itself: see benchmarks.model, infer"), {})
-    for name, run in runs.items():
-        way, share, spread = ways[name], *median(run.shares[-args.windows :])
-        p50, p90 = (
-            round(float(q), 4) for q in np.percentile(run.seconds[-args.windows * timed[name].steps :], [50, 90])
+        recorder.write(name, rates[name], no_ceiling("this is the network itself: see benchmarks.model"), about[name])
+
+    for name, one in settings.items():
+        summary = runs[name].summary(args.windows, timed[name].steps)
+        times = 2 if one.tta == "flip" else 1
+        alone = [rate / times for rate in rates[one.network]]
+        ceiling = Baseline(f"{one.network} alone on as many slices{', each twice' if times == 2 else ''}", alone)
+        recorder.write(name, rates[name], ceiling, about[name] | summary, answer=name == "file_to_file")
+        print(
+            f"  {about[name]['slices_per_s']:g} slices/s, {100 * summary['share_in_network']:.0f} % of the time in the "
+            f"network; a volume p50 {summary['volume_s']['p50']:.3f} p90 {summary['volume_s']['p90']:.3f} s"
         )
-        more = {
-            "share_in_network": round(share, 4),
-            "share_spread": [round(value, 4) for value in spread],
-            "volume_s": {"p50": p50, "p90": p90},
-        }
-        alone = [rate / (2 if way.tta == "flip" else 1) for rate in rates[way.network]]
-        words = ", each twice" if way.tta == "flip" else ""
-        limit = Ceiling(f"{way.network} alone on as many slices{words}", median(alone)[0])
-        ratio = median(rounds(rates[name], alone))[0]
-        one(name, run.predictor.precision, limit, more, ratio=ratio, answer=name == "file_to_file")
-        print(f"  {100 * share:.0f} % of the time in the network; a volume p50 {p50:.3f} p90 {p90:.3f} s")
 
 
-class Run:
-    """Prediction of a volume at a time; what it gives back lies in the host's memory, so its end is the end."""
+class TimedPrediction:
+    """Predicts a volume per step and keeps its times. The labels are in host memory, so nothing is left to drain."""
 
     def __init__(self, predictor: Predictor, scans: Iterator[Volume | Path], output: Path):
-        """scans: in memory, or files, whose label maps are then written to `output`."""
+        """Take `scans` in memory, or files whose label maps are then written to `output`."""
         self.predictor, self._scans, self._output = predictor, scans, output
         self._window: list[float] = []
         self._network_s = 0.0  # when the window began
@@ -174,6 +141,7 @@ class Run:
         self.shares: list[float] = []  # of each window, spent in the network
 
     def step(self) -> None:
+        """Predict the next scan."""
         begin = time.perf_counter()
         scan = next(self._scans)
         image = read_image(scan) if isinstance(scan, Path) else scan
@@ -183,15 +151,28 @@ class Run:
         self._window.append(time.perf_counter() - begin)
 
     def before(self) -> None:
-        self._network_s, self._window = self.predictor.network_s, []
+        """Start a window."""
+        self._network_s = self.predictor.network_s
+        self._window = []
 
     def after(self) -> None:
+        """Keep the times of the window."""
         self.seconds += self._window
         self.shares.append((self.predictor.network_s - self._network_s) / sum(self._window))
 
+    def summary(self, windows: int, steps: int) -> dict[str, Any]:
+        """Return the share of time in the network, and seconds of a volume, over the last windows."""
+        share, spread = median(self.shares[-windows:])
+        p50, p90 = (round(float(s), 4) for s in np.percentile(self.seconds[-windows * steps :], [50, 90]))
+        return {
+            "share_in_network": round(share, 4),
+            "share_spread": [round(value, 4) for value in spread],
+            "volume_s": {"p50": p50, "p90": p90},
+        }
+
 
 def network_alone(run: RunModel, slices: int, size: tuple[int, int]) -> Callable[[], None]:
-    """The forward passes of one volume, on batches that are already there."""
+    """Return the forward passes of one volume, on batches in device memory."""
     whole, rest = divmod(slices, run.batch_size)
     batches = [torch.randn(n, 1, *size, device=run.device) for n in [run.batch_size] * whole + [rest] * (rest > 0)]
 

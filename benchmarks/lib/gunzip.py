@@ -1,6 +1,6 @@
-"""The least that preparing a dataset can be: unpack each file, write as many bytes as the store holds, durably.
+"""The least work of preparing a data set: unpack each file, write and sync as many bytes as the store holds.
 
-`python -m benchmarks.lib.gunzip source=DIR output=DIR` is what benchmarks.prepare compares with.
+`python -m benchmarks.lib.gunzip source=DIR output=DIR` is what benchmarks.prepare is compared with.
 """
 
 import functools
@@ -17,15 +17,18 @@ from kits_dist.utils.parallel import run_all
 
 @dataclass(frozen=True)
 class Args:
+    """Arguments of the program."""
+
     source: str = MISSING
     """Folder of cases."""
     output: str = MISSING
     """Folder for the bytes."""
     workers: int = 0
-    """Processes; 0 takes one per core."""
+    """Processes; 0: one per core."""
 
 
 def main(args: Args) -> None:
+    """Unpack all cases."""
     Path(args.output).mkdir(parents=True)
     work = functools.partial(unpack, folder=Path(args.output))
     total = sum(size for _, size in run_all(work, find_cases(Path(args.source)).cases, "gunzip", args.workers))
@@ -33,7 +36,7 @@ def main(args: Args) -> None:
 
 
 def unpack(case: CaseFiles, folder: Path) -> int:
-    """CT (int16) and labels (uint8) of a case -> a byte a voxel of each. Returns the bytes written."""
+    """Write a byte per voxel of the CT (int16) and of the labels (uint8) of a case. Returns the bytes written."""
     image, label = (gzip.decompress(path.read_bytes()) for path in (case.image, case.label))
     written = 0
     for name, content, size in (("image", image, len(image) // 2), ("label", label, len(label))):

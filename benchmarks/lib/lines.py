@@ -1,4 +1,4 @@
-"""A measurement as one line of JSON: its figure, spread, ceiling, machine and command; written, read, put in words."""
+"""A measurement as one line of JSON: value, spread, ceiling, machine and command. Written, read and described here."""
 
 import dataclasses
 import functools
@@ -17,28 +17,41 @@ from kits_dist.utils.environment import environment
 from kits_dist.utils.errors import InputError, MissingInput
 
 RESULTS = Path(__file__).parent.parent / "results"
-_PLACES = {"store": "DIR", "truth": "DIR", "sheet": "FILE.png"}  # arguments whose value is this machine's own
+QUICK_RESULTS = "runs/benchmarks"  # where several programs put lines that prove nothing but that they run
+_PLACEHOLDERS = {"store": "DIR", "truth": "DIR", "sheet": "FILE.png"}  # arguments that name a place of this machine
 
 
 class Ceiling(NamedTuple):
-    """What the figure is compared with, in the figure's own unit; `value` None needs a reason."""
+    """What a value is compared with, in the same unit; `value` None needs a reason."""
 
     name: str
     value: float | None
     reason: str = ""
 
 
-A_RATIO = Ceiling("none", None, "a ratio of two figures of this run: more is better")
+class Baseline(NamedTuple):
+    """Windows timed in turns with those of a value. The ratio is the median over rounds, not of the two medians."""
+
+    name: str
+    values: list[float]
+
+
+def no_ceiling(reason: str) -> Ceiling:
+    """Return a ceiling for a value that has none."""
+    return Ceiling("none", None, reason)
+
+
+A_RATIO = no_ceiling("a ratio of two figures of this run: more is better")
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One measurement, complete enough to be read on its own."""
+    """One measurement, complete enough to be read alone."""
 
     question: str
-    value: float | None  # median over windows; None when the variant failed: config.failed says how
+    value: float | None  # median over windows; None when the candidate failed: config.failed says why
     unit: str
-    spread: tuple[float, float] | None  # least and greatest window
+    spread: tuple[float, float] | None  # smallest and largest window
     windows: int
     warmup_steps: int
     ceiling: Ceiling
@@ -48,16 +61,57 @@ class Line:
     command: str
     time_utc: str
     quick: bool
-    answer: bool = False  # it answers the file's question; the others say how it comes about
+    answer: bool = False  # it answers the benchmark's question; the others explain the answer
 
     def __post_init__(self) -> None:
         if self.ceiling.value is None and not self.ceiling.reason:
             raise ValueError(f"{self.question}: ceiling {self.ceiling.name!r} is unknown and gives no reason")
 
 
+class Recorder:
+    """Writes the lines of one run of a benchmark; `common` is the configuration that they share."""
+
+    def __init__(self, question: str, args: Any, common: dict[str, Any], unit: str = "images/s", warmup_steps: int = 0):
+        self.question, self.args, self.common = question, args, common
+        self.unit, self.warmup_steps = unit, warmup_steps
+
+    def write(
+        self,
+        variant: str,
+        values: list[float],
+        ceiling: Ceiling | Baseline,
+        config: dict[str, Any] | None = None,
+        *,
+        unit: str = "",
+        answer: bool = False,
+    ) -> Line:
+        """Write the line of a variant to `args.out`, print it and return it.
+
+        values   one for each window; empty for a variant that failed, whose config["failed"] says why
+        config   of this variant; it wins over what is common
+        unit     where it is not that of the other lines
+        """
+        config = {"variant": variant, **self.common, **(config or {})}
+        ratio = None
+        if isinstance(ceiling, Baseline):
+            if values:
+                ratio, spread = median(rounds(values, ceiling.values))
+                config["ratio_spread"] = [round(value, 4) for value in spread]
+            ceiling = Ceiling(ceiling.name, median(ceiling.values)[0])
+        made = line(self.question, values, unit or self.unit, ceiling, config, self.args, ratio=ratio, answer=answer)
+        made = dataclasses.replace(made, warmup_steps=self.warmup_steps)
+        record(made, self.args.out)
+        return made
+
+
 def median(values: list[float]) -> tuple[float, tuple[float, float]]:
-    """Median and (least, greatest)."""
+    """Return the median, and (smallest, largest)."""
     return statistics.median(values), (min(values), max(values))
+
+
+def rounds(ours: list[float], theirs: list[float]) -> list[float]:
+    """Return the ratios of neighboring windows: what slows the machine down for a while slows both."""
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
 def line(
@@ -68,151 +122,169 @@ def line(
     config: dict[str, Any],
     args: Any,
     *,
-    warmup_steps: int = 0,
     ratio: float | None = None,
     answer: bool = False,
 ) -> Line:
-    """Median, spread and ratio of a figure's windows. `args` are the benchmark's arguments, with a field `quick`.
+    """Return the line of a variant: median, spread and ratio of its windows, this machine and this command.
 
-    values   one a window; none when the variant failed (then config["failed"] says how)
-    ratio    where a better one than value / ceiling was taken, such as the median over rounds
+    values   one for each window; empty when the variant failed (then config["failed"] says why)
+    args     the benchmark's arguments, with a field `quick`
+    ratio    where a better one than value / ceiling is known, such as the median over rounds
     """
     value, spread = median(values) if values else (None, None)
     if ratio is None and value is not None and ceiling.value:
         ratio = value / ceiling.value
     return Line(
-        question,
-        None if value is None else rounded(value),
-        unit,
-        None if spread is None else (rounded(spread[0]), rounded(spread[1])),
-        len(values),
-        warmup_steps,
-        ceiling._replace(value=None if ceiling.value is None else rounded(ceiling.value)),
-        None if ratio is None else rounded(ratio),
-        config,
-        dict(machine()),
-        command(args),
-        time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        args.quick,
-        answer,
+        question=question,
+        value=None if value is None else rounded(value),
+        unit=unit,
+        spread=None if spread is None else (rounded(spread[0]), rounded(spread[1])),
+        windows=len(values),
+        warmup_steps=0,
+        ceiling=ceiling._replace(value=None if ceiling.value is None else rounded(ceiling.value)),
+        ratio=None if ratio is None else rounded(ratio),
+        config=config,
+        env=dict(machine()),
+        command=command(args),
+        time_utc=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        quick=args.quick,
+        answer=answer,
     )
 
 
 def record(line: Line, out: str | Path = "") -> Path:
-    """Append the line to OUT/<date>_<device>_<question>.jsonl (default: benchmarks/results) and print it for people."""
+    """Append the line to OUT/<date>_<device>_<question>.jsonl (default: benchmarks/results) and print it."""
     folder = Path(out) if out else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{line.time_utc[:10]}_{slug(line.env['gpu'] or 'cpu')}_{line.question}.jsonl"
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(to_json(line), allow_nan=False) + "\n")
-    print(in_words(line), flush=True)
+    print(describe(line), flush=True)
     return path
 
 
 def to_json(line: Line) -> dict[str, Any]:
-    plain = {field.name: getattr(line, field.name) for field in dataclasses.fields(line)}
-    ceiling = {"name": line.ceiling.name, "value": line.ceiling.value}
-    if line.ceiling.reason:
-        ceiling["reason"] = line.ceiling.reason
-    return plain | {"ceiling": ceiling, "spread": None if line.spread is None else list(line.spread)}
+    """Return the line as JSON writes it; a ceiling without a reason leaves that key out."""
+    ceiling = {name: value for name, value in line.ceiling._asdict().items() if name != "reason" or value}
+    return {**vars(line), "ceiling": ceiling, "spread": None if line.spread is None else list(line.spread)}
 
 
 def from_json(row: dict[str, Any]) -> Line:
+    """Return the line that `to_json` wrote."""
     spread = None if row["spread"] is None else tuple(row["spread"])
     return Line(**row | {"ceiling": Ceiling(**row["ceiling"]), "spread": spread})
 
 
 def read(path: Path) -> list[Line]:
-    """All lines of a .jsonl file, in order. Raises InputError for one that is no line of a benchmark."""
+    """Return all lines of a .jsonl file, in order. Raises InputError for one that no benchmark wrote."""
     found = []
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if text:
             try:
                 found.append(from_json(json.loads(text)))
             except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{path}, line {number}: no line of a benchmark ({error}).") from error
+                raise InputError(f"{path}, line {number}: this is not the line of a benchmark ({error}).") from error
     return found
 
 
-def read_all(key: str, where: str | Path) -> list[Line]:
-    """The lines of a file, or of every .jsonl of a folder. Raises MissingInput naming `key`, the argument."""
+def read_all(argument: str, where: str | Path) -> list[Line]:
+    """Return the lines of a file, or of every .jsonl file of a folder. Raises MissingInput naming `argument`."""
     where = Path(where)
     paths = [where] if where.is_file() else sorted(where.glob("*.jsonl"))
     if not paths:
-        raise MissingInput(f"{key}={where}: no .jsonl file there. Make one: python -m benchmarks.loader")
+        raise MissingInput(f"{argument}={where}: there is no .jsonl file. Make one: python -m benchmarks.loader")
     return [line for path in paths for line in read(path)]
 
 
-def asked(line: Line) -> str:
-    """What makes two lines answers to one question: all settings, none of the findings."""
+def key(line: Line) -> str:
+    """Return what two lines must share to be answers to one question: the settings, none of the results."""
     return json.dumps([line.question, line.config.get("variant"), setting(line.config), line.unit])
 
 
 def setting(config: dict[str, Any]) -> str:
-    """Size, batch, network, precision, kind of data and region, as far as the line has them."""
+    """Return size, batch, network, precision, kind of data and region, as far as the line has them."""
     model = config.get("model") or {}
-    network = {"simple_unet": f"simple_unet width {model.get('width')}"}.get(
-        model.get("arch", ""), model.get("encoder")
-    )
-    size = "x".join(map(str, config.get("size_px", [])))
-    words = [size, f"batch {config['batch_size']}" if "batch_size" in config else "", network or ""]
-    words += [str(config.get("precision", "")), "phantoms" if config.get("data") == "phantom" else ""]
-    words += [str(config.get("region", ""))]
-    return ", ".join(word for word in words if word)
+    network = model.get("encoder")
+    if model.get("arch") == "simple_unet":
+        network = f"simple_unet width {model.get('width')}"
+    parts = [
+        "x".join(map(str, config.get("size_px", []))),
+        f"batch {config['batch_size']}" if "batch_size" in config else "",
+        network or "",
+        str(config.get("precision", "")),
+        "phantoms" if config.get("data") == "phantom" else "",
+        str(config.get("region", "")),
+    ]
+    return ", ".join(filter(None, parts))
 
 
-def in_words(line: Line) -> str:
-    name = line.config.get("variant", "")
+def name_of(line: Line) -> str:
+    """Return "question variant"."""
+    return f"{line.question} {line.config.get('variant', '')}".strip()
+
+
+def describe(line: Line) -> str:
+    """Return the line for a reader at the terminal."""
     if line.value is None:
-        return f"{line.question} {name}: failed: {line.config.get('failed', 'no reason given')}"
-    words = f"{line.question} {name}: {line.value:g} {line.unit} [{line.spread[0]:g} .. {line.spread[1]:g}]"
+        return f"{name_of(line)}: failed: {line.config.get('failed', 'no reason given')}"
+    text = f"{name_of(line)}: {line.value:g} {line.unit} [{line.spread[0]:g} .. {line.spread[1]:g}]"
     if line.ratio is not None:
-        words += f", {line.ratio:.3f} of {line.ceiling.name}"
-    return words + ("  (quick: proves that it runs, says nothing else)" if line.quick else "")
+        text += f", {line.ratio:.3f} of {line.ceiling.name}"
+    return text + ("  (quick: proves that it runs, measures nothing)" if line.quick else "")
+
+
+def noise(line: Line) -> float:
+    """Return how far the windows lie from their median at most, as a share of it."""
+    low, high = line.spread
+    return max(high - line.value, line.value - low) / abs(line.value) if line.value else 0.0
 
 
 @functools.lru_cache(maxsize=1)
 def machine() -> dict[str, Any]:
-    """kits_dist.utils.environment, and on a GPU its driver and power limit. No host, user or path names."""
+    """Return kits_dist.utils.environment, and the driver and power limit of a GPU. No host, user or folder names."""
     return environment() | _nvidia()
 
 
 def command(args: Any) -> str:
-    """`python -m benchmarks.x key=value ...` with what differs from the defaults, no place of this machine among it."""
-    words = []
+    """Return `python -m benchmarks.x key=value ...` with what differs from the defaults, without folder names."""
+    parts = []
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
         if value == field.default or field.name in ("out", "runs"):
             continue
-        if field.name in _PLACES:
-            value = _PLACES[field.name]
+        if field.name in _PLACEHOLDERS:
+            value = _PLACEHOLDERS[field.name]
+        elif isinstance(value, tuple) and all(isinstance(part, int) for part in value):
+            value = "x".join(map(str, value))
         elif isinstance(value, tuple):
-            joint = "x" if all(isinstance(part, int) for part in value) else ","
-            value = joint.join(map(str, value)) if joint == "x" else f"[{joint.join(map(str, value))}]"
-        words.append(f"{field.name}={str(value).lower() if isinstance(value, bool) else value}")
+            value = f"[{','.join(map(str, value))}]"
+        elif isinstance(value, bool):
+            value = str(value).lower()
+        parts.append(f"{field.name}={value}")
     module = type(args).__module__
     spec = getattr(sys.modules.get(module), "__spec__", None)
-    return " ".join(["python -m", spec.name if spec else module, *words])
+    return " ".join(["python -m", spec.name if spec else module, *parts])
 
 
 def slug(name: str) -> str:
-    """'NVIDIA H200' -> 'nvidia-h200'."""
+    """Return a name for files: 'NVIDIA H200' -> 'nvidia-h200'."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def rounded(value: float) -> float:
-    """Five significant digits: more than any spread here deserves."""
+    """Round to five significant digits, more than any spread here deserves."""
     return float(f"{value:.5g}")
 
 
 def _nvidia() -> dict[str, Any]:
-    """{"driver", "power_limit_w"} of the first GPU; null without one, or where the driver does not tell."""
+    """Return {"driver", "power_limit_w"} of the first GPU; null without one, or where the driver does not tell."""
+    unknown = {"driver": None, "power_limit_w": None}
     if not torch.cuda.is_available():
-        return {"driver": None, "power_limit_w": None}
+        return unknown
     ask = ["nvidia-smi", "--query-gpu=driver_version,power.limit", "--format=csv,noheader,nounits", "--id=0"]
     try:
-        said = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=20).stdout
-        driver, _, watts = said.strip().partition(", ")
+        answer = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
-        return {"driver": None, "power_limit_w": None}
+        return unknown
+    driver, _, watts = answer.strip().partition(", ")
     return {"driver": driver or None, "power_limit_w": float(watts) if re.fullmatch(r"[\d.]+", watts) else None}

@@ -1,8 +1,8 @@
-"""One training of benchmarks.time_to_dice, in a process of its own: no caches, threads or memory of the one before.
+"""One training of benchmarks.time_to_dice, in a process of its own: no caches, threads or memory of another one.
 
 Trains one system with one seed until its validation Dice reaches the target, and writes the curve to `result`. The
-clock begins before the data path is built (MONAI fills its cache then) and stands still during validation, which is the
-same for all: every slice of the validation cases, by our loader and our counts.
+clock starts before the data path is built (MONAI fills its cache then) and stops during validation, which is the same
+for all: every slice of the validation cases, with our loader and our counts.
 """
 
 import json
@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import peers
-from benchmarks.feed import dataset_of
-from benchmarks.lib import roofline
 from benchmarks.lib.harness import drain
+from benchmarks.lib.stores import dataset_of
 from benchmarks.lib.training import Setup, Training, Watch, build_ours, with_backend
 from kits_dist import cli
 from kits_dist.cli import MISSING
@@ -29,16 +28,18 @@ from kits_dist.utils import files
 
 @dataclass(frozen=True)
 class Args:
+    """Arguments of the program."""
+
     system: str = MISSING
     """Kits_dist, or a name of peers.TRAININGS."""
     seed: int = MISSING
-    """Of weights, order and changes."""
+    """Seed of weights, order and augmentation."""
     store: str = MISSING
     """Folder written by kits_dist.prepare."""
     size_px: tuple[int, int] = MISSING
     """(height, width) of the images."""
     batch_size: int = MISSING
-    """Images a step."""
+    """Images per step."""
     arch: str = MISSING
     """As model.arch."""
     width: int = MISSING
@@ -48,12 +49,13 @@ class Args:
     check_s: float = MISSING
     """Seconds of training between validations."""
     limit_s: float = MISSING
-    """Seconds of training after which it is given up."""
+    """Seconds of training after which it stops without reaching the target."""
     result: str = MISSING
     """JSON file to write."""
 
 
 def main(args: Args) -> None:
+    """Train until the target or the limit, and write what was found."""
     store = Store(args.store)
     network = ModelConfig(arch=args.arch, width=args.width, encoder_weights="none")
     data = DataConfig(store=args.store, size_px=args.size_px, batch_size=args.batch_size)
@@ -67,9 +69,11 @@ def main(args: Args) -> None:
         begin = time.perf_counter()
         training = _build(args.system, setup)
         watch = Watch(training.model)
-        curve, trained_s, startup_s = [], 0.0, 0.0
+        curve: list[list[float]] = []  # seconds, Dice
+        trained_s = startup_s = 0.0
         steps, check_at = 0, args.check_s
-        while not curve or curve[-1][1] < args.target and trained_s < args.limit_s:
+
+        while not curve or (curve[-1][1] < args.target and trained_s < args.limit_s):
             training.step(next(training.batches), False)
             steps += 1
             startup_s = startup_s or time.perf_counter() - begin
@@ -78,16 +82,15 @@ def main(args: Args) -> None:
                 trained_s += time.perf_counter() - begin
                 images = watch.images
                 curve.append([round(trained_s, 3), round(validate(training), 5)])
-                watch.images, check_at = images, trained_s + args.check_s
+                watch.images = images  # without those of the validation
+                check_at = trained_s + args.check_s
                 begin = time.perf_counter()
-        (shape,) = watch.shapes
         found = {
             "curve": curve,
             "startup_s": round(startup_s, 3),
             "steps": steps,
             "images_per_s": round(watch.images / trained_s, 2),
-            "pixels_per_image": watch.pixels_per_image(),
-            "forward_gflop": round(roofline.forward_gflop(training.model, (1, *shape)), 4),
+            **watch.work_per_image(),
             "precision": runtime.precision.mode,
             "choices": training.choices,
         }
@@ -99,11 +102,11 @@ def main(args: Args) -> None:
 def _build(system: str, setup: Setup) -> Training:
     if system == "kits_dist":
         return build_ours(setup)
-    return peers.TRAININGS[system][2](setup, dataset_of(setup.store, with_backend(setup, "opencv").data))
+    return peers.TRAININGS[system][2](setup, dataset_of(setup.store, setup.data))
 
 
 def _validation(setup: Setup):
-    """(training) -> mean Dice of its network over the validation cases, on the network's grid."""
+    """Return what turns a training into the mean Dice of its network over the validation cases, on its grid."""
     store, accelerator = setup.store, setup.runtime.accelerator
     cases = store.splits.select(setup.data.fold)[1]
     loader, dataset = build_val_loader(

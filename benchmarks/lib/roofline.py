@@ -1,9 +1,11 @@
-"""How much work a step is, counted and not timed, and how fast a device could do it at best.
+"""Count the work of a step, and bound how fast a device can do it (the roofline model).
 
-Of each operator of PyTorch: its floating point operations, by torch's own counter (torch.utils.flop_counter), and the
-bytes of the tensors that it reads and writes. Counting runs on fake tensors: no memory is filled, no GPU is needed.
-The bound: operators run one after another, and each takes at least the longer of operations / peak and bytes /
-bandwidth. It counts an eager step; compiled code joins operators and may move fewer bytes.
+For each operator of PyTorch: its floating point operations (torch.utils.flop_counter), and the bytes of the tensors
+that it reads and writes. Counting runs on fake tensors: it needs neither memory nor a GPU. The bound: operators run one
+after another, and each takes at least operations / peak or bytes / bandwidth, whichever is longer. An eager step is
+counted; compiled code fuses operators and may move fewer bytes.
+
+Source: Williams et al. 2009, doi:10.1145/1498765.1498785.
 """
 
 from collections import Counter
@@ -18,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-_KINDS = {  # part of an operator's name -> what a reader calls it; the first that fits
+_KINDS = {  # part of an operator's name -> its kind; the first that matches
     "convolution": "convolution",
     "batch_norm": "batch norm",
     "instance_norm": "instance norm",
@@ -27,8 +29,8 @@ _KINDS = {  # part of an operator's name -> what a reader calls it; the first th
     "pool": "pooling",
     "upsample": "cat and upsample",
     "cat": "cat and upsample",
-    "_fused_": "optimiser",
-    "_foreach_": "optimiser",
+    "_fused_": "optimizer",
+    "_foreach_": "optimizer",
     "_to_copy": "casts",
     "add": "additions",
 }
@@ -37,27 +39,31 @@ _EMPTY = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_
 
 
 class Operator(NamedTuple):
+    """Work of one operator."""
+
     kind: str
     flop: float
     nbytes: float  # read and written
 
 
 class Work(NamedTuple):
-    """Of one step, all its images together."""
+    """Work of one step, all its images together."""
 
     operators: list[Operator]
-    saved_bytes: float  # kept from the forward pass for the backward pass, weights not among them
+    saved_bytes: float  # saved by the forward pass for the backward pass, without weights
 
     @property
     def flop(self) -> float:
+        """Floating point operations."""
         return sum(operator.flop for operator in self.operators)
 
     @property
     def nbytes(self) -> float:
+        """Bytes that are read and written."""
         return sum(operator.nbytes for operator in self.operators)
 
     def by_kind(self) -> dict[str, float]:
-        """Bytes of each kind of operator, the most first."""
+        """Return the bytes of each kind of operator, the largest first."""
         total: Counter[str] = Counter()
         for operator in self.operators:
             total[operator.kind] += operator.nbytes
@@ -65,43 +71,46 @@ class Work(NamedTuple):
 
 
 class Bound(NamedTuple):
-    seconds: float  # at least, for the step
-    memory_share: float  # of that time: operators that wait for memory rather than for arithmetic
+    """The least time of a step."""
+
+    seconds: float
+    memory_share: float  # of that time, spent in operators bound by memory rather than by arithmetic
 
 
 def bound(work: Work, flops: float, bytes_per_s: float) -> Bound:
-    """flops: peak operations a second in this precision; bytes_per_s: of the device's memory."""
+    """Bound the time of a step by peak operations a second in its precision, and by bytes a second of memory."""
     pairs = [(operator.flop / flops, operator.nbytes / bytes_per_s) for operator in work.operators]
     seconds = sum(max(pair) for pair in pairs)
     return Bound(seconds, sum(memory for arithmetic, memory in pairs if memory > arithmetic) / seconds)
 
 
 def count(build: Callable[[], Callable[[], Any]]) -> Work:
-    """The work of a step: `build` makes the step with its network and its batch, on the CPU and all of it fake.
+    """Count the work of the step that `build` makes with its network and its batch, on fake tensors of the CPU.
 
-    The second call is counted: the first makes the optimiser's state. Autocast casts what it would cast on a GPU.
+    The second call is counted, since the first one makes the optimizer's state. Autocast casts as on a GPU.
     """
-    counter, kept = _Counter(), _Kept()
+    counter, saved = _Counter(), _Saved()
     with FakeTensorMode(), _AsOnGPU():
         step = build()
         step()
-        with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor), counter:
+        with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor), counter:
             step()
-    return Work(counter.operators, kept.total())
+    return Work(counter.operators, saved.total())
 
 
 def forward_gflop(model: nn.Module, shape: tuple[int, ...]) -> float:
-    """GFLOP of one forward pass of a real network on (B, C, H, W) zeros, per image."""
+    """Return the GFLOP per image of a forward pass of a real network on zeros of shape (B, C, H, W)."""
     parameter = next(model.parameters())
     was_training = model.training
-    with torch.no_grad(), (counter := _Counter()):
+    counter = _Counter()
+    with torch.no_grad(), counter:
         model.eval()(torch.zeros(shape, device=parameter.device, dtype=parameter.dtype))
     model.train(was_training)
     return sum(operator.flop for operator in counter.operators) / shape[0] / 1e9
 
 
 class _AsOnGPU(TorchFunctionMode):
-    """On a CPU autocast enlarges pictures in float32, on a GPU it leaves them as they are."""
+    """Interpolates in the dtype of the input, as autocast does on a GPU; on a CPU it would use float32."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is nn.functional.interpolate and torch.is_autocast_enabled("cpu"):
@@ -111,7 +120,7 @@ class _AsOnGPU(TorchFunctionMode):
 
 
 class _Counter(TorchDispatchMode):
-    """Keeps an Operator for each call that reaches a device."""
+    """Keeps an Operator for each call that reaches the device."""
 
     def __init__(self):
         super().__init__()
@@ -120,16 +129,17 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         packet = func._overloadpacket
-        if func.namespace == "prim":  # a question about a tensor
+        if func.namespace == "prim":  # a query about a tensor
             return func(*args, **kwargs)
-        if packet not in flop_registry and "upsample" not in str(packet):  # torch would trace that one in float32
-            with self:  # an operator made of others is counted as these
+        if packet not in flop_registry and "upsample" not in str(packet):  # decomposed, upsampling is traced in float32
+            with self:  # a composite operator counts as its parts
                 made = func.decompose(*args, **kwargs)
             if made is not NotImplemented:
                 return made
         out = func(*args, **kwargs)
         flop = flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
-        if nbytes := _moved(func, args, kwargs, out):
+        nbytes = _moved(func, args, kwargs, out)
+        if nbytes:
             name = str(packet).removeprefix("aten.")
             kind = next((word for part, word in _KINDS.items() if part in name), "other")
             self.operators.append(Operator(kind, flop, nbytes))
@@ -137,7 +147,7 @@ class _Counter(TorchDispatchMode):
 
 
 def _moved(func, args: tuple, kwargs: dict, out: Any) -> int:
-    """Bytes of the tensors that are read and written; none for a view."""
+    """Return the bytes of the tensors that are read and written; 0 for a view."""
     if func.is_view or func._overloadpacket in _EMPTY:
         return 0
     arguments = func._schema.arguments
@@ -154,17 +164,17 @@ def _bytes(values: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tree_leaves(values) if isinstance(tensor, Tensor))
 
 
-class _Kept:
-    """What autograd keeps: each piece of memory once, however many operators keep it."""
+class _Saved:
+    """Sums what autograd saves: each storage once, however many operators save it."""
 
     def __init__(self):
-        self._pieces: dict[int, tuple[int, Any]] = {}
+        self._storages: dict[int, tuple[int, Any]] = {}
 
     def pack(self, tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter):
             storage = tensor.untyped_storage()
-            self._pieces[storage._cdata] = (storage.nbytes(), storage)  # held, so that no other gets its number
+            self._storages[storage._cdata] = (storage.nbytes(), storage)  # held, so that its address is not reused
         return tensor
 
     def total(self) -> int:
-        return sum(size for size, _ in self._pieces.values())
+        return sum(size for size, _ in self._storages.values())

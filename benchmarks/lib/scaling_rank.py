@@ -1,6 +1,7 @@
 """One of the processes that benchmarks.scaling launches; writes what all of them measured to `result`."""
 
 import contextlib
+import copy
 import math
 import tempfile
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.lib.harness import Variant, interleave
+from benchmarks.lib.harness import Candidate, interleave
 from kits_dist import cli
 from kits_dist.cli import MISSING
 from kits_dist.config import ModelConfig, OptimConfig, TrainConfig
@@ -23,7 +24,7 @@ from kits_dist.training.train_step import build_optimizer
 from kits_dist.utils import files
 
 LEARNING = OptimConfig()
-# Other ways to exchange gradients than the default: keys of TrainConfig, then what DDP alone is asked.
+# Ways to exchange gradients other than the default: keys of TrainConfig, then further arguments of DDP.
 EXCHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "bucket_1mb": ({"bucket_mb": 1}, {}),
     "bucket_100mb": ({"bucket_mb": 100}, {}),
@@ -35,6 +36,8 @@ EXCHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Args:
+    """Arguments of the program."""
+
     result: str = MISSING
     """JSON file to write."""
     size_px: tuple[int, int] = MISSING
@@ -42,33 +45,34 @@ class Args:
     batch_size: int = MISSING
     """Images of one process."""
     windows: int = MISSING
-    """Timed windows a variant."""
+    """Timed windows per group."""
     window_s: float = MISSING
-    """Seconds a window, roughly."""
+    """Seconds per window, approximately."""
     warmup_steps: int = MISSING
     """Untimed steps first."""
-    tiny: bool = False
-    """The small network also on a GPU."""
-
-
-def network_of(large: bool) -> ModelConfig:
-    return ModelConfig(arch="unet" if large else "simple_unet", encoder_weights="none", width=64 if large else 12)
+    arch: str = MISSING
+    """As model.arch."""
+    width: int = MISSING
+    """As model.width."""
 
 
 def main(args: Args) -> None:
+    """Time all groups in turns; rank 0 writes what they measured."""
     with tempfile.TemporaryDirectory() as run:
         runtime = start(TrainConfig(), 1, Path(run), 0)
         world, device = runtime.ranks.world, runtime.accelerator.device
-        network = network_of(device.type == "cuda" and not args.tiny)
-        ways: dict[str, Way] = {"one": Way(runtime, network, args, 1, args.batch_size)}
+        network = ModelConfig(arch=args.arch, encoder_weights="none", width=args.width)
+        groups = {"one": RankGroup(runtime, network, args, 1, args.batch_size)}
         for n in sorted({2**power for power in range(1, int(math.log2(world)) + 1)} | {world}):
             for name, batch_size in (("weak", args.batch_size), ("strong", max(1, args.batch_size // n))):
-                way = ways[f"{name}_{n}"] = Way(runtime, network, args, n, batch_size)
-                ways[f"{name}_{n}_no_sync"] = way.without_exchange()
+                group = RankGroup(runtime, network, args, n, batch_size)
+                groups[f"{name}_{n}"] = group
+                groups[f"{name}_{n}_no_sync"] = group.without_exchange()
         for name, (keys, more) in EXCHANGES.items():
-            ways[name] = Way(runtime, network, args, world, args.batch_size, TrainConfig(**keys), more)
+            groups[name] = RankGroup(runtime, network, args, world, args.batch_size, TrainConfig(**keys), more)
+
         timed = interleave(
-            {name: Variant(way.step, before=dist.barrier, after=dist.barrier) for name, way in ways.items()},
+            {name: Candidate(group.step, before=dist.barrier, after=dist.barrier) for name, group in groups.items()},
             device,
             windows=args.windows,
             window_s=args.window_s,
@@ -76,22 +80,26 @@ def main(args: Args) -> None:
             agree=lambda steps: _of_rank_0(steps, device),
         )
         found = {}
-        for name, way in ways.items():
+        for name, group in groups.items():
             seconds = torch.tensor(timed[name].seconds, device=device, dtype=torch.float64)
-            dist.all_reduce(seconds, dist.ReduceOp.MAX)  # a step is done when the slowest has done it
-            images = way.processes * way.batch_size * timed[name].steps
-            found[name] = {"seconds": seconds.tolist(), "images": images, "processes": way.processes} | {
-                "batch_size": way.batch_size
+            dist.all_reduce(seconds, dist.ReduceOp.MAX)  # a step is done when the slowest rank has done it
+            found[name] = {
+                "seconds": seconds.tolist(),
+                "images": group.processes * group.batch_size * timed[name].steps,
+                "processes": group.processes,
+                "batch_size": group.batch_size,
             }
+
         if runtime.ranks.rank == 0:
             gradients = sum(p.numel() * 4 for p in build_model(network, 1, pretrained=False).parameters())
             about = {"precision": runtime.precision.mode, "threads": torch.get_num_threads()}
-            files.write_json(Path(args.result), {"ways": found, "gradient_mb": round(gradients / 1e6, 3)} | about)
+            about |= {"groups": found, "gradient_mb": round(gradients / 1e6, 3)}
+            files.write_json(Path(args.result), about)
         runtime.accelerator.end_training()
 
 
-class Way:
-    """The first `processes` ranks train together on one batch each; the others do nothing."""
+class RankGroup:
+    """The first `processes` ranks, which train together on one batch each; the others do nothing."""
 
     def __init__(
         self,
@@ -103,13 +111,14 @@ class Way:
         train: TrainConfig | None = None,
         more: dict[str, Any] | None = None,
     ):
-        """train, more: how gradients travel, and what DDP is asked beside that."""
+        """train, more: how gradients travel, and further arguments of DDP."""
         self.processes, self.batch_size = processes, batch_size
         self._exchange: Callable[[], Any] = contextlib.nullcontext
-        group = dist.new_group(list(range(processes)))  # by every rank, also those that are not in it
+        group = dist.new_group(list(range(processes)))  # every rank must call this, also those outside the group
         self._idle = runtime.ranks.rank >= processes
         if self._idle:
             return
+
         self._accelerator, device = runtime.accelerator, runtime.accelerator.device
         torch.manual_seed(0)
         model = build_model(network, 1, pretrained=False).to(device, memory_format=torch.channels_last)
@@ -120,19 +129,18 @@ class Way:
             handler = exchange(train or TrainConfig())
             self._model = DistributedDataParallel(model, process_group=group, **handler.to_kwargs() | (more or {}))
             handler.register_comm_hook(self._model)  # a hook's group is that of all ranks
-        dtype = runtime.image_dtype
-        self._image = torch.randn(batch_size, 1, *args.size_px, device=device, dtype=dtype)
+        self._image = torch.randn(batch_size, 1, *args.size_px, device=device, dtype=runtime.image_dtype)
         self._label = torch.randint(0, 4, (batch_size, *args.size_px), device=device, dtype=torch.uint8)
 
-    def without_exchange(self) -> "Way":
-        """The same network and batch, each rank for itself."""
-        other = object.__new__(Way)
-        other.__dict__ |= vars(self)
+    def without_exchange(self) -> "RankGroup":
+        """Return the same network and batch, without exchanging gradients."""
+        other = copy.copy(self)
         if not self._idle:
             other._exchange = self._model.no_sync
         return other
 
     def step(self) -> None:
+        """Take an optimizer step, or nothing outside the group."""
         if self._idle:
             return
         with self._exchange():

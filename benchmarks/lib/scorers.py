@@ -1,7 +1,7 @@
-"""Two ways from a pair of files to the official table; benchmarks.evaluate starts each alone in a process.
+"""Two scorers that turn a pair of files into the official table; benchmarks.evaluate starts each in its own process.
 
-python -m benchmarks.lib.scorers ours|official answers every line of its input: `PREDICTION<tab>TRUTH` with Dice and
-surface Dice of the three regions as JSON, an empty line with this process' memory.
+`python -m benchmarks.lib.scorers ours|official` answers every line of its input: `PREDICTION<tab>TRUTH` with Dice and
+surface Dice of the three regions as JSON, an empty line with the memory of this process.
 """
 
 import json
@@ -17,7 +17,7 @@ Table = dict[str, list[float]]  # region -> [Dice, surface Dice]
 
 
 def ours() -> Callable[[Path, Path], Table]:
-    """kits_dist.evaluate's way with one case: HD95, ASSD, slices and lesions come along unasked."""
+    """Return the scorer of kits_dist.evaluate, which also computes HD95, ASSD, slices and lesions."""
     from kits_dist.evaluation.case_scores import Job, score_job
 
     def score(prediction: Path, truth: Path) -> Table:
@@ -28,7 +28,7 @@ def ours() -> Callable[[Path, Path], Table]:
 
 
 def official() -> Callable[[Path, Path], Table]:
-    """The challenge's way, as kits23/evaluation does it: SimpleITK reads, surface_distance gets whole volumes."""
+    """Return the scorer of the challenge (kits23/evaluation): SimpleITK reads, surface_distance gets whole volumes."""
     import warnings
 
     import SimpleITK
@@ -61,17 +61,18 @@ def _any_of(array: np.ndarray, labels: tuple[int, ...]) -> np.ndarray:
     return mask
 
 
-WAYS = {"ours": ours, "official": official}
+SCORERS = {"ours": ours, "official": official}
 
 
 def memory_mb() -> dict[str, float]:
-    """{"peak", "now"} of this process. From the kernel: getrusage's peak counts the parent's memory before exec too."""
+    """Return {"peak", "now"} from the kernel: getrusage's peak includes the parent's memory before exec."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return {name: int(fields[key].split()[0]) / 1024 for name, key in (("peak", "VmHWM"), ("now", "VmRSS"))}
 
 
-def main(way: str) -> None:
-    score = WAYS[way]()
+def main(name: str) -> None:
+    """Answer every line of the input."""
+    score = SCORERS[name]()
     for line in sys.stdin:
         paths = line.rstrip("\n").split("\t")
         answer = score(*map(Path, paths)) if len(paths) == 2 else memory_mb()

@@ -1,8 +1,8 @@
-"""Dice of several ways of training, paired by patient: what every study of segmentation quality here is built on.
+"""Dice of several trainings, paired by patient: the basis of every study of segmentation quality here.
 
-A study trains each variant with each seed and evaluates it on the native grid (study_runs.py). Here its scores become
-lines: every row is compared with the first one, per case the mean over seeds, then a bootstrap over cases of the
-difference. That interval is about other patients; what another seed would change is the sd between seeds, beside it.
+A study trains each arm with each seed and evaluates it on the native grid (study_runs.py). Here its scores become
+lines: every row is compared with the first one, for each case the mean over seeds, then a bootstrap over cases of the
+difference. That interval is about other patients; what another seed would change is the sd between seeds.
 """
 
 import dataclasses
@@ -13,19 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.lib.lines import Ceiling, Line, line, record, rounded
-from benchmarks.lib.study_runs import (
-    STATE,
-    Evaluation,
-    Study,
-    Training,
-    Variant,
-    configuration,
-    mean_dice,
-    run,
-    tables_of,
-)
-from benchmarks.report import studies as as_tables
+from benchmarks.lib.lines import QUICK_RESULTS, Line, line, no_ceiling, record, rounded
+from benchmarks.lib.study_runs import STATE, Arm, Evaluation, Study, Training, configuration, mean_dice, run, tables_of
+from benchmarks.lib.tables import studies as as_tables
 from kits_dist.config import as_plain
 from kits_dist.data.store import Store
 from kits_dist.evaluation import comparison
@@ -35,54 +25,54 @@ from kits_dist.labels import REGIONS
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, JobFailed
 
-__all__ = ["Evaluation", "Study", "Training", "Variant", "conduct", "record_lines", "rows"]
+__all__ = ["Arm", "Evaluation", "Study", "Training", "conduct", "record_lines", "rows"]
 
-NO_CEILING = Ceiling("none", None, "a score: nobody knows the best one on these cases")
+NO_CEILING = no_ceiling("a score: the best possible one on these cases is unknown")
 
 
 class Row(NamedTuple):
-    """What one evaluation of one variant scored; Dice of the challenge's regions."""
+    """Scores of one evaluation of an arm; Dice of the challenge's regions."""
 
     name: str
-    variant: Variant
+    arm: Arm
     cases: dict[str, Metrics]  # {case: {REGION_dice: mean over seeds}}
     by_seed: dict[str, list[float]]  # {region: mean over cases, one a seed}
     training_s: list[float | None]  # one a seed, start of Python included; None where it was interrupted
 
     @property
     def sd(self) -> dict[str, float | None]:
-        """{region: sd between seeds of the mean over cases}; None of one seed."""
+        """{region: sd between seeds of the mean over cases}; None for one seed."""
         return {name: statistics.stdev(means) if len(means) > 1 else None for name, means in self.by_seed.items()}
 
 
-def conduct(study: Study, args: Any, out: str | Path = "", jobs: int = 0) -> list[Line]:
-    """Run the study, write its lines to `out` and print its table. `args` are the program's, with a field `quick`.
+def conduct(study: Study, args: Any) -> list[Line]:
+    """Run the study, write its lines and print its table; `args` are `StudyArgs`.
 
-    Raises JobFailed at the end when a variant failed: the others are in the lines.
+    Raises JobFailed at the end when an arm failed: the others are in the lines.
     """
-    failed = run(study, jobs)
-    lines = record_lines(study, args, out, failed)
+    failed = run(study, args.jobs)
+    lines = record_lines(study, args, failed)
     print(f"\n{as_tables(lines)}\n\nruns, curves and predictions: {study.folder}", flush=True)
     if failed:
-        raise JobFailed(f"{len(failed)} of {len(study.variants)} variants failed: {', '.join(failed)}. See above.")
+        raise JobFailed(f"{len(failed)} of {len(study.arms)} arms failed: {', '.join(failed)}. See above.")
     return lines
 
 
 def rows(study: Study, failed: dict[str, str] | None = None) -> list[Row]:
-    """Of every evaluation of every variant that did not fail, in the order of the study."""
-    return [row for variant in study.variants if variant.name not in (failed or {}) for row in _rows_of(study, variant)]
+    """Return the rows of every evaluation of every arm that did not fail, in the order of the study."""
+    return [row for arm in study.arms if arm.name not in (failed or {}) for row in _rows_of(study, arm)]
 
 
-def _rows_of(study: Study, variant: Variant) -> Iterator[Row]:
-    by_seed = [tables_of(study, variant, seed) for seed in variant.seeds]
-    states = [files.read_json(study.seed_folder(variant, seed) / STATE) for seed in variant.seeds]
-    seconds = [_total([state["training_s"].get(one.name) for one in variant.trainings]) for state in states]
-    for evaluation in variant.evaluations:
+def _rows_of(study: Study, arm: Arm) -> Iterator[Row]:
+    by_seed = [tables_of(study, arm, seed) for seed in study.seeds]
+    states = [files.read_json(study.seed_folder(arm, seed) / STATE) for seed in study.seeds]
+    seconds = [_total([state["training_s"].get(one.name) for one in arm.trainings]) for state in states]
+    for evaluation in arm.evaluations:
         tables = [tables[evaluation.name] for tables in by_seed]
         means = [mean_dice(table) for table in tables]
         per_seed = {region: [mean[region] for mean in means] for region in means[0]}
-        name = ", ".join(filter(None, (variant.name, evaluation.name)))
-        yield Row(name, variant, mean_over_seeds(tables), per_seed, seconds)
+        name = ", ".join(filter(None, (arm.name, evaluation.name)))
+        yield Row(name, arm, mean_over_seeds(tables), per_seed, seconds)
 
 
 def _total(seconds: list[float | None]) -> float | None:
@@ -90,9 +80,9 @@ def _total(seconds: list[float | None]) -> float | None:
 
 
 def mean_over_seeds(tables: list[dict[str, Metrics]]) -> dict[str, Metrics]:
-    """Several cases.csv of the same cases -> {case: {REGION_dice: mean}}. Raises InputError where cases differ."""
+    """Return {case: {REGION_dice: mean}} of several cases.csv. Raises InputError if their cases differ."""
     if any(table.keys() != tables[0].keys() for table in tables):
-        raise InputError("the seeds of one variant were scored on different cases: delete its folder, run it again.")
+        raise InputError("the seeds of one arm were scored on different cases. Delete its folder and run it again.")
     columns = [f"{name}_dice" for name in REGIONS if f"{name}_dice" in next(iter(tables[0].values()))]
     return {
         case: {column: float(np.mean([table[case][column] for table in tables])) for column in columns}
@@ -100,23 +90,22 @@ def mean_over_seeds(tables: list[dict[str, Metrics]]) -> dict[str, Metrics]:
     }
 
 
-def record_lines(study: Study, args: Any, out: str | Path, failed: dict[str, str]) -> list[Line]:
-    """A line a row and region, written to `out` (benchmarks/lib/lines.py), and one without value a failed variant."""
+def record_lines(study: Study, args: Any, failed: dict[str, str]) -> list[Line]:
+    """Write a line for each row and region, and one without a value for each arm that failed."""
     found = rows(study, failed)
-    first = study.variants[0].name
-    reference = None if first in failed else found[0]
+    reference = None if study.arms[0].name in failed else found[0]
     made = [one for row in found for one in _lines(study, row, reference, args)]
-    for variant in (variant for variant in study.variants if variant.name in failed):
-        data = Store(study.store_of(variant.trainings[0])).meta["data"]
-        config = {"variant": variant.name, "data": data, "failed": failed[variant.name].splitlines()[0].rstrip(":")}
+    for arm in (arm for arm in study.arms if arm.name in failed):
+        data = Store(study.store_of(arm.trainings[0])).meta["data"]
+        config = {"variant": arm.name, "data": data, "failed": failed[arm.name].splitlines()[0].rstrip(":")}
         made.append(line(study.name, [], "Dice", NO_CEILING, config, args))
     for one in made:
-        record(one, out)
+        record(one, args.out or (QUICK_RESULTS if args.quick else ""))
     return made
 
 
 def _lines(study: Study, row: Row, reference: Row | None, args: Any) -> Iterator[Line]:
-    about = _about(study, row.variant)
+    about = _about(study, row.arm)
     bootstrap = Bootstrap(len(row.cases))
     compared = _differences(row, reference) if reference and row is not reference else {}
     for region, by_seed in row.by_seed.items():
@@ -127,22 +116,24 @@ def _lines(study: Study, row: Row, reference: Row | None, args: Any) -> Iterator
             "variant": row.name,
             "region": region,
             **about,
-            "seeds": list(row.variant.seeds),
+            "seeds": list(study.seeds),
             "by_seed": [rounded(mean) for mean in by_seed],
             "sd_between_seeds": None if sd is None else rounded(sd),
             "training_s": row.training_s,
             "spread_is": "95 % interval over cases",
         }
         config["cases"] = about["cases"] | {study.split: len(row.cases)}
-        config["reference"] = study.variants[0].name if row is not reference else None
+        config["reference"] = study.arms[0].name if row is not reference else None
         config |= compared.get(region, {})
         made = line(study.name, [float(dice.mean())], "Dice", NO_CEILING, config, args, answer=True)
         yield dataclasses.replace(made, spread=(rounded(low), rounded(high)), windows=len(dice))
 
 
 def _differences(row: Row, reference: Row) -> dict[str, dict[str, Any]]:
-    """{region that both have: {"difference", "difference_ci95", "p"}}, row minus reference, paired by case. Raises
-    InputError where their cases differ."""
+    """Return {region that both have: {"difference", "difference_ci95", "p"}}, row minus reference, paired by case.
+
+    Raises InputError if their cases differ.
+    """
     if not row.by_seed.keys() & reference.by_seed.keys():
         return {}
     compared = comparison.compare(row.cases, reference.cases, (row.name, reference.name))
@@ -156,14 +147,14 @@ def _differences(row: Row, reference: Row) -> dict[str, dict[str, Any]]:
     }
 
 
-def _about(study: Study, variant: Variant) -> dict[str, Any]:
-    """Network, sizes, kind and number of cases, of its first training; the words of all; no folder of this machine."""
-    first = variant.trainings[0]
+def _about(study: Study, arm: Arm) -> dict[str, Any]:
+    """Describe an arm: network, sizes and cases of its first training, the words of all; no folder of this machine."""
+    first = arm.trainings[0]
     config, store = configuration(first, study), Store(study.store_of(first))
     train, val = store.splits.select(config.data.fold)
     model = as_plain(config.model)
     model["encoder_weights"] = Path(model["encoder_weights"]).name
-    folders = [study.seed_folder(variant, seed) / one.name for seed in variant.seeds for one in variant.trainings]
+    folders = [study.seed_folder(arm, seed) / one.name for seed in study.seeds for one in arm.trainings]
     commits = {str(files.read_json(folder / "environment.json").get("commit")) for folder in folders}
     return {
         "data": store.meta["data"],
@@ -174,7 +165,7 @@ def _about(study: Study, variant: Variant) -> dict[str, Any]:
         "context": config.data.context,
         "batch_size": config.data.batch_size,
         "epochs": config.optim.epochs,
-        "trainings": {one.name or "run": [_without_folder(word) for word in one.words] for one in variant.trainings},
+        "trainings": {one.name or "run": [_without_folder(word) for word in one.words] for one in arm.trainings},
         "trained_at": sorted(commits),
     }
 

@@ -1,9 +1,9 @@
-"""The trainings of a study: each variant with each seed through `accelerate launch`, as a user would, then evaluated.
+"""The trainings of a study: each arm with each seed through `accelerate launch`, as a user would, then evaluated.
 
-Everything lies in STUDY/VARIANT/seed_K; what is finished there is not done again, and a training that was cut off goes
-on. Each training is one process (launch/single.yaml) on one GPU, or on one core where there is none: a step is then
-`data.batch_size` slices on every machine. As many run side by side as there are GPUs or cores; on two cores that wastes
-nothing on waiting for each other, as the two processes of one training (launch/cpu.yaml) do.
+Everything is stored in STUDY/ARM/seed_K; what is finished there is not done again, and an interrupted training is
+resumed. Each training is one process (launch/single.yaml) on one GPU, or on one core where there is none: a step is
+then `data.batch_size` slices on every machine. As many run in parallel as there are GPUs or cores; independent
+processes never wait for each other, as the two of one training (launch/cpu.yaml) do.
 """
 
 import os
@@ -12,7 +12,6 @@ import sys
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.lib.lines import slug
+from benchmarks.lib.programs import LAST_LINES, ROOT, environment
 from kits_dist import cli
 from kits_dist.config import Config, as_plain
 from kits_dist.data.store import Store
@@ -30,101 +30,100 @@ from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, JobFailed
 from kits_dist.utils.text import listed
 
-ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ["accelerate.commands.launch", "--config_file", str(ROOT / "launch" / "single.yaml"), "-m", "kits_dist.train"]
-STATE = "study.json"  # in a seed's folder: what it was asked, whether it is done
-LAST_LINES = 15
+STATE = "study.json"  # in the folder of a seed: what was asked for, and whether it is done
 
 
 class Training(NamedTuple):
     """One run of kits_dist.train."""
 
     words: tuple[str, ...]  # config=FILE.yaml and key=value; store, run, seed and resume are added
-    name: str = ""  # of its run folder inside seed_K; empty: seed_K itself, for a variant of one training
+    name: str = ""  # of its run folder inside seed_K; empty: seed_K itself, for an arm of one training
     store: str = ""  # empty: the study's
 
 
 class Evaluation(NamedTuple):
     """One run of kits_dist.evaluate, a row of the study."""
 
-    name: str = ""  # where a variant has several
+    name: str = ""  # where an arm has several
     runs: tuple[str, ...] = ("",)  # names of trainings; several are evaluated together, run=[A,B]
     words: tuple[str, ...] = ()  # as tta=flip, or store=DIR where each training had another
     fuse: bool = False  # with weights that kits_dist.fuse chooses on val first
-    stage: bool = False  # phase1 or phase2: the table that a cascade's evaluation, named "", leaves beside its own
+    stage: bool = False  # phase1 or phase2: a table that the evaluation "" of a cascade writes too
 
 
-class Variant(NamedTuple):
+class Arm(NamedTuple):
+    """One of the alternatives that a study compares, as in a clinical trial."""
+
     name: str
     trainings: tuple[Training, ...]
-    seeds: tuple[int, ...] = (0, 1, 2)
     evaluations: tuple[Evaluation, ...] = (Evaluation(),)
 
 
 class Study(NamedTuple):
-    """The first evaluation of the first variant is the reference."""
+    """Arms to compare; the first evaluation of the first arm is the reference."""
 
     name: str  # the question of its lines
     store: str
-    variants: tuple[Variant, ...]
+    arms: tuple[Arm, ...]
     folder: Path
     split: str = "test"
+    seeds: tuple[int, ...] = (0, 1, 2)
 
     def store_of(self, training: Training) -> str:
+        """Return the store of a training."""
         return training.store or self.store
 
-    def seed_folder(self, variant: Variant, seed: int) -> Path:
-        return self.folder / slug(variant.name) / f"seed_{seed}"
+    def seed_folder(self, arm: Arm, seed: int) -> Path:
+        """Return the folder of all trainings of a seed."""
+        return self.folder / slug(arm.name) / f"seed_{seed}"
 
-    def scores_folder(self, variant: Variant, seed: int, evaluation: Evaluation) -> Path:
-        """Of a plain evaluation of one training the place where kits_dist.evaluate puts it."""
+    def scores_folder(self, arm: Arm, seed: int, evaluation: Evaluation) -> Path:
+        """Return the folder of an evaluation; for a single training it is where kits_dist.evaluate puts it."""
         name = "_".join(filter(None, (self.split, slug(evaluation.name))))
-        return self.seed_folder(variant, seed) / "evaluation" / name
-
-
-def check_counts(seeds: int, jobs: int) -> None:
-    """Of a program's arguments. Raises InputError."""
-    if not 1 <= seeds <= 100:
-        raise InputError(f"seeds={seeds}: use 1..100.")
-    if jobs < 0:
-        raise InputError(f"jobs={jobs} must be 0 (one a GPU or core) or more.")
+        return self.seed_folder(arm, seed) / "evaluation" / name
 
 
 def check(study: Study) -> None:
-    """Before hours are spent. Raises InputError for names that would share a folder, a training that is not there, and
-    words that kits_dist.train would refuse."""
-    _apart(study.name, [variant.name for variant in study.variants])
-    for variant in study.variants:
-        names = [training.name for training in variant.trainings]
-        _apart(f"{study.name}, trainings of {variant.name}", names)
-        _apart(f"{study.name}, evaluations of {variant.name}", [one.name for one in variant.evaluations])
-        for evaluation in variant.evaluations:
-            if unknown := set(evaluation.runs) - set(names):
-                raise InputError(f"{study.name}, {variant.name}: no training is called {sorted(unknown)}: {names}.")
-        for training in variant.trainings:
+    """Validate a study before hours are spent on it.
+
+    Raises InputError for names that would share a folder, for a training that does not exist, and for words that
+    kits_dist.train would refuse.
+    """
+    _check_distinct(study.name, [arm.name for arm in study.arms])
+    for arm in study.arms:
+        names = [training.name for training in arm.trainings]
+        _check_distinct(f"{study.name}, trainings of {arm.name}", names)
+        _check_distinct(f"{study.name}, evaluations of {arm.name}", [one.name for one in arm.evaluations])
+        for evaluation in arm.evaluations:
+            unknown = sorted(set(evaluation.runs) - set(names))
+            if unknown:
+                raise InputError(f"{study.name}, {arm.name}: there is no training {unknown}. Choose from {names}.")
+        for training in arm.trainings:
             configuration(training, study)
 
 
-def _apart(where: str, names: list[str]) -> None:
+def _check_distinct(where: str, names: list[str]) -> None:
     folders = [slug(name) for name in names]
-    if twice := sorted({name for name in folders if folders.count(name) > 1}):
-        raise InputError(f"{where}: several would lie in the folder {twice[0] or 'of the seed'!r}. Name them apart.")
+    twice = sorted({name for name in folders if folders.count(name) > 1})
+    if twice:
+        raise InputError(f"{where}: several would share the folder {twice[0] or 'of the seed'!r}. Rename one of them.")
 
 
 def configuration(training: Training, study: Study, seed: int = 0) -> Config:
-    """What kits_dist.train will make of its words. Raises InputError."""
+    """Return the configuration that kits_dist.train will make of the words. Raises InputError."""
     return cli.load(Config, [*training.words, f"data.store={study.store_of(training)}", "run=-", f"seed={seed}"])
 
 
 class Place(NamedTuple):
-    """Where one training at a time runs."""
+    """A GPU or a core, and its share of the cores: one training at a time runs there."""
 
-    cores: set[int]  # empty where the system does not tell
+    cores: set[int]  # empty where the system does not say
     environ: dict[str, str]
 
 
 def places(jobs: int = 0) -> list[Place]:
-    """One a GPU, or one a core where there is none, each with its share of the cores; at most `jobs` unless 0."""
+    """Return one place per GPU, or per core where there is none; at most `jobs` unless that is 0."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     gpus = torch.cuda.device_count()
     count = gpus or len(cores) or 1
@@ -137,58 +136,56 @@ def places(jobs: int = 0) -> list[Place]:
 
 
 def run(study: Study, jobs: int = 0) -> dict[str, str]:
-    """Train and evaluate what is not yet done: all variants with their first seed, then with their second, ...
+    """Train and evaluate what is not yet done: all arms with their first seed, then with their second, ...
 
-    Returns {variant: why it failed}; the others are finished. Raises InputError, before anything runs, for what
-    `check` refuses and for a folder that holds another training.
+    Returns {arm: why it failed}; the others are finished. Raises InputError, before anything runs, for what `check`
+    refuses and for a folder that holds another training.
     """
     check(study)
-    for variant in study.variants:
-        for seed in variant.seeds:
-            _state(study, variant, seed)
-    turns = zip_longest(*([(variant, seed) for seed in variant.seeds] for variant in study.variants))
-    waiting = deque(job for turn in turns for job in turn if job)
+    waiting = deque((arm, seed) for seed in study.seeds for arm in study.arms)
+    for arm, seed in waiting:
+        _state(study, arm, seed)
     failed: dict[str, str] = {}
 
     def work(place: Place) -> None:
         if place.cores:
-            os.sched_setaffinity(0, place.cores)  # of this thread, and so of all that it starts
+            os.sched_setaffinity(0, place.cores)  # of this thread, and of all processes that it starts
         while waiting:
             try:
-                variant, seed = waiting.popleft()
-            except IndexError:  # another took the last one
+                arm, seed = waiting.popleft()
+            except IndexError:  # another thread took the last one
                 return
             try:
-                print(f"  {variant.name}, seed {seed}: {_bring_to_scores(study, variant, seed, place)}", flush=True)
+                print(f"  {arm.name}, seed {seed}: {_train_and_evaluate(study, arm, seed, place)}", flush=True)
             except (JobFailed, InputError) as error:
-                failed.setdefault(variant.name, f"seed {seed}: {error}")
-                print(f"  {variant.name}, seed {seed}: failed: {error}", flush=True)
+                failed.setdefault(arm.name, f"seed {seed}: {error}")
+                print(f"  {arm.name}, seed {seed}: failed: {error}", flush=True)
 
     where = places(jobs)
     with ThreadPoolExecutor(len(where)) as pool:
         try:
             list(pool.map(work, where))
-        except BaseException:  # Ctrl-C reaches the trainings too, which save; nothing else may begin
+        except BaseException:  # Ctrl-C reaches the trainings too, which save; start no other
             waiting.clear()
             raise
     return failed
 
 
-def _bring_to_scores(study: Study, variant: Variant, seed: int, place: Place) -> str:
-    """Train and evaluate, or find it done. Returns the scores in words; raises JobFailed."""
-    folder = study.seed_folder(variant, seed)
-    state = _state(study, variant, seed)
+def _train_and_evaluate(study: Study, arm: Arm, seed: int, place: Place) -> str:
+    """Train and evaluate, unless it is done. Returns the scores for a reader at the terminal. Raises JobFailed."""
+    folder = study.seed_folder(arm, seed)
+    state = _state(study, arm, seed)
     if not state["done"]:
         folder.mkdir(parents=True, exist_ok=True)
         files.write_json(folder / STATE, state)
-        for training in variant.trainings:
+        for training in arm.trainings:
             begun = (folder / training.name / "config.yaml").exists()
             words = [*training.words, f"data.store={study.store_of(training)}", f"run={folder / training.name}"]
             seconds = _program([*LAUNCH, *words, f"seed={seed}", "resume=auto"], folder / "log.txt", place)
             if not begun:
                 state["training_s"][training.name] = round(seconds, 1)
             files.write_json(folder / STATE, state)
-        for evaluation in (one for one in variant.evaluations if not one.stage):
+        for evaluation in (one for one in arm.evaluations if not one.stage):
             runs = ",".join(str(folder / name) for name in evaluation.runs)
             words = [f"run=[{runs}]" if len(evaluation.runs) > 1 else f"run={runs}"]
             if evaluation.fuse:
@@ -196,32 +193,32 @@ def _bring_to_scores(study: Study, variant: Variant, seed: int, place: Place) ->
                 _program(["kits_dist.fuse", words[0], f"output={fused}"], folder / "log.txt", place)
                 words += [f"fusion={fused}"]
             words += [f"split={study.split}", "workers=1", "panel=0", *evaluation.words]
-            words += [f"output={study.scores_folder(variant, seed, evaluation)}"]
+            words += [f"output={study.scores_folder(arm, seed, evaluation)}"]
             seconds = _program(["kits_dist.evaluate", *words], folder / "log.txt", place)
             state.setdefault("evaluation_s", {})[evaluation.name] = round(seconds, 1)
         files.write_json(folder / STATE, state | {"done": True})
-    means = {name: mean_dice(table) for name, table in tables_of(study, variant, seed).items()}
+    means = {name: mean_dice(table) for name, table in tables_of(study, arm, seed).items()}
     return "; ".join(
         f"{name}  ".lstrip() + "  ".join(f"{region} {dice:.3f}" for region, dice in mean.items())
         for name, mean in means.items()
     )
 
 
-def _state(study: Study, variant: Variant, seed: int) -> dict[str, Any]:
-    """{"trainings", "evaluations": what is asked, "training_s": {training: seconds}, "done"} of a seed.
+def _state(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
+    """Return {"trainings", "evaluations": what is asked for, "training_s": {training: seconds}, "done"} of a seed.
 
-    Settings are compared as they are resolved, so that a yaml or a store that changed is seen. Raises InputError for
-    other ones: trained further under a new schedule it would be neither the old training nor the new one.
+    Resolved settings are compared, so that a yaml file or a store that changed is noticed. Raises InputError if they
+    differ: a training resumed under another schedule would be neither the old one nor the new one.
     """
     trainings = {}
-    for training in variant.trainings:
+    for training in arm.trainings:
         config = as_plain(configuration(training, study, seed))
         del config["data"]["store"]
         trainings[training.name] = config | {"store_sha256": Store(study.store_of(training)).fingerprint()}
-    of_each = ([one.name, list(one.runs), list(one.words), one.fuse, one.stage] for one in variant.evaluations)
+    of_each = ([one.name, list(one.runs), list(one.words), one.fuse, one.stage] for one in arm.evaluations)
     evaluations = [study.split, *of_each]
     asked = {"trainings": trainings, "evaluations": evaluations}
-    folder = study.seed_folder(variant, seed)
+    folder = study.seed_folder(arm, seed)
     if not (folder / STATE).is_file():
         return asked | {"training_s": {}, "done": False}
     there = files.read_json(folder / STATE)
@@ -234,7 +231,7 @@ def _state(study: Study, variant: Variant, seed: int) -> dict[str, Any]:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """{"a.b.c": value as text}."""
+    """Return {"a.b.c": value as text}."""
     found: dict[str, str] = {}
     for key, value in values.items():
         name = f"{prefix}.{key}".strip(".")
@@ -243,9 +240,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _program(words: list[str], log: Path, place: Place) -> float:
-    """Seconds of `python -m WORDS`. Raises JobFailed with its last lines."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environ = os.environ | place.environ | {"PYTHONPATH": path}
+    """Run `python -m WORDS` and return its seconds. Raises JobFailed with its last lines."""
+    environ = environment() | place.environ
     begin = time.monotonic()
     with open(log, "a", encoding="utf-8") as file:
         start = file.tell()
@@ -256,13 +252,13 @@ def _program(words: list[str], log: Path, place: Place) -> float:
     return time.monotonic() - begin
 
 
-def tables_of(study: Study, variant: Variant, seed: int) -> dict[str, dict[str, Metrics]]:
-    """{evaluation: its cases.csv}. Raises InputError."""
-    return {one.name: read_cases(study.scores_folder(variant, seed, one) / "cases.csv") for one in variant.evaluations}
+def tables_of(study: Study, arm: Arm, seed: int) -> dict[str, dict[str, Metrics]]:
+    """Return {evaluation: its cases.csv}. Raises InputError."""
+    return {one.name: read_cases(study.scores_folder(arm, seed, one) / "cases.csv") for one in arm.evaluations}
 
 
 def mean_dice(table: dict[str, Metrics]) -> dict[str, float]:
-    """{region: mean over cases}, of the challenge's regions that the table has."""
+    """Return {region: mean over cases} for the challenge's regions that the table has."""
     first = next(iter(table.values()))
     regions = [name for name in REGIONS if f"{name}_dice" in first]
     return {name: float(np.mean([row[f"{name}_dice"] for row in table.values()])) for name in regions}

@@ -1,5 +1,4 @@
-"""A whole training step with its own source of batches: ours here, other people's in `peers/`. What end_to_end and
-time_to_dice drive."""
+"""A whole training step with its own source of batches: ours here, those of other libraries in `peers/`."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.lib import roofline
 from kits_dist.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.store import Store
@@ -21,7 +21,7 @@ from kits_dist.training.train_step import TrainStep, build_optimizer
 
 
 class Setup(NamedTuple):
-    """What all trainings of a comparison share."""
+    """Configuration that all trainings of a comparison share."""
 
     runtime: Runtime
     store: Store
@@ -34,30 +34,33 @@ class Setup(NamedTuple):
 
     @property
     def device(self) -> torch.device:
+        """Where the network is."""
         return self.runtime.accelerator.device
 
     @property
     def half(self) -> bool:
-        """Whether the network runs in bfloat16."""
+        """True where the network runs in bfloat16."""
         return self.runtime.precision.mode == "bf16"
 
 
-class Pair(NamedTuple):
-    """A batch of a training that is not ours."""
+class PeerBatch(NamedTuple):
+    """A batch of a training that is not ours, with the two fields of `Batch` that a step reads."""
 
     image: Tensor  # (B, 1, H, W) float, normalised, on the device
     label: Tensor  # (B, H, W) uint8
 
 
 class Training(NamedTuple):
+    """A training that can be driven step by step."""
+
     batches: Iterator[Any]  # endless; with fields `image` and `label`
-    step: Callable[[Any, bool], float | None]  # (batch, logging): one optimiser step; the loss at log steps
-    model: nn.Module  # the network itself, in no wrapper
-    choices: str  # what it is made of, for the line
+    step: Callable[[Any, bool], float | None]  # (batch, logging): one optimizer step; returns the loss at log steps
+    model: nn.Module  # the network itself, without a wrapper
+    choices: str  # which options of its libraries it uses, for the line
 
 
 def build_ours(setup: Setup, step: "OurStep | None" = None) -> Training:
-    """step: shares the network of another of our trainings."""
+    """Build the training of kits_dist.train; `step` shares the network of another one."""
     loader, dataset = build_train_loader(
         setup.store,
         setup.data,
@@ -73,28 +76,28 @@ def build_ours(setup: Setup, step: "OurStep | None" = None) -> Training:
 
 
 class OurStep:
-    """One optimiser step as kits_dist.train takes it: its own learner."""
+    """One optimizer step as kits_dist.train takes it."""
 
     def __init__(self, setup: Setup, frames: int = 1):
         model = placed(build_model(setup.network, frames, pretrained=False), setup.train, setup.device)
         self.train_step = TrainStep(model, setup.network.regions, setup.optim, setup.runtime.accelerator)
         self.train_step.wrap(setup.train)
         self.train_step.model.train()
-        self.plain_model, self._rate, self._pace = model, setup.optim.lr, StepTimer(setup.device)
-        self._number = 0
+        self.plain_model, self._rate = model, setup.optim.lr
+        self._timer, self._number = StepTimer(setup.device), 0
 
     def __call__(self, batch: Any, logging: bool) -> float | None:
-        """Returns the loss at log steps, which is where the host waits."""
-        outcome = self.train_step.step(iter((batch,)), self._rate, self._number, self._pace, want_norm=logging)
+        """Take a step. Returns the loss at log steps, where the host waits for it."""
+        outcome = self.train_step.step(iter((batch,)), self._rate, self._number, self._timer, want_norm=logging)
         self._number += 1
         if not logging:
             return None
-        self._pace.report(1)  # its marks are forgotten
+        self._timer.report(1)  # clears its marks
         return self.train_step.accelerator.reduce(outcome.losses.mean(), "mean").item()  # sync
 
 
 class PlainStep:
-    """One optimiser step in plain PyTorch: autocast, Adam (fused on a GPU), channels_last where the setup says so."""
+    """One optimizer step in plain PyTorch: autocast, Adam (fused on a GPU), channels_last where the setup has it."""
 
     def __init__(self, setup: Setup, model: nn.Module):
         memory = torch.channels_last if setup.train.channels_last else torch.contiguous_format
@@ -104,6 +107,7 @@ class PlainStep:
         self.device_type, self.half = setup.device.type, setup.half
 
     def __call__(self, batch: Any, logging: bool) -> float | None:
+        """Take a step. Returns the loss at log steps."""
         with torch.autocast(self.device_type, torch.bfloat16, enabled=self.half):
             logits = self.model(batch.image)
         loss = self.loss_fn(logits, batch.label)
@@ -114,21 +118,30 @@ class PlainStep:
 
 
 class Watch:
-    """Counts what really enters a network: nobody wins by looking at fewer pixels."""
+    """Counts what enters a network, so that a training of fewer pixels does not pass for a faster one."""
 
     def __init__(self, model: nn.Module):
-        self.images, self.shapes = 0, set()
-        model.register_forward_pre_hook(self._seen)
+        self.model = getattr(model, "_orig_mod", model)  # the network that torch.compile wrapped
+        self.images = 0
+        self.shapes: set[tuple[int, ...]] = set()
+        model.register_forward_pre_hook(self._count)
 
-    def _seen(self, model: nn.Module, args: tuple) -> None:
+    def _count(self, model: nn.Module, args: tuple) -> None:
         self.images += len(args[0])
         self.shapes.add(tuple(args[0].shape[1:]))
 
     def pixels_per_image(self) -> int:
-        """Raises ValueError when images of several sizes went in."""
+        """Return the pixels of an image. Raises ValueError when images of several sizes went in."""
         (shape,) = self.shapes
         return math.prod(shape)
 
+    def work_per_image(self) -> dict[str, Any]:
+        """Return the pixels and the forward GFLOP of an image, for the line."""
+        (shape,) = self.shapes
+        gflop = roofline.forward_gflop(self.model, (1, *shape))
+        return {"pixels_per_image": self.pixels_per_image(), "forward_gflop": round(gflop, 4)}
+
 
 def with_backend(setup: Setup, backend: str, residency: str = "mmap") -> Setup:
+    """Return the setup with another data path."""
     return setup._replace(data=replace(setup.data, backend=backend, residency=residency))

@@ -1,5 +1,6 @@
-"""Other libraries on the same slices: the same work as the poster's augmentation, each as fast as it can be asked to do
-it. One file a library; what was chosen, and what was slower, stands in its first lines and in ../NOTES.md.
+"""Other libraries on the same slices: the work of the poster's augmentation, each with its fastest options we found.
+
+One file for each library; its first lines and ../NOTES.md say which options were chosen, and which were slower.
 """
 
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ PEERS: dict[str, type[Peer]] = {
     "batchgenerators": batchgenerators_loader.BatchGenerators,
 }
 
-# whole trainings: (what they are made of, the peer whose package they need, how they are built)
+# whole trainings: (their options, the peer whose package they need, what builds them)
 TRAININGS = {
     "plain_pytorch": (plain_training.CHOICES, "albumentations", plain_training.build),
     "monai": (monai_training.CHOICES, "monai", monai_training.build),
@@ -27,17 +28,18 @@ __all__ = ["PEERS", "TRAININGS", "Peer", "Slices", "build", "chosen", "stream", 
 
 
 def chosen(words: tuple[str, ...], known: Iterable[str] = PEERS) -> list[str]:
-    """The names that `peers=` asks for: `true` is all of them. Raises InputError."""
+    """Return the names that `peers=` asks for; `true` means all of them. Raises InputError."""
     words = tuple(word.lower() for word in words if word.lower() != "false")
     if words == ("true",):
         return list(known)
-    if wrong := [word for word in words if word not in known]:
+    wrong = [word for word in words if word not in known]
+    if wrong:
         raise InputError(f"peers={wrong}: choose from {list(known)}, or true for all.")
     return list(words)
 
 
 def version_of(name: str) -> str:
-    """Raises MissingPackage."""
+    """Return the version of a peer's package. Raises MissingPackage."""
     package = PEERS[name].package
     try:
         return version(package)
@@ -46,6 +48,6 @@ def version_of(name: str) -> str:
 
 
 def build(name: str, dataset: SliceDataset, changes: AugmentConfig) -> Peer:
-    """Raises MissingPackage."""
+    """Return the peer with the changes it shall draw. Raises MissingPackage."""
     version_of(name)
     return PEERS[name](dataset, changes)

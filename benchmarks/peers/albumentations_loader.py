@@ -1,10 +1,10 @@
 """albumentations 2: OpenCV on NumPy arrays.
 
-Chosen because faster than the obvious: uint8 to the end, so that a quarter of the bytes pass from worker to reader,
-then one table for clip and normalisation (Normalize in the workers: 1.3 to 1.5 times the CPU time); one Affine at most
-instead of Rotate and then Affine. OneOf draws it with the probabilities of "only rotated", "only scaled" and "both",
-so the third of the samples that draw neither is cropped and not warped. Affine stands before the crop: the other way
-round is quicker and turns corners black that hold pixels, which is not the same picture.
+Options that are faster than the obvious ones: uint8 until the end, so that a quarter of the bytes pass from worker to
+reader, then one table for clipping and normalization (Normalize in the workers: 1.3 to 1.5 times the CPU time); one
+Affine at most instead of Rotate and then Affine. OneOf draws it with the probabilities of "only rotated", "only scaled"
+and "both", so the third of the samples that draw neither is cropped and not warped. Affine precedes the crop: the
+reverse order is quicker, but turns corners black that hold pixels, which is not the same picture.
 """
 
 import os
@@ -18,6 +18,8 @@ from kits_dist.data.dataset import SliceDataset
 
 
 class Albumentations:
+    """The peer albumentations."""
+
     package = "albumentations"
     choices = "uint8 until the last step, one Affine in OneOf before RandomCrop, one table to clip and normalise"
 
@@ -44,13 +46,16 @@ class Albumentations:
         self.table = ((levels - dataset.norm.mean) / dataset.norm.sd).astype(np.float32)
 
     def seed(self, seed: int) -> None:
+        """Seed the generators of this process."""
         self.transform.set_random_seed(seed)
 
     def sample(self, levels: np.ndarray, labels: np.ndarray) -> tuple:
+        """Change one slice."""
         made = self.transform(image=levels[..., None], mask=labels)
         return made["image"][..., 0], made["mask"]
 
     def batch(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn collated slices into a batch."""
         import cv2
 
         size, height, width = image.shape

@@ -1,9 +1,9 @@
-"""batchgeneratorsv2, nnU-Net's own: torch tensors, a sample at a time.
+"""batchgeneratorsv2, the library of nnU-Net: torch tensors, a sample at a time.
 
-Chosen because faster than the obvious: labels by nearest neighbour (nnU-Net's default interpolates each label for
-itself: 1.6 times the time), noise only after the crop. SpatialTransform rotates, scales and cuts in one resampling,
-and only cuts where it drew neither. In a torch DataLoader: NonDetMultiThreadedAugmenter, which nnU-Net uses, was as
-fast.
+Options that are faster than the obvious ones: labels by nearest neighbor (nnU-Net's default interpolates each label
+separately: 1.6 times the time), noise only after the crop. SpatialTransform rotates, scales and crops in one
+resampling, and only crops where it drew neither. In a torch DataLoader: NonDetMultiThreadedAugmenter, which nnU-Net
+uses, was as fast.
 """
 
 import numpy as np
@@ -15,6 +15,8 @@ from kits_dist.data.dataset import SliceDataset
 
 
 class BatchGenerators:
+    """The peer batchgeneratorsv2."""
+
     package = "batchgeneratorsv2"
     choices = "one SpatialTransform, nearest labels, torch DataLoader"
 
@@ -46,14 +48,17 @@ class BatchGenerators:
         self.transform = ComposeTransforms([spatial, *mirror, RandomTransform(noise, changes.noise_p)])
 
     def seed(self, seed: int) -> None:
+        """Seed the generators of this process."""
         np.random.seed(seed)
         torch.manual_seed(seed)
 
     def sample(self, levels: np.ndarray, labels: np.ndarray) -> tuple:
+        """Change one slice."""
         image, segmentation = torch.from_numpy(levels.astype(np.float32)), torch.from_numpy(np.array(labels))
         made = self.transform(image=image[None], segmentation=segmentation[None])
-        normalised = made["image"].clamp_(0, self.levels).sub_(self.norm.mean).mul_(1 / self.norm.sd)
-        return normalised, made["segmentation"][0]
+        normalized = made["image"].clamp_(0, self.levels).sub_(self.norm.mean).mul_(1 / self.norm.sd)
+        return normalized, made["segmentation"][0]
 
     def batch(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn collated slices into a batch."""
         return image, label

@@ -1,10 +1,10 @@
 """MONAI 1: torch tensors, dictionary transforms.
 
-Chosen because faster than the obvious: one RandAffined that resamples straight into the window (instead of
+Options that are faster than the obvious ones: one RandAffined that resamples straight into the window (instead of
 RandRotated, RandZoomd and a crop), drawn by OneOf with the probabilities of "neither", "only rotated", "only scaled"
 and "both", so that "neither" is a crop; float32 instead of float64, for which RandAffined has no argument but its
-resampler an attribute (1.6 times the pace); no MetaTensor; one ScaleIntensityRanged to clip and normalise. RandAffined
-draws the scale of rows and that of columns apart, the other libraries draw one.
+resampler an attribute (1.6 times as fast); no MetaTensor; one ScaleIntensityRanged to clip and normalise. RandAffined
+draws the scales of rows and columns separately, the other libraries draw one.
 """
 
 from typing import Any
@@ -20,6 +20,8 @@ KEYS = ("image", "label")
 
 
 class Monai:
+    """The peer MONAI."""
+
     package = "monai"
     choices = "one RandAffined into the window in OneOf, float32, cached grid, no MetaTensor, ScaleIntensityRanged"
 
@@ -40,7 +42,7 @@ class Monai:
         )
         self._geometry: dict[tuple[int, ...], Any] = {}  # by the slice's shape: the random shift depends on it
 
-    def _ways(self, shape: tuple[int, ...]):
+    def _geometry_of(self, shape: tuple[int, ...]):
         import monai.transforms as M
 
         p, q = self.changes.rotate_p, self.changes.scale_p
@@ -64,29 +66,33 @@ class Monai:
             return made
 
         crop = M.RandSpatialCropd(KEYS, self.size_px, random_size=False)
-        ways = M.OneOf(
+        choice = M.OneOf(
             [crop, affine(**turn), affine(**zoom), affine(**turn, **zoom)],
             weights=[(1 - p) * (1 - q), p * (1 - q), (1 - p) * q, p * q],
         )
-        return ways.set_random_state(self.tail.R.randint(2**31))
+        return choice.set_random_state(self.tail.R.randint(2**31))
 
     def seed(self, seed: int) -> None:
+        """Seed the generators of this process."""
         self.tail.set_random_state(seed)
         self._geometry.clear()
 
     def sample(self, levels: np.ndarray, labels: np.ndarray) -> tuple:
+        """Change one slice."""
         return self.changed(self.tensors(levels, labels))
 
     def tensors(self, levels: np.ndarray, labels: np.ndarray) -> dict[str, Tensor]:
-        """What the random changes begin with: (1, H, W) uint8 each."""
+        """Return the input of the random changes: (1, H, W) uint8 each."""
         return {"image": torch.from_numpy(np.array(levels)[None]), "label": torch.from_numpy(np.array(labels)[None])}
 
     def changed(self, pair: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Draw and apply the changes of one slice."""
         shape = tuple(pair["image"].shape[1:])
         if shape not in self._geometry:
-            self._geometry[shape] = self._ways(shape)
+            self._geometry[shape] = self._geometry_of(shape)
         made = self.tail(self._geometry[shape](pair))
         return made["image"], made["label"][0].to(torch.uint8)
 
     def batch(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn collated slices into a batch."""
         return image, label

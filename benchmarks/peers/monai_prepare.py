@@ -1,7 +1,7 @@
-"""A MONAI user's kits_dist.prepare: `python -m benchmarks.peers.monai_prepare source=DIR output=DIR`.
+"""What a MONAI user runs instead of prepare: `python -m benchmarks.peers.monai_prepare source=DIR output=DIR`.
 
-LoadImaged, Orientationd and ScaleIntensityRanged into a PersistentDataset, a DataLoader worker a core. Different work:
-float32 (four bytes a voxel where ours has one), no check of the files, no statistics, no table of slices.
+LoadImaged, Orientationd and ScaleIntensityRanged into a PersistentDataset, one DataLoader worker per core. Different
+work: float32 (four bytes a voxel where ours has one), no check of the files, no statistics, no table of slices.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ KEYS = ("image", "label")
 
 @dataclass(frozen=True)
 class Args:
+    """Arguments of the program."""
+
     source: str = MISSING
     """Folder of cases."""
     output: str = MISSING
@@ -24,6 +26,7 @@ class Args:
 
 
 def main(args: Args) -> None:
+    """Fill the cache."""
     import monai.transforms as M
     from monai.data import PersistentDataset
     from torch.utils.data import DataLoader

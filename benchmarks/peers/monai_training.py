@@ -1,14 +1,14 @@
-"""MONAI, as its fast-training tutorial has it: every slice cached on the device, transforms there, ThreadDataLoader,
-its own U-Net (16 to 256 channels, two residual units a level).
+"""MONAI as in its fast-training tutorial: every slice cached on the device, transforms there, and ThreadDataLoader.
 
-The network differs from ours and does less work for an image: the line says how much, by counting.
+Its own U-Net (16 to 256 channels, two residual units per level) differs from ours and does less work for an image: the
+line holds the counted operations.
 """
 
 from collections.abc import Iterator
 
 import torch
 
-from benchmarks.lib.training import Pair, PlainStep, Setup, Training
+from benchmarks.lib.training import PeerBatch, PlainStep, Setup, Training
 from benchmarks.peers.monai_loader import Monai
 from benchmarks.peers.slices import Slices
 from kits_dist.data.dataset import SliceDataset
@@ -18,7 +18,7 @@ CHOICES = "CacheDataset on the device, ThreadDataLoader, MONAI's own UNet, autoc
 
 
 def build(setup: Setup, dataset: SliceDataset) -> Training:
-    """feed: of the same training slices."""
+    """Build the training on the training slices of `dataset`."""
     from monai.data import CacheDataset, ThreadDataLoader
     from monai.networks.nets import UNet
     from monai.transforms import Compose, RandomizableTransform, Transform
@@ -28,7 +28,7 @@ def build(setup: Setup, dataset: SliceDataset) -> Training:
     slices = Slices(dataset, setup.changes, peer)
 
     class Load(Transform):
-        """Row of store.slices -> its slice on the device; cached, since nothing random comes before."""
+        """Loads a row of store.slices onto the device; cached, since nothing random precedes it."""
 
         def __call__(self, row: int) -> dict[str, torch.Tensor]:
             return {key: tensor.to(setup.device) for key, tensor in peer.tensors(*slices.pair(row)).items()}
@@ -45,7 +45,7 @@ def build(setup: Setup, dataset: SliceDataset) -> Training:
     return Training(_endless(loader), step, step.model, CHOICES)
 
 
-def _endless(loader) -> Iterator[Pair]:
+def _endless(loader) -> Iterator[PeerBatch]:
     while True:
         for image, label in loader:
-            yield Pair(image, label)
+            yield PeerBatch(image, label)

@@ -1,7 +1,8 @@
-"""nnU-Net v2, its own way: `python -m benchmarks.peers.nnunet source=DIR output=DIR` converts a dataset, takes its
-fingerprint, plans, and preprocesses for the 2d configuration; `trainer` opens its own trainer on that.
+"""nnU-Net v2 with its own programs: `python -m benchmarks.peers.nnunet source=DIR output=DIR`.
 
-Different work than kits_dist.prepare: resampled to one spacing, z-scored float32 in blosc2, sampled foreground.
+Converts a data set, extracts its fingerprint, plans, and preprocesses for the 2d configuration; `open_trainer` opens
+nnU-Net's own trainer on the result. Different work than kits_dist.prepare: resampled to one spacing, z-scored float32
+in blosc2, sampled foreground.
 """
 
 import contextlib
@@ -19,11 +20,13 @@ from kits_dist.imaging.datasets import find_cases
 from kits_dist.utils.parallel import available_cores
 
 NUMBER, NAME = 220, "Dataset220_KiTS"
-REGIONS = {"kidney_and_mass": [1, 2, 3], "mass": [2, 3], "tumor": 2}  # as nnU-Net's own KiTS converter has them
+REGIONS = {"kidney_and_mass": [1, 2, 3], "mass": [2, 3], "tumor": 2}  # as in nnU-Net's KiTS converter
 
 
 @dataclass(frozen=True)
 class Args:
+    """Arguments of the program."""
+
     source: str = MISSING
     """Folder of cases."""
     output: str = MISSING
@@ -31,11 +34,12 @@ class Args:
 
 
 def main(args: Args) -> None:
+    """Prepare a data set."""
     print(f"{prepare(Path(args.source), Path(args.output))} cases")
 
 
 def prepare(source: Path, folder: Path) -> int:
-    """FOLDER/{raw,preprocessed}. Returns the number of cases."""
+    """Fill FOLDER/raw and FOLDER/preprocessed. Returns the number of cases."""
     count = convert(source, folder / "raw" / NAME)
     with at(folder):
         from nnunetv2.experiment_planning.plan_and_preprocess_api import (
@@ -51,7 +55,7 @@ def prepare(source: Path, folder: Path) -> int:
 
 
 def convert(source: Path, raw: Path) -> int:
-    """Links in nnU-Net's raw layout: nothing is copied."""
+    """Link the cases into nnU-Net's raw layout. Returns their number."""
     cases = find_cases(source).cases
     for folder, paths in (("imagesTr", [case.image for case in cases]), ("labelsTr", [case.label for case in cases])):
         (raw / folder).mkdir(parents=True, exist_ok=True)
@@ -70,8 +74,10 @@ def convert(source: Path, raw: Path) -> int:
 
 
 def open_trainer(folder: Path, device: torch.device) -> Any:
-    """Its own nnUNetTrainer of the 2d configuration on what `prepare` made, network and optimiser ready; call it within
-    `at(folder)`. It compiles its network on a GPU, as it does for everybody."""
+    """Return nnUNetTrainer of the 2d configuration on what `prepare` made, with network and optimizer initialized.
+
+    Call it within `at(folder)`. It compiles its network on a GPU, as by default.
+    """
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     made = folder / "preprocessed" / NAME
@@ -85,7 +91,7 @@ def open_trainer(folder: Path, device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def at(folder: Path):
-    """nnU-Net finds its folders by environment variables."""
+    """Set the environment variables by which nnU-Net finds its folders."""
     places = {f"nnUNet_{name}": str(folder / name) for name in ("raw", "preprocessed", "results")}
     places["nnUNet_n_proc_DA"] = str(available_cores())
     before = {name: os.environ.get(name) for name in places}

@@ -1,8 +1,8 @@
 """Plain PyTorch, as most people train: DataLoader, albumentations, the same network, autocast, Adam.
 
-Chosen because faster than the obvious: bytes travel to the GPU and are normalised there (float32 from the workers is
-four times as much to pin and copy), pinned memory, workers that stay, channels_last and the fused optimiser as we use
-them. So the data path and the loop are what differs.
+Options that are faster than the obvious ones: bytes travel to the GPU and are normalized there (float32 from the
+workers is four times as much to pin and copy), pinned memory, persistent workers, channels_last and the fused optimizer
+as in ours. So only the data path and the loop differ.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.lib.training import Pair, PlainStep, Setup, Training
+from benchmarks.lib.training import PeerBatch, PlainStep, Setup, Training
 from benchmarks.peers.albumentations_loader import Albumentations
 from benchmarks.peers.slices import stream
 from kits_dist.data.dataset import SliceDataset
@@ -21,26 +21,26 @@ CHOICES = "DataLoader of one worker a core, albumentations, the same network, au
 
 
 def build(setup: Setup, dataset: SliceDataset) -> Training:
-    """feed: of the same training slices."""
+    """Build the training on the training slices of `dataset`."""
     peer = _ToDevice(dataset, setup) if setup.device.type == "cuda" else Albumentations(dataset, setup.changes)
     pairs = stream(peer, dataset, setup.changes, setup.data.batch_size, workers=available_cores())
     step = PlainStep(setup, build_model(setup.network, 1, pretrained=False))
     return Training(_batches(pairs, setup.device), step, step.model, CHOICES)
 
 
-def _batches(pairs: Iterator[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[Pair]:
+def _batches(pairs: Iterator[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[PeerBatch]:
     for image, label in pairs:
-        yield Pair(image.to(device, non_blocking=True), label.to(device, non_blocking=True))
+        yield PeerBatch(image.to(device, non_blocking=True), label.to(device, non_blocking=True))
 
 
 class _ToDevice(Albumentations):
-    """Its batches go to the device as they leave the workers."""
+    """Copies batches to the device as they leave the workers, and normalizes them there."""
 
     def __init__(self, dataset: SliceDataset, setup: Setup):
         super().__init__(dataset, setup.changes)
         self.device, self.levels, self.norm = setup.device, dataset.store.window.levels, dataset.norm
 
-    def __getstate__(self) -> dict:  # a worker needs the transform alone
+    def __getstate__(self) -> dict:  # a worker needs only the transform
         return vars(self) | {"device": None}
 
     def batch(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

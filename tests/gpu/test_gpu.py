@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import agreement
+from benchmarks.lib import pixels
 from kits_dist import phantom, prepare
 from kits_dist.config import DataConfig
 from kits_dist.data.loaders import build_train_loader
@@ -41,9 +41,9 @@ def _data(store: Store, batch_size: int = 16, size_px: tuple[int, int] = (128, 1
 
 @pytest.mark.parametrize("size_px", [(128, 128), (96, 64), (160, 160)])
 def test_dali_on_the_gpu_makes_the_pixels_that_augment_defines(phantoms, device, size_px):
-    on_gpu = agreement.Way("dali", device)
-    ways = {"dali_cpu": agreement.Way("dali"), "dali_gpu": on_gpu}
-    found = agreement.compare(phantoms, _data(phantoms, size_px=size_px), ways, batches=4)
+    on_gpu = pixels.Backend("dali", device)
+    ways = {"dali_cpu": pixels.Backend("dali"), "dali_gpu": on_gpu}
+    found = pixels.compare(phantoms, _data(phantoms, size_px=size_px), ways, batches=4)
     for pair in ("dali_gpu against numpy", "dali_gpu against dali_cpu"):
         hu = np.concatenate([difference.hu.ravel() for difference in found[pair]])
         # float32 coordinates near 200 are known to 1e-5 px, neighbours differ by 200 HU at most: far below 0.1 HU
@@ -58,7 +58,7 @@ def test_dali_on_the_gpu_makes_the_pixels_that_augment_defines(phantoms, device,
 def test_slices_held_in_gpu_memory_give_the_same_batches(phantoms, device, context):
     mapped, held = (replace(_data(phantoms), residency=where, context=context) for where in ("mmap", "gpu"))
     a, b = (
-        build_train_loader(phantoms, data, agreement.DRAWN, 0, Ranks(), device=device)[0] for data in (mapped, held)
+        build_train_loader(phantoms, data, pixels.DRAWN, 0, Ranks(), device=device)[0] for data in (mapped, held)
     )
     for _, one, other in zip(range(20), a, b, strict=False):
         assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
@@ -66,8 +66,8 @@ def test_slices_held_in_gpu_memory_give_the_same_batches(phantoms, device, conte
 
 def test_half_precision_images_are_the_rounded_ones(phantoms, device):
     data = _data(phantoms)
-    full, _ = build_train_loader(phantoms, data, agreement.DRAWN, 0, Ranks(), device=device)
-    half, _ = build_train_loader(phantoms, data, agreement.DRAWN, 0, Ranks(), device=device, dtype=torch.float16)
+    full, _ = build_train_loader(phantoms, data, pixels.DRAWN, 0, Ranks(), device=device)
+    half, _ = build_train_loader(phantoms, data, pixels.DRAWN, 0, Ranks(), device=device, dtype=torch.float16)
     a, b = next(iter(full)), next(iter(half))
     assert b.image.dtype == torch.float16 and b.image.device == device
     torch.testing.assert_close(b.image.float(), a.image, rtol=2**-10, atol=2**-14)  # fp16 keeps 11 bits
@@ -75,6 +75,6 @@ def test_half_precision_images_are_the_rounded_ones(phantoms, device):
 
 
 def test_batches_are_whole_when_the_gpu_is_busy_and_the_host_runs_ahead(phantoms, device):
-    way = agreement.Way("dali", device, torch.float16)
-    wrong = agreement.busy_differences(phantoms, _data(phantoms), way, batches=100)
+    way = pixels.Backend("dali", device, torch.float16)
+    wrong = pixels.busy_differences(phantoms, _data(phantoms), way, batches=100)
     assert wrong == [], f"batches that differ from an undisturbed pass: {wrong}"

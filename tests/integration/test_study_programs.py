@@ -1,5 +1,8 @@
-"""The studies of the poster's method: what each of them trains and scores; run whole, tiny, as slow tests."""
+"""The studies: what each of them trains and scores, how their programs start; run whole, tiny, as slow tests."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -8,22 +11,22 @@ import pytest
 from benchmarks import planes, synthesis, table1
 from benchmarks.lib import lines, study_runs
 from benchmarks.lib.lines import Ceiling, Line
+from benchmarks.lib.programs import ROOT
 from benchmarks.lib.studies import Study
 from kits_dist.data.store import PLANES
 from kits_dist.inference.predictor import CascadeStage
 from kits_dist.labels import REGIONS
+from kits_dist.utils.errors import JobFailed
 from tests.helpers import fork_server
-from tests.unit.benchmarks.test_studies import CASES, Machine
+from tests.unit.benchmarks.test_studies import CASES, Machine, one, study_of
 
 
 @pytest.mark.parametrize("small", [True, False])
 def test_the_posters_rows_are_what_they_are_called(store, tmp_path, small):
-    variants = tuple(table1._variant(name, small, (), (0,)) for name in table1.ROWS)
-    study = Study("table1", str(store.path), variants, tmp_path)
+    arms = tuple(table1.arm_of(name, small, ()) for name in table1.ROWS)
+    study = Study("table1", str(store.path), arms, tmp_path, seeds=(0,))
     study_runs.check(study)
-    simple, first, best = (
-        [study_runs.configuration(training, study) for training in variant.trainings] for variant in variants
-    )
+    simple, first, best = ([study_runs.configuration(training, study) for training in arm.trainings] for arm in arms)
     assert [one.model.arch for one in simple] == ["simple_unet"]
     assert all((one.model.arch, one.model.encoder) == ("unet", "resnet34") for one in (*first, *best))
     for phase1, phase2 in (first, best):
@@ -54,13 +57,13 @@ def test_a_cascade_is_evaluated_once_and_gives_three_tables(store, tmp_path, mon
         return 2.0
 
     monkeypatch.setattr(study_runs, "_program", program)
-    variant = table1._variant("ResNet34 U-Net, first run", True, (), (0,))
-    study = Study("table1", str(store.path), (variant,), tmp_path / "s")
+    arm = table1.arm_of("ResNet34 U-Net, first run", True, ())
+    study = Study("table1", str(store.path), (arm,), tmp_path / "s", seeds=(0,))
     assert study_runs.run(study, jobs=1) == {}
     evaluations = [words for words in asked if words[0] == "kits_dist.evaluate"]
     assert len(evaluations) == 1 and len(asked) == 3
     assert evaluations[0][1].startswith("run=[") and "phase1," in evaluations[0][1]
-    tables = study_runs.tables_of(study, variant, 0)
+    tables = study_runs.tables_of(study, arm, 0)
     assert [table[CASES[0]]["tumor_dice"] for table in tables.values()] == pytest.approx([0.0, 0.6, 0.6])
 
 
@@ -107,8 +110,8 @@ def test_the_posters_figures_stand_beside_ours():
 
     found = [row("simple U-Net", "kidney_and_mass", 0.7), row("ResNet34 U-Net, first run", "tumor", 0.5)]
     text = table1.beside_the_poster(found).splitlines()
-    assert text[1].split() == "simple U-Net 0.700 [0.600 .. 0.800] 0.736 - -".split()
-    assert text[2].split() == "ResNet34 U-Net, first run - 0.932 0.500 [0.400 .. 0.600] 0.793".split()
+    assert " ".join(text[1].split()) == "simple U-Net 0.700 [0.600 .. 0.800] 0.736 - -"
+    assert " ".join(text[2].split()) == "ResNet34 U-Net, first run - 0.932 0.500 [0.400 .. 0.600] 0.793"
     assert set(table1.ROWS) > {"simple U-Net"} and "tumor" in REGIONS
 
 
@@ -131,3 +134,44 @@ def test_it_runs_whole(program, tmp_path, monkeypatch):
     assert found and all(line.value is not None and line.quick and line.question == name for line in found)
     kind = "painted" if name == "synthesis" else "phantom"
     assert {line.config["data"] for line in found} == {kind} and synthesis.Args().augment == 4
+
+
+def test_a_program_that_fails_is_quoted(tmp_path):
+    log = tmp_path / "log.txt"
+    with pytest.raises(JobFailed, match="json.tool ended with exit code [12]:\n(.*\n)*.*nowhere.json"):
+        study_runs._program(["json.tool", str(tmp_path / "nowhere.json")], log, study_runs.Place(set(), {}))
+    assert "nowhere.json" in log.read_text()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system knows no affinity")
+def test_a_training_sees_the_cores_of_its_place_only(store, tmp_path, monkeypatch):
+    seen, before = [], os.sched_getaffinity(0)
+
+    def program(words, log, place):
+        code = "import os; print(*os.sched_getaffinity(0))"
+        seen.append(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split())
+        raise JobFailed("enough")
+
+    monkeypatch.setattr(study_runs, "_program", program)
+    study_runs.run(study_of(store, tmp_path, one("a"), seeds=(0,)))
+    assert len(seen) == 1 and len(seen[0]) == 1 and int(seen[0][0]) in before
+    assert os.sched_getaffinity(0) == before  # of this process, nothing changed
+
+
+@pytest.mark.slow
+def test_the_ablation_runs_tiny_and_a_second_time_reads_what_is_there(tmp_path):
+    for out in ("first", "second"):
+        words = ["quick=true", f"runs={tmp_path / 'runs'}", f"out={tmp_path / out}", "only=[context]"]
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.ablation", *words], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    first, second = (lines.read_all("out", tmp_path / name) for name in ("first", "second"))
+    assert [(line.config["variant"], line.value) for line in first] == [
+        (line.config["variant"], line.value) for line in second
+    ]
+    assert {line.config["variant"] for line in first} == {"reference", "context 1"}
+    assert {line.config["region"] for line in first} == {"kidney_and_mass", "tumor"}
+    assert all(line.quick and line.config["data"] == "phantom" and line.config["training_s"][0] > 0 for line in first)
+    run = tmp_path / "runs" / "ablation_quick" / "context-1" / "seed_0"
+    assert "already finished" not in (run / "log.txt").read_text() and (run / "model.safetensors").is_file()

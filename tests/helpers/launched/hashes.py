@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks.agreement import DRAWN
+from benchmarks.lib.pixels import DRAWN
 from kits_dist.config import DataConfig, TrainConfig
 from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.sampler import train_positions

@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import model, plan
-from benchmarks.lib import harness, roofline, training
+from benchmarks import plan
+from benchmarks.lib import lines, roofline, training
+from benchmarks.lib.model_steps import Mode, build_step, counted
+from kits_dist.config import ModelConfig
+from kits_dist.models import build_model
 from kits_dist.training.peaks import short_name
 from kits_dist.utils.errors import InputError
-from tests.unit.benchmarks.test_benchmarks import made
+from tests.helpers.benchmark_lines import made
 
 CPU = torch.device("cpu")
 
@@ -23,23 +26,23 @@ def test_the_counted_work_is_that_of_the_convolutions():
     # merge, 3x3: 256*(2+1) + 64*(8+4) + 16*(32+16) + 4*(128+64) = 3072, * 9 * 2                              =  55296
     # head, 1x1: 256 * 2                                                                                      =    512
     forward = 36864 + 4096 + 55296 + 512
-    network = model.ModelConfig(arch="simple_unet", width=1)
-    built = model.build_model(network, 1, pretrained=False)
+    network = ModelConfig(arch="simple_unet", width=1)
+    built = build_model(network, 1, pretrained=False)
     assert roofline.forward_gflop(built, (3, 1, 16, 16)) * 1e9 == pytest.approx(forward)
     assert built.training  # left as it was
     # the backward pass is two of them, but for the input of the first convolution, which needs no gradient: 256 * 9 * 2
-    work = model.counted(network, model.Mode("fp32", False), (16, 16), 2, "cpu")
+    work = counted(network, Mode("fp32", False), (16, 16), 2, "cpu")
     assert work.flop == 2 * (3 * forward - 4608)
-    assert model.counted(network, model.Mode("fp32", False, train=False), (16, 16), 2, "cpu").flop == 2 * forward
+    assert counted(network, Mode("fp32", False, train=False), (16, 16), 2, "cpu").flop == 2 * forward
 
 
 def test_counting_on_fake_tensors_agrees_with_torchs_counter_on_real_ones():
-    network = model.ModelConfig(arch="unet", encoder="resnet18", encoder_weights="none")
-    mode = model.Mode("fp32", True)
-    step = model.build_step(network, mode, (32, 32), 2, CPU)
+    network = ModelConfig(arch="unet", encoder="resnet18", encoder_weights="none")
+    mode = Mode("fp32", True)
+    step = build_step(network, mode, (32, 32), 2, CPU)
     with FlopCounterMode(display=False) as counter:
         step()
-    assert model.counted(network, mode, (32, 32), 2, "cpu").flop == counter.get_total_flops()
+    assert counted(network, mode, (32, 32), 2, "cpu").flop == counter.get_total_flops()
 
 
 def test_bytes_are_those_read_and_written():
@@ -97,7 +100,7 @@ def test_nobody_looks_at_fewer_pixels_unseen():
     network(torch.zeros(2, 1, 8, 4))
     assert (watch.images, watch.pixels_per_image()) == (5, 32)
     network(torch.zeros(1, 1, 4, 4))
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="too many values"):  # two sizes
         watch.pixels_per_image()
 
 
@@ -121,7 +124,7 @@ def measured(reached: float, precision: str = "bf16", gpu: str | None = "NVIDIA 
 
 def planned(tmp_path, capsys, *recorded, **args) -> str:
     for line in recorded:
-        harness.record(line, tmp_path)
+        lines.record(line, tmp_path)
     capsys.readouterr()
     small = {"arch": "simple_unet", "size_px": (64, 64), "batch_size": 4}
     results = str(tmp_path) if recorded else ""
@@ -135,7 +138,7 @@ def test_a_plan_is_marked_as_predicted_and_says_what_it_assumes(tmp_path, capsys
     assert "154.8 TFLOP/s, 768 GB/s" in said and "0.40 .. 0.50 in 2 bf16 GPU lines" in said
     low, high = (float(word) for word in re.findall(r"^PREDICTED (?:low|high): (\d+) images/s", said, flags=re.M))
     bound = float(re.search(r"bound: (\d+) images/s", said)[1])
-    work = model.counted(plan.ModelConfig(arch="simple_unet"), model.Mode("bf16", True), (64, 64), 4, "cuda")
+    work = counted(ModelConfig(arch="simple_unet"), Mode("bf16", True), (64, 64), 4, "cuda")
     assert bound == pytest.approx(4 / roofline.bound(work, 154.8e12, 768e9).seconds, abs=0.5)
     assert low / bound == pytest.approx(0.4, rel=0.01) and high / bound == pytest.approx(0.5, rel=0.01)
     assert f"{plan.FOLD_SLICES} slices" in said and "100 epochs" in said and "store: 34.2 GB" in said
@@ -145,7 +148,7 @@ def test_a_plan_is_marked_as_predicted_and_says_what_it_assumes(tmp_path, capsys
 
 def test_a_plan_without_gpu_lines_says_how_little_it_knows(tmp_path, capsys):
     said = planned(tmp_path, capsys, measured(0.5, precision="fp32", gpu=None))
-    assert "no GPU was measured, and a CPU's share says little about one's" in said
+    assert "no GPU was measured, and the share of a CPU says little about it" in said
     assert "no other line to predict it from" in said
 
 

@@ -3,18 +3,14 @@
 import json
 import os
 import statistics
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import ablation, report
-from benchmarks.lib import lines, studies, study_runs
-from benchmarks.lib.studies import Evaluation, Study, Training, Variant
-from kits_dist.config import as_plain
+from benchmarks.lib import lines, studies, study_runs, tables
+from benchmarks.lib.studies import Arm, Evaluation, Study, Training
 from kits_dist.utils.errors import InputError, JobFailed
 
 ROOT = Path(lines.__file__).resolve().parents[2]
@@ -24,7 +20,8 @@ CASES = ["case_00001", "case_00004", "case_00009"]
 
 @dataclass(frozen=True)
 class Args:
-    runs: str = ""
+    out: str = ""
+    jobs: int = 1
     quick: bool = False
 
 
@@ -65,12 +62,16 @@ class Machine:
         return ["/".join(Path(run[4:]).parts[-2:]) for run in runs]
 
 
-def study_of(store, tmp_path, *variants, **more) -> Study:
-    return Study("ablation", str(store.path), variants, tmp_path / "study", **more)
+def study_of(store, tmp_path, *arms, seeds=(0, 1), **more) -> Study:
+    return Study("ablation", str(store.path), arms, tmp_path / "study", seeds=seeds, **more)
 
 
-def one(name: str, *words: str, seeds=(0, 1)) -> Variant:
-    return Variant(name, (Training((*SMALL, *words)),), seeds)
+def one(name: str, *words: str) -> Arm:
+    return Arm(name, (Training((*SMALL, *words)),))
+
+
+def lines_in(folder: Path) -> Args:
+    return Args(out=str(folder))
 
 
 # a, b: hand-made Dice by variant and seed, of the three cases; b is 0.1 better than a in each case, seeds averaged
@@ -90,7 +91,7 @@ def by_hand(folder: Path) -> dict[str, list[float]]:
 def test_a_paired_difference_by_hand(store, tmp_path, monkeypatch):
     Machine(monkeypatch, by_hand)
     study = study_of(store, tmp_path, one("a"), one("b", "optim.loss=dice"))
-    found = studies.conduct(study, Args(), tmp_path / "lines", jobs=1)
+    found = studies.conduct(study, lines_in(tmp_path / "lines"))
     assert [(line.config["variant"], line.config["region"]) for line in found] == [
         ("a", "kidney_and_mass"),
         ("a", "tumor"),
@@ -115,8 +116,8 @@ def test_a_paired_difference_by_hand(store, tmp_path, monkeypatch):
 def test_the_sd_between_seeds_is_that_of_their_means(store, tmp_path, monkeypatch):
     means = {0: 0.2, 1: 0.5, 2: 0.65}
     Machine(monkeypatch, lambda folder: {"tumor": [means[int(folder.parts[-3][-1])]] * 3})
-    study = study_of(store, tmp_path, one("a", seeds=(0, 1, 2)))
-    (line,) = studies.conduct(study, Args(), tmp_path / "lines")
+    study = study_of(store, tmp_path, one("a"), seeds=(0, 1, 2))
+    (line,) = studies.conduct(study, lines_in(tmp_path / "lines"))
     assert line.config["sd_between_seeds"] == pytest.approx(statistics.stdev([0.2, 0.5, 0.65]), rel=1e-4)
     assert line.value == 0.45 and line.spread == (0.45, 0.45)  # the cases do not differ
 
@@ -154,15 +155,15 @@ def test_each_is_trained_as_a_user_would_and_only_once(store, tmp_path, monkeypa
 def test_what_failed_is_named_the_others_go_on_and_the_next_start_does_the_rest(store, tmp_path, monkeypatch, capsys):
     machine = Machine(monkeypatch, by_hand, fail=["b/seed_1"])
     study = study_of(store, tmp_path, one("a"), one("b", "optim.loss=dice"))
-    with pytest.raises(JobFailed, match="1 of 2 variants failed: b"):
-        studies.conduct(study, Args(), tmp_path / "first", jobs=1)
+    with pytest.raises(JobFailed, match="1 of 2 arms failed: b"):
+        studies.conduct(study, lines_in(tmp_path / "first"))
     assert "out of paper" in capsys.readouterr().out
     first = lines.read_all("out", tmp_path / "first")
     assert [line.value for line in first] == [0.9, 0.5, None] and "seed 1: kits_dist.train" in first[2].config["failed"]
-    assert "| b |  | failed |" in report.studies(first)
+    assert "| b |  | failed |" in tables.studies(first)
     machine.fail.clear()
     machine.asked.clear()
-    found = studies.conduct(study, Args(), tmp_path / "second", jobs=1)
+    found = studies.conduct(study, lines_in(tmp_path / "second"))
     assert machine.names() == ["b/seed_1"]
     assert found[3].config["training_s"] == [12.0, None]  # that one was interrupted: its seconds are not known
 
@@ -170,8 +171,8 @@ def test_what_failed_is_named_the_others_go_on_and_the_next_start_does_the_rest(
 def test_without_its_reference_nothing_is_compared(store, tmp_path, monkeypatch):
     Machine(monkeypatch, lambda folder: {"tumor": [0.1, 0.2, 0.3]}, fail=["a/seed_0"])
     study = study_of(store, tmp_path, one("a"), one("b", "optim.loss=dice"), one("c", "optim.loss=focal"))
-    with pytest.raises(JobFailed, match="variants failed: a"):
-        studies.conduct(study, Args(), tmp_path / "lines")
+    with pytest.raises(JobFailed, match="arms failed: a"):
+        studies.conduct(study, lines_in(tmp_path / "lines"))
     found = lines.read_all("out", tmp_path / "lines")
     assert [(line.config["variant"], line.config.get("difference")) for line in found] == [
         ("b", None),
@@ -190,8 +191,8 @@ def test_several_trainings_and_evaluations_of_one_variant(store, tmp_path, monke
     machine = Machine(monkeypatch, dice)
     phases = (Training(SMALL[:3], "kidney"), Training(SMALL, "tumor", str(store.path)))
     both = Evaluation("both", ("kidney", "tumor"), ("tta=flip",))
-    variant = Variant("poster", phases, (5,), (Evaluation("kidney", ("kidney",)), both))
-    found = studies.conduct(study_of(store, tmp_path, variant)._replace(store=str(store.path)), Args(), tmp_path / "l")
+    arm = Arm("poster", phases, (Evaluation("kidney", ("kidney",)), both))
+    found = studies.conduct(study_of(store, tmp_path, arm, seeds=(5,)), lines_in(tmp_path / "l"))
     assert machine.names() == ["seed_5/kidney", "seed_5/tumor"]
     folder = tmp_path / "study" / "poster" / "seed_5"
     assert f"run=[{folder / 'kidney'},{folder / 'tumor'}]" in machine.asked[3] and "tta=flip" in machine.asked[3]
@@ -212,7 +213,7 @@ def test_scores_of_other_cases_are_not_averaged_nor_compared(store, tmp_path, mo
         table = tmp_path / "study" / "b" / f"seed_{seed}" / "evaluation" / "test" / "cases.csv"
         table.write_text(table.read_text().replace(CASES[2], "case_00011"))
         with pytest.raises(InputError, match="scored on different cases" if seed == 0 else "a has no case_00011"):
-            studies.record_lines(study, Args(), tmp_path / "lines", {})
+            studies.record_lines(study, lines_in(tmp_path / "lines"), {})
 
 
 def test_a_folder_with_another_training_is_refused_before_anything_runs(store, tmp_path, monkeypatch):
@@ -227,9 +228,9 @@ def test_a_folder_with_another_training_is_refused_before_anything_runs(store, t
 
 def test_other_evaluations_are_made_without_training_again(store, tmp_path, monkeypatch):
     machine = Machine(monkeypatch, by_hand)
-    study_runs.run(study_of(store, tmp_path, one("a", seeds=(0,))))
+    study_runs.run(study_of(store, tmp_path, one("a"), seeds=(0,)))
     machine.asked.clear()
-    study_runs.run(study_of(store, tmp_path, one("a", seeds=(0,)), split="val"))
+    study_runs.run(study_of(store, tmp_path, one("a"), seeds=(0,), split="val"))
     assert [words[0] for words in machine.asked] == ["accelerate.commands.launch", "kits_dist.evaluate"]
     assert "split=val" in machine.asked[1]
     state = json.loads((tmp_path / "study" / "a" / "seed_0" / study_runs.STATE).read_text())
@@ -237,21 +238,14 @@ def test_other_evaluations_are_made_without_training_again(store, tmp_path, monk
 
 
 def test_what_cannot_work_is_refused_at_once(store, tmp_path):
-    def refused(words: str, *variants: Variant):
+    def refused(words: str, *arms: Arm):
         with pytest.raises(InputError, match=words):
-            study_runs.run(study_of(store, tmp_path, *variants))
+            study_runs.run(study_of(store, tmp_path, *arms))
 
-    refused("several would lie in the folder 'a-b'", one("a b"), one("A-b", "optim.loss=dice"))
-    refused(r"no training is called \['y'\]", one("a")._replace(evaluations=(Evaluation("", ("y",)),)))
+    refused("several would share the folder 'a-b'", one("a b"), one("A-b", "optim.loss=dice"))
+    refused(r"there is no training \['y'\]", one("a")._replace(evaluations=(Evaluation("", ("y",)),)))
     refused("optim.loss=hinge", one("a", "optim.loss=hinge"))
     refused("config=nowhere.yaml: no such file", one("a", "config=nowhere.yaml"))
-
-
-def test_a_program_that_fails_is_quoted(tmp_path):
-    log = tmp_path / "log.txt"
-    with pytest.raises(JobFailed, match="json.tool ended with exit code [12]:\n(.*\n)*.*nowhere.json"):
-        study_runs._program(["json.tool", str(tmp_path / "nowhere.json")], log, study_runs.Place(set(), {}))
-    assert "nowhere.json" in log.read_text()
 
 
 def test_each_place_has_its_own_share_of_the_machine(monkeypatch):
@@ -266,114 +260,37 @@ def test_each_place_has_its_own_share_of_the_machine(monkeypatch):
     assert sorted(core for place in found for core in place.cores) == list(range(8))
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system knows no affinity")
-def test_a_training_sees_the_cores_of_its_place_only(store, tmp_path, monkeypatch):
-    seen, before = [], os.sched_getaffinity(0)
-
-    def program(words, log, place):
-        code = "import os; print(*os.sched_getaffinity(0))"
-        seen.append(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split())
-        raise JobFailed("enough")
-
-    monkeypatch.setattr(study_runs, "_program", program)
-    study_runs.run(study_of(store, tmp_path, one("a", seeds=(0,))))
-    assert len(seen) == 1 and len(seen[0]) == 1 and int(seen[0][0]) in before
-    assert os.sched_getaffinity(0) == before  # of this process, nothing changed
-
-
 # tables
 
 
 def test_a_study_is_a_table_of_its_own_under_a_heading_that_names_the_data(store, tmp_path, monkeypatch):
     Machine(monkeypatch, by_hand)
-    found = studies.conduct(study_of(store, tmp_path, one("a"), one("b", "optim.loss=dice")), Args(), tmp_path / "l")
+    found = studies.conduct(study_of(store, tmp_path, one("a"), one("b", "optim.loss=dice")), lines_in(tmp_path / "l"))
     for line in found:
         line.config["data"] = "phantom"
     speed = lines.line("loader", [5.0, 7.0, 6.0], "images/s", lines.A_RATIO, {"variant": "x"}, Args(), answer=True)
-    alone, together = report.section([speed]), report.section([found[0], speed, *found[1:]])
+    alone, together = tables.table([speed]), tables.table([found[0], speed, *found[1:]])
     assert together.startswith(alone) and "Dice" not in alone
-    heading, *_, last, _, end = together.removeprefix(alone).strip().splitlines()
+    heading, *_, last = together.removeprefix(alone).strip().splitlines()
     title = "Each ingredient of the training changed alone: Dice on phantoms"
-    assert (heading, end) == (f"<details><summary><b>{title}</b></summary>", "</details>")
-    assert report.studies(found).startswith(f"### {title}\n")
+    assert heading == f"### {title}"
+    assert tables.studies(found).startswith(f"### {title}\n")
     assert last.startswith("| b | tumor | 0.600 [0.400 .. 0.800] | +0.100 [+0.100 .. +0.100] | 0.000 (2) | 3 | 12 |")
     assert "| a | tumor | 0.500 [0.300 .. 0.700] | reference |" in together and "| a | kidney_and_mass |" in together
     assert "simple_unet width 6, phantoms, 4 train cases, 1 val cases, 3 test cases, seeds 0, 1." in together
-    assert report.table([*found, speed]).count("| loader |") == 1
+    assert tables.table([*found, speed]).count("| loader |") == 1
     for line in found:
         line.config["data"] = "painted"
-    assert "Dice on painted CTs" in report.section(found)
+    assert "Dice on painted CTs" in tables.table(found)
 
 
-def test_a_failure_that_was_mended_leaves_the_table(store, tmp_path, monkeypatch):
+def test_a_failure_that_was_repaired_leaves_the_table(store, tmp_path, monkeypatch):
     machine = Machine(monkeypatch, by_hand, fail=["b/seed_0"])
     study = study_of(store, tmp_path, one("a"), one("b", "optim.loss=dice"))
     with pytest.raises(JobFailed):
-        studies.conduct(study, Args(), tmp_path / "l")
-    assert "| b |  | failed |" in report.studies(lines.read_all("out", tmp_path / "l"))
+        studies.conduct(study, lines_in(tmp_path / "l"))
+    assert "| b |  | failed |" in tables.studies(lines.read_all("out", tmp_path / "l"))
     machine.fail.clear()
-    studies.conduct(study, Args(), tmp_path / "l")
-    table = report.studies(lines.read_all("out", tmp_path / "l"))
+    studies.conduct(study, lines_in(tmp_path / "l"))
+    table = tables.studies(lines.read_all("out", tmp_path / "l"))
     assert "failed" not in table and "| b | tumor | 0.600" in table
-
-
-# the ablation
-
-
-def test_the_ablation_changes_one_ingredient_at_a_time(store, tmp_path):
-    words = (f"config={ROOT / 'configs' / 'demo.yaml'}",)
-    study = study_of(store, tmp_path)
-    found = ablation.variants(words, study, ablation.INGREDIENTS, (0,))
-    assert [variant.name for variant in found] == [
-        *("reference", "loss dice", "loss bce_dice", "loss focal", "loss tversky", "prior off"),
-        *("pos_weight off", "region_weight on"),
-        *("optimiser adamw", "optimiser sgd", "schedule constant", "schedule poly", "warm-up on", "ema on"),
-        *("sampler natural", "context 1", "augmentation off"),
-    ]
-    reference, *others = (
-        {
-            f"{group}.{key}": value
-            for group in ("data", "augment", "model", "optim")
-            for key, value in plain[group].items()
-        }
-        for plain in (as_plain(study_runs.configuration(variant.trainings[0], study)) for variant in found)
-    )
-    changed = [sorted(key for key in reference if reference[key] != other[key]) for other in others]
-    assert all(changed) and len({tuple(keys) for keys in changed[3:]}) > 8
-    by_name = dict(zip((variant.name for variant in found[1:]), changed, strict=True))
-    assert by_name["loss focal"] == ["optim.loss"] and by_name["context 1"] == ["data.context"]
-    assert by_name["optimiser sgd"] == ["optim.lr", "optim.name"] and by_name["ema on"] == ["optim.ema"]
-    assert {"augment.rotate_p", "augment.noise_p", "augment.crop", "augment.flip"} <= {*by_name["augmentation off"]}
-    assert all(not reference[key] for key in reference.keys() & {"optim.ema", "optim.warmup_steps"})
-    study_runs.check(study._replace(variants=found))
-
-
-def test_no_augmentation_leaves_none(store, tmp_path):
-    """Also of kinds that the reference does not draw yet: every probability is 0."""
-    (*_, off) = ablation.variants(SMALL, study_of(store, tmp_path), ("augmentation",), (0,))
-    augment = study_runs.configuration(off.trainings[0], study_of(store, tmp_path)).augment
-    assert {value for name, value in vars(augment).items() if name.endswith("_p") or name in ("flip", "crop")} == {0}
-
-
-def test_an_unknown_ingredient_is_refused():
-    with pytest.raises(InputError, match=r"only=\['salt'\]: choose from \['loss', "):
-        ablation.Args(only=("salt",))
-
-
-@pytest.mark.slow
-def test_the_ablation_runs_tiny_and_a_second_time_reads_what_is_there(tmp_path):
-    for out in ("first", "second"):
-        words = ["quick=true", f"runs={tmp_path / 'runs'}", f"out={tmp_path / out}", "only=[context]"]
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.ablation", *words], cwd=ROOT, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    first, second = (lines.read_all("out", tmp_path / name) for name in ("first", "second"))
-    assert [(line.config["variant"], line.value) for line in first] == [
-        (line.config["variant"], line.value) for line in second
-    ]
-    assert {line.config["variant"] for line in first} == {"reference", "context 1"}
-    assert {line.config["region"] for line in first} == {"kidney_and_mass", "tumor"}
-    assert all(line.quick and line.config["data"] == "phantom" and line.config["training_s"][0] > 0 for line in first)
-    run = tmp_path / "runs" / "ablation_quick" / "context-1" / "seed_0"
-    assert "already finished" not in (run / "log.txt").read_text() and (run / "model.safetensors").is_file()

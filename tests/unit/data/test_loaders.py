@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import agreement
+from benchmarks.lib import pixels
 from kits_dist import prepare
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment_reference
@@ -25,7 +25,7 @@ from kits_dist.imaging.nifti import kits_geometry, write_nifti
 from kits_dist.utils.errors import InputError, MissingPackage
 from tests.conftest import write_case
 
-ALL_DRAWN = replace(agreement.DRAWN, crop=0.8)
+ALL_DRAWN = replace(pixels.DRAWN, crop=0.8)
 STILL = AugmentConfig(rotate_p=0, flip=0, scale_p=0, crop=0, noise_p=0)
 # Every change by itself, and how far a pixel may then lie from the meaning, in HU: about twice what was seen.
 ALONE_HU = {

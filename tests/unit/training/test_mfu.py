@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.model import Mode, counted
+from benchmarks.lib.model_steps import Mode, counted
 from kits_dist.config import ModelConfig
 from kits_dist.models import build_model
 from kits_dist.training import mfu

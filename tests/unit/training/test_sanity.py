@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.lib.studies import Study, Training, Variant, rows
+from benchmarks.lib.studies import Arm, Study, Training, rows
 from benchmarks.lib.study_runs import run
 from benchmarks.lib.study_setup import recipe
 from kits_dist import phantom, prepare
@@ -74,8 +74,8 @@ def test_labels_of_another_patient_teach_nothing(tmp_path):
     for mine, other in zip(folders, [*folders[1:], folders[0]], strict=True):
         shutil.copy(other / "aggregated_MAJ_seg.nii.gz", dealt / mine.name)
     words = recipe("", on_gpu=False, quick=False, epochs=5)
-    variants = tuple(Variant(raw.name, (Training(words, store=store_of(raw)),), (0,)) for raw in (own, dealt))
-    study = Study("sanity", variants[0].trainings[0].store, variants, tmp_path / "study")
+    arms = tuple(Arm(raw.name, (Training(words, store=store_of(raw)),)) for raw in (own, dealt))
+    study = Study("sanity", arms[0].trainings[0].store, arms, tmp_path / "study", seeds=(0,))
     assert run(study) == {}
     dice = {row.name: {region: means[0] for region, means in row.by_seed.items()} for row in rows(study)}
     assert dice["dealt"]["tumor"] < 0.2, dice
