@@ -25,13 +25,12 @@ def _require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
-def _require_bounds(config: Any, prefix: str, **bounds: tuple[float, float]) -> None:
-    """Raise InputError for a field outside its bounds, which belong to the allowed values; infinity does not."""
-    for name, (low, high) in bounds.items():
-        value = getattr(config, name)
-        allowed = f"{low} or more, but finite" if high == math.inf else f"{low}..{high}"
-        in_bounds = value is None or (low <= value <= high and value != math.inf)
-        _require(in_bounds, f"{prefix}{name}={value}: use {allowed}.")
+def _require_bounds(config: Any, low: float, high: float, *keys: str) -> None:
+    """Raise InputError for a field below `low` or above `high`, for NaN and for infinity."""
+    allowed = f"{low} or more, but finite" if high == math.inf else f"{low}..{high}"
+    for key in keys:
+        value = getattr(config, key.split(".")[-1])
+        _require(value is None or (low <= value <= high and value != math.inf), f"{key}={value}: use {allowed}.")
 
 
 _PLANES = {"axial", "coronal", "sagittal"}
@@ -100,17 +99,13 @@ class DataConfig:
             self.fold == "all" or (isinstance(self.fold, int) and self.fold >= 0),
             f"data.fold={self.fold!r}: use a fold number from 0, or all.",
         )
-        _require_bounds(
-            self,
-            "data.",
-            batch_size=(1, math.inf),
-            pixel_mm=(0.1, 20),
-            margin=(0, 10**6),
-            box_margin_mm=(0, 200),
-            context=(0, 8),
-            threads=(0, 1024),
-            prefetch=(1, 64),
-        )
+        _require_bounds(self, 1, math.inf, "data.batch_size")
+        _require_bounds(self, 0.1, 20, "data.pixel_mm")
+        _require_bounds(self, 0, 10**6, "data.margin")
+        _require_bounds(self, 0, 200, "data.box_margin_mm")
+        _require_bounds(self, 0, 8, "data.context")
+        _require_bounds(self, 0, 1024, "data.threads")
+        _require_bounds(self, 1, 64, "data.prefetch")
 
 
 @dataclass(frozen=True)
@@ -160,26 +155,17 @@ class AugmentConfig:
         for name in ("flip", "crop", *(name for name in vars(self) if name.endswith("_p"))):
             p = getattr(self, name)
             _require(0 <= p <= 1, f"augment.{name}={p} is a probability: use 0..1.")
-        _require_bounds(
-            self,
-            "augment.",
-            rotate_deg=(0, 180),
-            noise_hu=(0, 200),
-            brightness_hu=(0, 200),
-            shift_mm=(0, 200),
-            box_mm=(0, 200),
-        )
-        for name, lowest, highest in (
+        _require_bounds(self, 0, 180, "augment.rotate_deg")
+        _require_bounds(self, 0, 200, "augment.noise_hu", "augment.brightness_hu", "augment.shift_mm", "augment.box_mm")
+        for name, lowest, highest in [
             ("scale", 0.25, 4),
             ("blur_px", 0.1, 10),
             ("contrast", 0.1, 10),
             ("gamma", 0.1, 10),
-        ):
+        ]:
             low, high = getattr(self, name)
-            _require(
-                lowest <= low <= high <= highest,
-                f"augment.{name}={[low, high]}: use {lowest} <= low <= high <= {highest}.",
-            )
+            in_order = lowest <= low <= high <= highest
+            _require(in_order, f"augment.{name}={[low, high]}: use {lowest} <= low <= high <= {highest}.")
 
 
 @dataclass(frozen=True)
@@ -207,7 +193,7 @@ class ModelConfig:
             f"model.regions={list(self.regions)}: choose from {list(REGIONS)}, each once and in this order.",
         )
         _require(0 < self.prior <= 0.5, f"model.prior={self.prior}: use a probability above 0, up to 0.5.")
-        _require_bounds(self, "model.", width=(1, 512))
+        _require_bounds(self, 1, 512, "model.width")
 
 
 @dataclass(frozen=True)
@@ -247,16 +233,8 @@ class OptimConfig:
     """Weight of each region in the loss; `none` weights all alike."""
 
     def __post_init__(self) -> None:
-        _require_bounds(
-            self,
-            "optim.",
-            lr=(0, math.inf),
-            weight_decay=(0, math.inf),
-            epochs=(1, math.inf),
-            patience=(0, math.inf),
-            accumulate=(1, math.inf),
-            warmup_steps=(0, math.inf),
-        )
+        _require_bounds(self, 0, math.inf, "optim.lr", "optim.weight_decay", "optim.patience", "optim.warmup_steps")
+        _require_bounds(self, 1, math.inf, "optim.epochs", "optim.accumulate")
         _require(self.clip_norm is None or self.clip_norm > 0, f"optim.clip_norm={self.clip_norm} must be above 0.")
         _require(0 <= self.ema < 1, f"optim.ema={self.ema}: use 0 (off) or a decay below 1, as 0.999.")
         for name in ("pos_weight", "region_weight"):
@@ -297,14 +275,10 @@ class TrainConfig:
     """Seconds that a rank waits for the others, at the start and in each step, before it aborts."""
 
     def __post_init__(self) -> None:
-        _require_bounds(
-            self,
-            "train.",
-            bucket_mb=(1, 1024),
-            save_every_steps=(0, math.inf),
-            keep=(1, math.inf),
-            timeout_s=(1, 86400),
-        )
+        _require_bounds(self, 1, 1024, "train.bucket_mb")
+        _require_bounds(self, 0, math.inf, "train.save_every_steps")
+        _require_bounds(self, 1, math.inf, "train.keep")
+        _require_bounds(self, 1, 86400, "train.timeout_s")
         _require(
             not (self.static_graph and self.deterministic),
             "train.static_graph=true reorders the gradients in the third step after each start, so a resumed run would "
@@ -322,7 +296,8 @@ class LogConfig:
     """Slices in the TensorBoard panel of each validation; 0 turns the panel off."""
 
     def __post_init__(self) -> None:
-        _require_bounds(self, "log.", every_steps=(1, math.inf), images=(0, 64))
+        _require_bounds(self, 1, math.inf, "log.every_steps")
+        _require_bounds(self, 0, 64, "log.images")
 
 
 @dataclass(frozen=True)
@@ -355,7 +330,7 @@ class Config:
             f"train.static_graph=true with optim.accumulate={self.optim.accumulate}: DDP fails when a backward pass "
             "without an exchange of gradients comes first. Leave one of them out.",
         )
-        _require_bounds(self, "", seed=(0, 2**31 - 1))
+        _require_bounds(self, 0, 2**31 - 1, "seed")
 
 
 def as_plain(config: Any) -> dict:
