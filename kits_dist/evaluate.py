@@ -17,9 +17,8 @@ from kits_dist import cli
 from kits_dist.config import PrecisionName
 from kits_dist.distributed import ranks
 from kits_dist.evaluation.case_scores import Reference
-from kits_dist.evaluation.compare_systems import compare_systems
-from kits_dist.evaluation.score_folder import Truth, score_folder
-from kits_dist.evaluation.score_raters import score_raters
+from kits_dist.evaluation.comparison import compare_systems
+from kits_dist.evaluation.score_folder import Truth, score_folder, score_raters
 from kits_dist.evaluation.score_run import run_cases, score_run
 from kits_dist.inference.postprocessing import load_rules
 from kits_dist.labels import REGIONS
@@ -90,14 +89,14 @@ class Args:
 
 def main(args: Args) -> None:
     """Run the mode that the arguments name."""
-    truth = Truth(Path(args.truth), args.reference, args.store, args.regions, args.missing)
+    truth = Truth(Path(args.truth or args.raters), args.reference, args.store, args.regions, args.missing)
     with ranks.joined() as group:
         if args.run:
             _score_run(args, group)
         elif args.predictions:
             score_folder(Path(args.predictions), truth, Path(args.output), group, args.workers)
         elif args.raters:
-            score_raters(Path(args.raters), Path(args.output), group, args.store, args.regions, args.workers)
+            score_raters(truth, Path(args.output), group, args.workers)
         else:
             against = truth if args.truth else None
             compare_systems(args.compare, args.split, args.output, against, group, args.workers)

@@ -4,10 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
+from kits_dist.distributed.ranks import Ranks
 from kits_dist.evaluation.bootstrap import Bootstrap
 from kits_dist.evaluation.metrics import MEANS, Metrics, column
+from kits_dist.evaluation.score_folder import Truth, score_folder
+from kits_dist.evaluation.tables import read_cases
 from kits_dist.labels import PLAIN, REGIONS
-from kits_dist.utils.errors import InputError
+from kits_dist.utils import files
+from kits_dist.utils.errors import InputError, MissingInput
 from kits_dist.utils.text import listed
 
 NOTE = (
@@ -15,6 +19,74 @@ NOTE = (
     "means, dice_slice's too); ci95: bootstrap over cases, 10,000 resamples; p: Wilcoxon signed-rank test, two-sided, "
     "not corrected for the number of tests."
 )
+
+
+def compare_systems(
+    names: tuple[str, ...], split: str, output: str, truth: Truth | None, group: Ranks, workers: int = 0
+) -> None:
+    """Print the differences of A and B, and write them to output/comparison.json. All processes must call it.
+
+    names    A and B: folders with cases.csv, runs with evaluation/SPLIT/cases.csv or, with `truth`, label maps
+    truth    what label maps are scored against first; their tables become output/a and output/b
+
+    Raises MissingInput / InputError for tables that are missing or of different cases.
+    """
+    if len(names) != 2 or (truth and not output):
+        raise InputError("compare=[A,B] takes two folders; with truth=DIR it also needs output=DIR.")
+    folders = [
+        _scored(name, letter, split, output, truth, group, workers) for name, letter in zip(names, "ab", strict=True)
+    ]
+    if group.rank:
+        return
+    a, b = (read_cases(folder / "cases.csv") for folder in folders)
+    kind, reference, stage = zip(*(_origin(folder / "summary.json") for folder in folders), strict=True)
+    kinds = set(kind) - {"unknown"}
+    if len(kinds) > 1:
+        raise InputError(f"compare: A was scored on {kind[0]} cases, B on {kind[1]}. Score both on the same cases.")
+
+    notes = []
+    if stage[0] != stage[1]:
+        notes.append(f"A is {stage[0]}, B {stage[1]}")
+    if reference[0] != reference[1]:
+        notes.append(f"A was scored against reference={reference[0]}, B against reference={reference[1]}")
+    result = {
+        "a": names[0],
+        "b": names[1],
+        "data": min(kinds, default="unknown"),
+        "cases": len(a),
+        "notes": notes,
+        "regions": compare(a, b, names),
+        "definition": NOTE,
+    }
+    if output:
+        Path(output).mkdir(parents=True, exist_ok=True)
+        files.write_json(Path(output) / "comparison.json", result)
+    print(as_text(result))
+
+
+def _scored(name: str, letter: str, split: str, output: str, truth: Truth | None, group: Ranks, workers: int) -> Path:
+    """Return the folder with the tables of A or B; label maps are scored into output/LETTER first."""
+    for folder in (Path(name), Path(name) / "evaluation" / split):
+        if (folder / "cases.csv").is_file():
+            return folder
+    if truth is None:
+        raise MissingInput(
+            f"compare={name}: no cases.csv there, nor in evaluation/{split}/. Evaluate it first, or add truth=DIR "
+            "output=DIR where it is a folder of label maps."
+        )
+    folder = Path(output) / letter
+    score_folder(Path(name), truth, folder, group, workers, "compare")
+    return folder
+
+
+def _origin(path: Path) -> tuple[str, str, str]:
+    """Return what a table of scores was made of: the kind of data, the reference, and the stage of a cascade."""
+    if not path.is_file():
+        return "unknown", "unknown", "a whole prediction"
+    summary = files.read_json(path)
+    if "data" not in summary:
+        raise InputError(f"{path}: cannot be read, it has no data. Run evaluate again.")
+    return summary["data"], summary.get("reference", "file"), summary.get("stage", "a whole prediction")
 
 
 def compare(a: dict[str, Metrics], b: dict[str, Metrics], names: tuple[str | Path, str | Path]) -> dict:

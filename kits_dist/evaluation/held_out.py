@@ -1,11 +1,13 @@
-"""The cases that a run may be scored on: those of its store that it was not trained on."""
+"""The cases that are scored: those that a run was not trained on, or a choice of those in a folder of annotations."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kits_dist.data.store import Store
-from kits_dist.utils.errors import InputError
+from kits_dist.imaging.datasets import find_cases
+from kits_dist.utils.errors import InputError, MissingInput
 from kits_dist.utils.text import listed
 
 if TYPE_CHECKING:
@@ -45,3 +47,29 @@ def held_out(predictor: Predictor, split: Split, store: str = "") -> tuple[Store
             "patients. Use split=test with the store that the run was trained on."
         )
     return opened, case_ids
+
+
+def case_folders(folder: Path, key: str) -> dict[str, Path]:
+    """Return {case: its folder} of a KiTS folder, the value of `key`. Raises MissingInput / InputError."""
+    if not folder.is_dir():
+        raise MissingInput(f"{key}={folder}: no such folder.")
+    source = find_cases(folder)
+    return {case.case_id: source.root / case.case_id for case in source.cases}
+
+
+def select_cases(found: dict[str, Path], case_ids: list[str], folder: Path) -> dict[str, Path]:
+    """Return these cases of `folder`. Raises InputError where one was not found there."""
+    lacking = sorted(set(case_ids) - set(found))
+    if lacking:
+        raise InputError(f"{folder} has no {listed(lacking)}, which the split holds.")
+    return {case: found[case] for case in case_ids}
+
+
+def select_test_cases(found: dict[str, Path], store: str, folder: Path) -> dict[str, Path]:
+    """Return the cases of `folder` that a store holds out for testing; all of them for an empty `store`."""
+    if not store:
+        return found
+    case_ids = Store(store, key="store").splits.test
+    if not case_ids:
+        raise InputError(f"store={store} has no test cases. Leave store= out to score all cases.")
+    return select_cases(found, case_ids, folder)

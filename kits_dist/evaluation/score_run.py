@@ -14,12 +14,11 @@ import numpy as np
 from kits_dist.data.store import Case, Store, array_path
 from kits_dist.distributed.ranks import Ranks
 from kits_dist.evaluation.case_scores import Job, Reference, score_job
-from kits_dist.evaluation.held_out import Split, held_out
+from kits_dist.evaluation.held_out import Split, case_folders, held_out, select_cases
 from kits_dist.evaluation.metrics import CaseScore
 from kits_dist.evaluation.score_jobs import require_scores, score_jobs
 from kits_dist.evaluation.summary import summarize
 from kits_dist.evaluation.tables import print_summary, write_tables
-from kits_dist.evaluation.truth_folders import case_folders, select_cases
 from kits_dist.figures.cases import draw_cases
 from kits_dist.figures.contours import PanelRow, contour_panel, save_png
 from kits_dist.imaging.nifti import write_nifti

@@ -51,10 +51,9 @@ def num_combinations(members: int, step: float) -> int:
 def search_weights(cases: list[RegionLogits], members: int, step: float) -> tuple[np.ndarray, float]:
     """Return the (M,) weights of the highest mean Dice, and that Dice; of equals the weights nearest to equal ones."""
     steps = round(1 / step)
-    # stars and bars: every way to deal `steps` stars among the members is a choice of bars between them
-    bars = np.array(list(itertools.combinations(range(steps + members - 1), members - 1))).reshape(-1, members - 1)
-    edges = np.pad(bars, ((0, 0), (1, 1)), constant_values=((0, 0), (-1, steps + members - 1)))
-    tried = list((np.diff(edges, axis=1) - 1) / steps)
+    # every combination deals `steps` parts of the whole among the networks
+    dealt = itertools.combinations_with_replacement(range(members), steps)
+    tried = [np.bincount(owners, minlength=members) / steps for owners in dealt][::-1]
     tried.sort(key=lambda weights: float(((weights - 1 / members) ** 2).sum()))
 
     scores = [fused_dice(cases, weights) for weights in progress_bar("fuse", "weights", items=tried)]
