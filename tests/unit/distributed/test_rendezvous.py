@@ -10,8 +10,6 @@ import torch.distributed as dist
 
 from kits_dist.distributed import rendezvous
 from kits_dist.utils.errors import InputError, JobFailed
-from tests.helpers import fork_server
-from tests.helpers.launching import SMALL
 
 
 @pytest.fixture
@@ -118,26 +116,6 @@ def test_processes_that_see_different_things_are_refused(monkeypatch):
     monkeypatch.setattr(rendezvous, "gather_object", lambda mine: others)
     with pytest.raises(InputError, match=r"the checkpoint in run is 0 for rank 2 \(b\) but 20 for rank 0 \(a\)"):
         rendezvous.refuse_differences(seen)
-
-
-@pytest.mark.parametrize(
-    ("words", "environ", "said"),
-    [
-        (["log.every_steps=3"], {}, "log.every_steps is 3 for rank 1"),  # where all ranks gather the loss
-        ([], {"ACCELERATE_MIXED_PRECISION": "bf16"}, "the precision is bf16 for rank 1"),  # not the same gradients
-    ],
-    ids=["log", "launcher"],
-)
-def test_what_the_ranks_of_a_training_must_share(store, tmp_path, words, environ, said):
-    logs = [tmp_path / "log0", tmp_path / "log1"]
-    common = [f"data.store={store.path}", f"run={tmp_path / 'run'}", *SMALL, "train.timeout_s=60"]
-    first, second = fork_server.rank_environments(2)
-    both = [
-        fork_server.start(logs[0], "kits_dist.train", *common, **first),
-        fork_server.start(logs[1], "kits_dist.train", *common, *words, **second | environ),
-    ]
-    assert [process.wait(100) for process in both] == [2, 2], [log.read_text() for log in logs]
-    assert said in logs[0].read_text() and not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_an_environment_that_is_not_whole_is_refused(monkeypatch):

@@ -124,6 +124,7 @@ def test_real_annotations_against_perturbed_copies():
 
 
 @pytest.mark.slow
+@pytest.mark.spread
 @pytest.mark.kits
 @needs_labels
 @pytest.mark.parametrize("case_id", CASES)

@@ -8,7 +8,7 @@ import pytest
 from kits_dist import cli, train
 from kits_dist.config import Config
 from kits_dist.training.profiling import BETWEEN, GROUPS, IDLE, REST, group_of, in_words, shares
-from tests.helpers.launching import SMALL
+from tests.helpers.small_run import SMALL
 
 
 def event(name, us, parent=None, kernels=(), start=0, thread=1):

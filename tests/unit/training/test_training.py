@@ -22,7 +22,7 @@ from kits_dist.training.tracker import log_lines
 from kits_dist.training.train_step import TrainStep
 from kits_dist.training.validation import Validation
 from kits_dist.utils.errors import InputError, JobFailed
-from tests.helpers.launching import SMALL
+from tests.helpers.small_run import SMALL
 
 
 def config(store, run, *more) -> Config:
