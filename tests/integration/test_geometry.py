@@ -23,11 +23,11 @@ from kits_dist.imaging.nifti import Volume, kits_geometry, read_image, read_labe
 from kits_dist.inference.predictor import Predictor
 from kits_dist.labels import REGIONS
 from kits_dist.utils.errors import JobFailed
+from tests.helpers import DATA
 from tests.helpers.runs import Threshold, export_run
-from tests.integration.test_whole_way import KITS
 from tests.unit.imaging.test_nifti import ORDERS, nifti_bytes, oblique, save, turned
 
-REAL_CT = KITS / "real_ct" / "torso_3mm_noncontrast.nii.gz"
+REAL_CT = DATA / "real_ct" / "torso_3mm_noncontrast.nii.gz"
 ALL = ("kidney_and_mass", "mass", "tumor")
 
 
@@ -46,7 +46,7 @@ def scored(predictions, truth, output) -> list[dict[str, str]]:
 
 def body(shape) -> np.ndarray:
     """(D, H, W) int16 HU: noise, brighter towards one corner, in a box of air that lies off centre."""
-    d, h, w = shape
+    _, h, w = shape
     hu = np.random.default_rng(5).integers(-100, 120, shape) + np.linspace(0, 90, w).astype(int)
     hu[:, : h // 9] = hu[:, :, : w // 5] = -1000
     return hu.astype(np.int16)
@@ -184,7 +184,7 @@ def evaluated(tmp_path, monkeypatch, model, **data):
 
 
 @pytest.mark.parametrize(
-    "size, window",
+    ("size", "window"),
     [
         ("32x64", (slice(6, 38), slice(8, 72))),  # 22 - 16, 40 - 32
         ("32x96", (slice(6, 38), slice(0, 79))),
@@ -229,7 +229,7 @@ def centroids_mm(mask: np.ndarray, spacing) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("pixel_mm, size", [(0.5, "192x224"), (1.0, "96x128"), (1.6, "96x64")])
+@pytest.mark.parametrize(("pixel_mm", "size"), [(0.5, "192x224"), (1.0, "96x128"), (1.6, "96x64")])
 @pytest.mark.parametrize("spacing", [(3.0, 0.8, 0.8), (3.0, 0.7, 0.93)])
 def test_other_pixels_come_back_to_the_right_place(tmp_path, monkeypatch, pixel_mm, size, spacing):
     label = discs((33, 131, 127), spacing)
@@ -263,7 +263,7 @@ def test_at_other_pixels_too_what_lies_outside_the_window_is_background(tmp_path
 
 
 @pytest.mark.parametrize(
-    "margin, expected",
+    ("margin", "expected"),
     [
         (0, [2, 3, 7, 13]),
         (1, [1, 2, 3, 4, 6, 7, 8, 12, 13]),  # 14 would be beyond the end
@@ -312,21 +312,28 @@ class Seer(nn.Module):
         return torch.from_numpy(nested).float() * 20 - 10
 
 
+@pytest.fixture(scope="module")
+def painted_00160(tmp_path_factory):
+    """A folder with a CT painted onto the annotation of case_00160."""
+    root = tmp_path_factory.mktemp("painted")
+    (root / "labels").mkdir()
+    (root / "labels" / "case_00160").symlink_to(DATA / "kits23_labels" / "case_00160")
+    phantom.main(phantom.Args(output=str(root / "raw"), labels=str(root / "labels"), workers=1))
+    return root / "raw"
+
+
 @pytest.mark.slow
 @pytest.mark.kits
 @pytest.mark.skipif(
-    not (KITS / "kits23_labels" / "case_00160").is_dir(),
+    not (DATA / "kits23_labels" / "case_00160").is_dir(),
     reason="no kits23_labels/case_00160 in the data folder; set KITS_DATA to one with it",
 )
 @pytest.mark.parametrize(
     "data", [{"size_px": "352x448"}, {"size_px": "128x192", "pixel_mm": 1.0}], ids=["native", "1 mm"]
 )
-def test_a_ct_painted_onto_a_real_512x796_annotation(tmp_path, monkeypatch, data):
-    (tmp_path / "labels").mkdir()
-    (tmp_path / "labels" / "case_00160").symlink_to(KITS / "kits23_labels" / "case_00160")
-    phantom.main(phantom.Args(output=str(tmp_path / "raw"), labels=str(tmp_path / "labels"), workers=1))
-    ct = read_image(tmp_path / "raw" / "case_00160" / "imaging.nii.gz")
-    truth = read_labels(tmp_path / "raw" / "case_00160" / "aggregated_MAJ_seg.nii.gz")
+def test_a_ct_painted_onto_a_real_512x796_annotation(painted_00160, tmp_path, monkeypatch, data):
+    ct = read_image(painted_00160 / "case_00160" / "imaging.nii.gz")
+    truth = read_labels(painted_00160 / "case_00160" / "aggregated_MAJ_seg.nii.gz")
     assert truth.array.shape[1:] == (512, 796)
     run = export_run(tmp_path / "run", monkeypatch, Threshold(100.0), regions=ALL, **data)
     seer = Predictor(run, batch_size=8)
@@ -337,7 +344,7 @@ def test_a_ct_painted_onto_a_real_512x796_annotation(tmp_path, monkeypatch, data
     seer.members[0].model = Seer(truth.array, matrix, grid.size_px)
     found = seer.predict(ct)
     write_nifti(tmp_path / "out" / "case_00160.nii.gz", found, ct.geometry)
-    (row,) = scored(tmp_path / "out", tmp_path / "raw", tmp_path / "scores")
+    (row,) = scored(tmp_path / "out", painted_00160, tmp_path / "scores")
 
     # the window in native pixels, from the matrix alone: native (x, y) -> where the network has it
     y, x = (np.arange(n) + 0.5 for n in truth.array.shape[1:])
