@@ -1,6 +1,6 @@
-"""What only a GPU can show: DALI's kernels against the NumPy meaning, its buffers under load.
+"""DALI on a GPU: its kernels agree with the NumPy reference, and its buffers hold under load.
 
-Steps that never wait: tests/unit/training/test_precision.py.
+That a training step never waits for the GPU is tested in tests/unit/training/test_precision.py.
 """
 
 from dataclasses import replace
@@ -40,13 +40,13 @@ def _data(store: Store, batch_size: int = 16, size_px: tuple[int, int] = (128, 1
 
 
 @pytest.mark.parametrize("size_px", [(128, 128), (96, 64), (160, 160)])
-def test_dali_on_the_gpu_makes_the_pixels_that_augment_defines(phantoms, device, size_px):
+def test_dali_on_the_gpu_agrees_with_the_numpy_reference(phantoms, device, size_px):
     on_gpu = pixels.Backend("dali", device)
-    ways = {"dali_cpu": pixels.Backend("dali"), "dali_gpu": on_gpu}
-    found = pixels.compare(phantoms, _data(phantoms, size_px=size_px), ways, batches=4)
+    backends = {"dali_cpu": pixels.Backend("dali"), "dali_gpu": on_gpu}
+    found = pixels.compare(phantoms, _data(phantoms, size_px=size_px), backends, batches=4)
     for pair in ("dali_gpu against numpy", "dali_gpu against dali_cpu"):
         hu = np.concatenate([difference.hu.ravel() for difference in found[pair]])
-        # float32 coordinates near 200 are known to 1e-5 px, neighbours differ by 200 HU at most: far below 0.1 HU
+        # float32 coordinates near 200 are known to 1e-5 px, neighbors differ by 200 HU at most: far below 0.1 HU
         # (measured on the CPU: 0.01); 2 HU is what a kernel that interpolates with 8-bit weights may still do
         assert np.percentile(hu, 99.9) < 0.5, pair
         assert hu.max() < 2, pair
@@ -55,16 +55,14 @@ def test_dali_on_the_gpu_makes_the_pixels_that_augment_defines(phantoms, device,
 
 
 @pytest.mark.parametrize("context", [0, 1])
-def test_slices_held_in_gpu_memory_give_the_same_batches(phantoms, device, context):
+def test_slices_in_gpu_memory_give_the_same_batches_as_mapped_files(phantoms, device, context):
     mapped, held = (replace(_data(phantoms), residency=where, context=context) for where in ("mmap", "gpu"))
-    a, b = (
-        build_train_loader(phantoms, data, pixels.DRAWN, 0, Ranks(), device=device)[0] for data in (mapped, held)
-    )
+    a, b = (build_train_loader(phantoms, data, pixels.DRAWN, 0, Ranks(), device=device)[0] for data in (mapped, held))
     for _, one, other in zip(range(20), a, b, strict=False):
         assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
 
 
-def test_half_precision_images_are_the_rounded_ones(phantoms, device):
+def test_half_precision_images_are_rounded_float32_images(phantoms, device):
     data = _data(phantoms)
     full, _ = build_train_loader(phantoms, data, pixels.DRAWN, 0, Ranks(), device=device)
     half, _ = build_train_loader(phantoms, data, pixels.DRAWN, 0, Ranks(), device=device, dtype=torch.float16)
@@ -74,7 +72,7 @@ def test_half_precision_images_are_the_rounded_ones(phantoms, device):
     assert torch.equal(a.label, b.label)
 
 
-def test_batches_are_whole_when_the_gpu_is_busy_and_the_host_runs_ahead(phantoms, device):
-    way = pixels.Backend("dali", device, torch.float16)
-    wrong = pixels.busy_differences(phantoms, _data(phantoms), way, batches=100)
+def test_batches_are_intact_when_the_gpu_is_busy_and_the_host_runs_ahead(phantoms, device):
+    backend = pixels.Backend("dali", device, torch.float16)
+    wrong = pixels.busy_differences(phantoms, _data(phantoms), backend, batches=100)
     assert wrong == [], f"batches that differ from an undisturbed pass: {wrong}"

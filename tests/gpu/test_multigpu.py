@@ -1,4 +1,4 @@
-"""What takes two GPUs: with synchronised batch norm they learn what one GPU learns from the whole batch."""
+"""Two GPUs: with synchronized batch norm they learn what one GPU learns from the whole batch."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.helpers.launching import ROOT
+from tests.helpers import ROOT
 
 pytestmark = [
     pytest.mark.multigpu,
@@ -18,7 +18,7 @@ LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launc
 
 
 @pytest.mark.parametrize("loss", ["bce", "bce_dice"])
-def test_synchronised_batch_norm_makes_two_gpus_one(store, tmp_path, loss):
+def test_two_gpus_with_synchronized_batch_norm_learn_what_one_learns(store, tmp_path, loss):
     weights = {}
     for world, start in ((1, []), (2, [*LAUNCH, "2"])):
         folder = tmp_path / str(world)
@@ -28,11 +28,11 @@ def test_synchronised_batch_norm_makes_two_gpus_one(store, tmp_path, loss):
         subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
         weights[world] = load_file(folder / f"rank_0_{loss}.safetensors")
     for key, value in weights[1].items():
-        # float32 sums in another order, in kernels that differ by batch size
+        # another order of float32 sums, and kernels that depend on the batch size
         torch.testing.assert_close(weights[2][key], value, rtol=1e-3, atol=1e-5)
 
 
-def test_two_gpus_hold_the_same_however_gradients_travel(tmp_path):
+def test_two_gpus_hold_equal_weights_however_gradients_are_exchanged(tmp_path):
     command = [sys.executable, *LAUNCH, "2", "-m", "tests.helpers.launched.exchange", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=300)
     zero, one = (load_file(tmp_path / f"rank_{rank}.safetensors") for rank in (0, 1))
@@ -43,5 +43,5 @@ def test_two_gpus_hold_the_same_however_gradients_travel(tmp_path):
         torch.testing.assert_close(zero[f"{way}.gradient"], exact, rtol=1e-3, atol=1e-5)
     mean = (zero["alone.gradient"].abs() + one["alone.gradient"].abs()) / 2
     error = (zero["bf16.gradient"] - exact).abs()
-    # rounded to 8 bits, each term and their sum; the rest as above
+    # each term and the sum are rounded to 8 bits; the rest as above
     assert (error <= 2**-7 * (1 + 2**-8) * mean + 1e-3 * mean + 1e-5).all() and error.max() > 0

@@ -12,30 +12,13 @@ from safetensors.numpy import load_file
 
 from tests.helpers import ROOT, fork_server
 from tests.helpers.fork_server import cpu_environment
+from tests.helpers.small_run import LONG
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 SINGLE = [*ACCELERATE, "--config_file", str(ROOT / "launch" / "single.yaml")]
 # port 0: any free one, since tests may run at the same time
 LAUNCH = [*ACCELERATE, "--config_file", str(ROOT / "launch" / "cpu.yaml"), "--main_process_port", "0"]
-
-# keys of a network that learns from the tiny store of conftest.py in seconds
-SMALL = [
-    "data.batch_size=3",
-    "data.size_px=64x64",
-    "data.fold=1",
-    "model.arch=simple_unet",
-    "model.width=6",
-    "model.regions=[kidney_and_mass,tumor]",
-    "model.prior=0.5",  # starting at 1 % costs too many of so few steps
-    "optim.lr=1e-2",
-    "optim.loss=bce_dice",
-    "log.every_steps=2",
-    "log.images=2",
-]
-# bit-equal from run to run, with a line in the log for every step
-EXACT = [*SMALL, "optim.patience=0", "train.deterministic=true", "log.images=0", "log.every_steps=1"]
-LONG = [*EXACT, "optim.epochs=40"]  # 160 steps of two processes: more than a test waits for
 
 
 def run_program(command: Sequence[str], code: int = 0) -> subprocess.CompletedProcess:
@@ -47,11 +30,19 @@ def run_program(command: Sequence[str], code: int = 0) -> subprocess.CompletedPr
     return done
 
 
-def start_training(store, run: Path, log: Path, launcher: Sequence[str], *more: str) -> subprocess.Popen:
+def start_training(
+    store, run: Path, log: Path, launcher: Sequence[str], *more: str, **environment: str
+) -> subprocess.Popen:
     """Start a LONG training with a launcher, output to `log`, and return without waiting for it."""
     command = [*launcher, "-m", "kits_dist.train", f"data.store={store.path}", f"run={run}", *LONG, *more]
     with open(log, "w") as output:
-        return subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, env=cpu_environment())
+        return subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, env=cpu_environment() | environment)
+
+
+def start_ranks(store, run: Path, log: Path, *more: str, world: int = 2) -> list[fork_server.Process]:
+    """Start a LONG training without a launcher: nothing but the ranks themselves ends them."""
+    words = [f"data.store={store.path}", f"run={run}", *LONG, *more]
+    return fork_server.start_ranks(world, log, "kits_dist.train", *words)
 
 
 def train(store, run: Path, *more: str, world: int = 1, local_world: int = 0, code: int = 0) -> str:
@@ -63,13 +54,15 @@ def train(store, run: Path, *more: str, world: int = 1, local_world: int = 0, co
     return fork_server.run("kits_dist.train", *words, world=world, local_world=local_world, code=code)
 
 
-def wait_until(condition: Callable[[], object], process, log: Path, timeout: float = 200) -> None:
+def wait_until(
+    condition: Callable[[], object], process, log: Path, timeout: float = 200, every_s: float = 0.02
+) -> None:
     """Poll until `condition()` is true; fail with the log when `process` ends or the time is up before that."""
     deadline = time.monotonic() + timeout
     while not condition():
         assert process is None or process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 def log_length(run: Path) -> int:

@@ -1,7 +1,7 @@
-"""A SLURM cluster of two nodes on this machine, its files in one folder, its daemons ended with it.
+"""Run a SLURM cluster of two nodes on this machine, with its files in one folder.
 
-Needs slurmctld, slurmd and munged (Debian: slurmctld slurmd slurm-client munge). They are installed only where the
-environment says so, INSTALL_SLURM=1 as in .ci/run: a test run on somebody's laptop installs nothing.
+Needs slurmctld, slurmd and munged (Debian: slurmctld slurmd slurm-client munge). They are installed only with
+INSTALL_SLURM=1 in the environment, as in .ci/run, so that tests on a laptop install nothing.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ NODES = ("n1", "n2")
 
 
 class NoCluster(Exception):
-    """Why there is none here."""
+    """There is no cluster on this machine; the message says why."""
 
 
 class Cluster:
@@ -44,7 +44,7 @@ class Cluster:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
-    """Raises NoCluster where the programs are missing or do not start."""
+    """Start the daemons and stop them at the end of the block. Raises NoCluster where programs are missing or fail."""
     if missing := [name for name in PROGRAMS if not _found(name)]:
         if os.environ.get("INSTALL_SLURM") != "1":
             raise NoCluster(f"no {', '.join(missing)} here: apt-get install {' '.join(PACKAGES)}, or INSTALL_SLURM=1")
@@ -53,7 +53,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     here = Cluster(folder)
     names = ("socket", "key-file", "log-file", "pid-file", "seed-file")
     daemons = [
-        # --force: pytest's folders are closed to other users, which munged takes for a mistake
+        # --force: munged refuses folders that other users cannot enter, as those of pytest
         ["munged", "--foreground", "--force", *(f"--{name}={folder / 'munge' / name}" for name in names)],
         ["slurmctld", "-D", "-c"],
         *(["slurmd", "-D", "-N", node] for node in NODES),
@@ -113,7 +113,7 @@ StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
-# without control groups, which containers seldom let one change
+# without control groups, which containers rarely allow to change
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -130,13 +130,13 @@ NodeName={NODES[1]} NodeHostname=localhost NodeAddr=127.0.0.1 Port={second} CPUs
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP GraceTime=60
 PartitionName=urgent Nodes=ALL PriorityTier=2 State=UP
 """)
-    # slurmd 22.05 does not know `disabled`; with `cgroup/v1` it looks at none as long as no plugin above asks for one
+    # slurmd 22.05 does not know `disabled`; with `cgroup/v1` it uses none as long as no plugin above needs one
     version = tuple(map(int, re.findall(r"\d+", subprocess.check_output([_found("slurmd"), "-V"], text=True))[:2]))
     (folder / "cgroup.conf").write_text(f"CgroupPlugin={'disabled' if version >= (23, 11) else 'cgroup/v1'}\n")
 
 
 def free_ports(count: int) -> list[int]:
-    """Below those that the system hands out by itself, and others for each worker of pytest: so they stay free."""
+    """Return ports below those that the system assigns itself, different for each worker of pytest: they stay free."""
     first = 20000 + 1000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 10)
     found: list[int] = []
     for port in random.sample(range(first, first + 1000), 1000):

@@ -1,4 +1,4 @@
-"""What a run shows in TensorBoard: the tags of a tiny run, and (slow) the pages as a browser draws them."""
+"""What TensorBoard shows of a tiny run: its tags and, in the slow tests, the pages in a browser."""
 
 import contextlib
 import io
@@ -25,13 +25,13 @@ from kits_dist.config import Config
 from kits_dist.distributed import runtime
 from kits_dist.labels import COLORS
 from kits_dist.training.hardware import CpuMonitor
-from tests.helpers.launching import SMALL
+from tests.helpers.small_run import SMALL
 
-AT_PEAK = 1000.0  # images/s: stands in for a GPU of the table
+AT_PEAK = 1000.0  # images/s of a GPU that this machine does not have
 
 
 class Counted(CpuMonitor):
-    """With a battery."""
+    """A monitor that reports for how many images it measured energy."""
 
     def energy(self, images: int) -> str:
         return f"energy of {images} images"
@@ -39,13 +39,15 @@ class Counted(CpuMonitor):
 
 @pytest.fixture(scope="module")
 def board(store, tmp_path_factory) -> tuple[Path, str]:
-    """A run of two epochs, and what it printed."""
-    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate holds one for all
+    """The folder of a run of two epochs, and its output."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one per process
     folder, said = tmp_path_factory.mktemp("runs") / "tiny", io.StringIO()
     keys = [f"data.store={store.path}", f"run={folder}", *SMALL, "model.width=2", "optim.epochs=2"]
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
-        patch.setattr(runtime, "available_cores", lambda: 1)  # threads of tiny operators would wait for each other
+        patch.setattr(
+            runtime, "available_cores", lambda: 1
+        )  # for operators this small, threads cost more than they save
         patch.setattr(train, "images_per_s_at_peak", lambda *args: AT_PEAK)
         patch.setattr(train, "monitor_of", lambda device, local_world: Counted(1.0))
         train.main(cli.load(Config, [*keys, "data.backend=opencv"]))
@@ -53,7 +55,7 @@ def board(store, tmp_path_factory) -> tuple[Path, str]:
     return folder, said.getvalue()
 
 
-def test_the_tags_are_those_that_the_readme_names(board):
+def test_the_tags_are_those_of_the_readme(board):
     folder, _ = board
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
@@ -66,7 +68,7 @@ def test_the_tags_are_those_that_the_readme_names(board):
     assert [tag for tag in expected if f"`{tag}`" not in readme] == []
 
 
-def test_mfu_is_the_rate_over_that_at_peak_and_the_energy_is_of_all_images(board):
+def test_mfu_is_the_rate_over_the_rate_at_peak_and_energy_counts_all_images(board):
     folder, said = board
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     logged = [line for line in lines if "train/loss" in line]
@@ -75,7 +77,7 @@ def test_mfu_is_the_rate_over_that_at_peak_and_the_energy_is_of_all_images(board
     assert sum("perf/verdict" in line for line in lines) == 2
 
 
-def test_the_best_of_a_metric_is_that_of_the_epoch_with_the_least_loss(board):
+def test_the_best_metrics_are_those_of_the_epoch_with_the_lowest_loss(board):
     lines = [json.loads(line) for line in (board[0] / "log.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if "val/loss" in line]
     best = min(epochs, key=lambda line: line["val/loss"])
@@ -86,7 +88,7 @@ def test_the_best_of_a_metric_is_that_of_the_epoch_with_the_least_loss(board):
 
 @pytest.fixture(scope="module")
 def address(board):
-    """Of a TensorBoard on the folder of runs; it is ended with the test."""
+    """The address of a TensorBoard server on the folder of runs."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -114,7 +116,7 @@ def _asked(url: str, wanted: bytes) -> bool:
 
 
 @pytest.mark.slow
-def test_hparams_shows_one_row_with_its_best(address, board):
+def test_hparams_shows_one_row_with_the_best_metrics(address, board):
     asked = {"allowedStatuses": ["STATUS_SUCCESS"], "colParams": [], "startIndex": 0, "sliceSize": 9}
     request = urllib.request.Request(
         f"{address}/data/plugin/hparams/session_groups",
@@ -132,7 +134,7 @@ def test_hparams_shows_one_row_with_its_best(address, board):
 
 @pytest.fixture
 def browser(tmp_path):
-    """(option, url) -> what a headless Chromium prints; it draws once the page has come to rest."""
+    """(option, url) -> the output of a headless Chromium, which waits until the page has loaded."""
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
         pytest.skip("needs chromium or google-chrome on PATH")
@@ -150,7 +152,7 @@ def browser(tmp_path):
 
 @pytest.mark.slow
 def test_a_browser_shows_the_tags(address, browser):
-    text = browser("--dump-dom", f"{address}/#timeseries")  # of the two groups that are open
+    text = browser("--dump-dom", f"{address}/#timeseries")  # of the two groups that are expanded
     for tag in ("best/val/dice_grid/tumor", "best/val/loss", "perf/mfu", "perf/data_wait", "perf/cpu_util"):
         assert tag in text
 
@@ -160,13 +162,13 @@ def test_a_browser_shows_the_tags(address, browser):
     ("page", "color", "least_px"),
     [
         ("images", COLORS["kidney_and_mass"], 50),  # contours of the panel
-        ("text", (255, 112, 67), 1000),  # the frame in the first run's colour
+        ("text", (255, 112, 67), 1000),  # the frame in the color of the first run
         ("hparams", (245, 124, 0), 1000),  # the bar over the table
     ],
 )
 def test_a_browser_draws_the_page(address, browser, tmp_path, page, color, least_px):
-    """They draw inside shadow roots, which a dump leaves out: so by a colour that the page lacks without a run."""
+    """Pages draw inside shadow roots, which a DOM dump omits; so look for a color that only a page with a run has."""
     picture = tmp_path / "page.png"
     browser(f"--screenshot={picture}", f"{address}/#{page}")
-    seen = np.asarray(Image.open(picture).convert("RGB"))[120:]  # below the bar of all pages
+    seen = np.asarray(Image.open(picture).convert("RGB"))[120:]  # below the header
     assert (seen == color).all(axis=-1).sum() > least_px

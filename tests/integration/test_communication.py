@@ -1,4 +1,4 @@
-"""How gradients travel between processes: what each option may change, and which do not go together."""
+"""Gradient communication between ranks: what each option may change, and which options conflict."""
 
 import json
 
@@ -23,13 +23,13 @@ from tests.helpers import fork_server
         (["train.gradients=fp8"], "train.gradients"),
     ],
 )
-def test_what_does_not_go_together_is_refused_with_code_2(words, said, capsys):
+def test_conflicting_options_are_refused_with_code_2(words, said, capsys):
     with pytest.raises(SystemExit) as left:
         cli.run(train.main, Config, ["data.store=nowhere", "run=nowhere", *words])
     assert left.value.code == 2 and said in capsys.readouterr().err
 
 
-def test_by_default_nothing_but_the_two_settings_of_ours_is_asked_of_ddp():
+def test_by_default_two_settings_of_ddp_differ_from_torch():
     ours = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
     assert exchange(TrainConfig()).to_kwargs() == ours  # no bucket_cap_mb: torch's own has a first bucket of 1 MB
     asked = exchange(TrainConfig(bucket_mb=7, static_graph=True)).to_kwargs()
@@ -38,7 +38,7 @@ def test_by_default_nothing_but_the_two_settings_of_ours_is_asked_of_ddp():
 
 @pytest.fixture(scope="module")
 def exchanged(tmp_path_factory) -> tuple[list[dict[str, Tensor]], dict]:
-    """What two launched processes found, and what DDP said of each way."""
+    """The tensors that two ranks saved, and the logging data of DDP for each variant."""
     folder = tmp_path_factory.mktemp("exchange")
     fork_server.run("tests.helpers.launched.exchange", folder, world=2)
     found = [load_file(folder / f"rank_{rank}.safetensors") for rank in (0, 1)]
@@ -56,11 +56,11 @@ def test_ddp_was_asked_for_what_the_keys_say(exchanged):
 
 
 @pytest.mark.slow
-def test_all_ranks_hold_the_same_and_only_bf16_changes_it(exchanged):
+def test_all_ranks_hold_equal_weights_which_only_bf16_changes(exchanged):
     (zero, one), _ = exchanged
     for name in zero:
         assert torch.equal(zero[name], one[name]) == (name != "alone.gradient"), name
-    for way in ("static", "bucket_1", "bucket_100"):  # two numbers have one sum, whichever bucket they travel in
+    for way in ("static", "bucket_1", "bucket_100"):  # the sum of two numbers does not depend on the bucket
         for kind in ("gradient", "weights"):
             assert torch.equal(zero[f"{way}.{kind}"], zero[f"default.{kind}"]), (way, kind)
     for kind in ("gradient", "weights", "accumulated"):
@@ -76,14 +76,14 @@ def test_accumulated_batches_are_one_large_batch(exchanged):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_learns_what_an_uninterrupted_one_does(exchanged):
+def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(exchanged):
     (zero, _), _ = exchanged
     for way in ("default", "all"):
         assert torch.equal(zero[f"{way}.resumed"], zero[f"{way}.weights"])
 
 
 @pytest.mark.slow
-def test_bf16_gradients_are_the_mean_of_what_both_ranks_round(exchanged):
+def test_bf16_gradients_are_the_mean_of_rounded_gradients(exchanged):
     ranks, _ = exchanged
     a, b = (found["alone.gradient"] for found in ranks)
     exact, rounded = ranks[0]["default.gradient"], ranks[0]["bf16.gradient"]

@@ -11,7 +11,8 @@ from kits_dist import train as training
 from kits_dist.config import Config
 from kits_dist.data.store import Store
 from tests.helpers import fork_server
-from tests.helpers.launching import LAUNCH, SMALL, rank_pids, start_training, still_running, wait_until
+from tests.helpers.launching import start_ranks, wait_until
+from tests.helpers.small_run import SMALL
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_prepare_on_a_full_disk_keeps_what_is_finished(mounted, raw, tmp_path, c
 def test_training_on_a_full_disk_keeps_its_checkpoints(mounted, store):
     disk = mounted("size=3m")  # a checkpoint of this network takes 1.4 MB
     words = [f"data.store={store.path}", f"run={disk / 'run'}", *SMALL]
-    words += ["optim.epochs=30", "optim.patience=0", "train.keep=9", "log.images=0", "model.width=4"]
+    words += ["optim.epochs=6", "optim.patience=0", "train.keep=9", "log.images=0", "model.width=4"]
     printed = fork_server.run("kits_dist.train", *words, code=1)
     assert "No space left on device" in printed.splitlines()[-1] and "Traceback" not in printed
     subprocess.run(["mount", "-o", "remount,size=32m", str(disk)], check=True)
@@ -82,15 +83,13 @@ def test_training_on_a_full_disk_keeps_its_checkpoints(mounted, store):
 )
 def test_all_ranks_end_soon_when_the_store_changes_under_them(store, tmp_path, change, words):
     copy, log = Store(shutil.copytree(store.path, tmp_path / "store")), tmp_path / "log"
-    run = start_training(copy, tmp_path / "run", log, LAUNCH, "optim.epochs=100000")
+    ranks = start_ranks(copy, tmp_path / "run", log, "optim.epochs=100000")
     try:
-        wait_until(lambda: "epoch 2:" in log.read_text(), run, log)
-        both = rank_pids(run)
-        assert len(both) == 2
+        wait_until(lambda: "epoch 2:" in log.read_text(), ranks[0], log)
         for path in sorted(copy.path.glob("axial/*/image.npy")):
             change(path)
-        assert run.wait(timeout=60) != 0
-        assert not still_running(both)
+        assert 0 not in [rank.wait(60) for rank in ranks]
     finally:
-        run.kill()
+        for rank in ranks:
+            rank.kill()
     assert log.read_text().count(words) == 1 and "the store changed while it was read" in log.read_text()

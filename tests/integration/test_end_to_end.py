@@ -19,7 +19,8 @@ from kits_dist.config import Config
 from kits_dist.imaging.nifti import read_labels, same_grid
 from kits_dist.utils.errors import InputError, JobFailed
 from tests.helpers import fork_server
-from tests.helpers.launching import ACCELERATE, LAUNCH, SINGLE, SMALL, TORCHRUN, run_program, same_weights
+from tests.helpers.launching import ACCELERATE, LAUNCH, SINGLE, TORCHRUN, run_program, same_weights
+from tests.helpers.small_run import SMALL
 
 
 def train(store, run_folder, *more, launcher=()) -> str:
@@ -306,11 +307,11 @@ def test_a_wrong_argument_under_the_launcher_is_said_once():
     assert not Path("/tmp/never").exists()
 
 
+PROGRAMS = ["phantom", "audit", "prepare", "train", "evaluate", "postprocess", "fuse", "crossval", "predict"]
+
+
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
-@pytest.mark.parametrize(
-    "program",
-    "phantom audit prepare train evaluate postprocess fuse crossval predict report doctor".split(),
-)
+@pytest.mark.parametrize("program", [*PROGRAMS, "report", "doctor"])
 def test_every_program_answers_help(program):
     import runpy
     from unittest import mock
@@ -339,9 +340,13 @@ def test_two_launched_processes_evaluate_as_one(trained, store, tmp_path):
     (other / "splits.json").write_text(json.dumps(splits))
     tables = ("cases.csv", "summary.json", "panel.png")
     found = []
-    for name, launcher in (("one", [sys.executable]), ("two", LAUNCH)):
+    for name in ("one", "two"):
         copy = shutil.copytree(folder, tmp_path / name / "run", ignore=shutil.ignore_patterns("evaluation"))
-        run_program([*launcher, "-m", "kits_dist.evaluate", f"run={copy}", f"store={other}"])
+        words = ["kits_dist.evaluate", f"run={copy}", f"store={other}"]
+        if name == "one":
+            fork_server.run(*words)
+        else:
+            run_program([*LAUNCH, "-m", *words])
         output = copy / "evaluation" / "test"
         found.append({path: (output / path).read_bytes() for path in tables})
         found[-1] |= {path.name: path.read_bytes() for path in sorted((output / "predictions").iterdir())}

@@ -35,7 +35,7 @@ def test_the_script_refuses_wrong_arguments(store, arguments, words):
     assert done.returncode == 2 and words in done.stderr and "Example: bash launch/folds.sh" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=3)
 def test_the_script_continues_after_a_stop_and_ends_with_the_report(tmp_path):
     """Two folds on three phantoms: stopped while the first trains, continued, and called once more when finished."""
     phantom.main(phantom.Args(output=str(tmp_path / "raw"), cases=3, size=(16, 64, 64), seed=5))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,8 @@ from kits_dist.data.samples import Samples, select_rows
 from kits_dist.data.slice_cache import GpuSlices
 from kits_dist.data.store import FORMAT, TABLES, Store, array_path, case_to_json, file_entry
 from kits_dist.utils.errors import InputError
-from tests.helpers.launching import SMALL, run_program
+from tests.helpers import fork_server
+from tests.helpers.small_run import SMALL
 
 DEPTH, SIDE = 200, 64
 
@@ -86,25 +86,25 @@ def test_many_cases_need_many_open_files(large, monkeypatch):
         dataset_of(large).batch(np.arange(0, 100 * DEPTH, DEPTH))
         monkeypatch.setattr(store_module, "_allow_open", lambda count: None)
         resource.setrlimit(resource.RLIMIT_NOFILE, (low, limits[1]))
+        opened = Store(large)
         with pytest.raises(InputError, match=r"too many open files, \d+ of this store alone.*ulimit -n 5024"):
-            opened = Store(large)
-            for case in range(100):
-                opened.image(case)
+            list(map(opened.image, range(100)))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.mark.slow
-def test_ten_thousand_cases_begin_in_seconds_and_cost_a_rank_little_memory(store, tmp_path):
-    """What grows are the tables: 10,000 cases and two million slices. Their pixels would be 16 GB. The figures:
-    pytest -s -m slow tests/integration/test_large_store.py
+def test_ten_thousand_cases_start_in_seconds_and_cost_a_rank_little_memory(store, tmp_path):
+    """Only the tables grow: 10,000 cases are two million slices, whose pixels would be 16 GB.
+
+    `pytest -s -m slow tests/integration/test_large_store.py` prints the numbers.
     """
     found = {}
     for cases in (100, 10_000):
         index_of(store, cases, tmp_path / str(cases))
-        command = [sys.executable, "-m", "tests.helpers.launched.first_batch", f"data.store={tmp_path / str(cases)}"]
-        command += [f"run={tmp_path / 'run'}-{cases}", *SMALL, "data.fold=0", "data.sampler=case"]
-        found[cases] = json.loads(run_program(command).stdout.splitlines()[-1])
+        words = [f"data.store={tmp_path / str(cases)}", f"run={tmp_path / 'run'}-{cases}", *SMALL]
+        said = fork_server.run("tests.helpers.launched.first_batch", *words, "data.fold=0", "data.sampler=case")
+        found[cases] = json.loads(said.splitlines()[-1])
         print(f"{cases} cases: {found[cases]}")
     assert "first batch" in found[10_000]["seconds"]
     assert found[10_000]["anonymous_mb"] - found[100]["anonymous_mb"] < 200, found

@@ -66,7 +66,7 @@ def test_preparing_again_keeps_and_another_plane_adds(raw, tmp_path, capsys):
 def test_a_loader_of_all_planes_shows_each_slice_once_with_its_name(planes, backend):
     data = DataConfig(store=str(planes.path), planes=ALL, size_px=(64, 64), batch_size=16, threads=1, backend=backend)
     cases = [case.case_id for case in planes.cases[:2]]
-    loader, dataset = build_val_loader(planes, data, cases, Ranks())
+    loader, _ = build_val_loader(planes, data, cases, Ranks())
     seen = []
     for batch in loader:
         names = zip(batch.case.tolist(), batch.index.tolist(), batch.plane.tolist(), strict=True)

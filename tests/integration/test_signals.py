@@ -1,4 +1,4 @@
-"""Asked to stop, every rank stops at the same step, saved; with resume=auto the run goes on as if nothing had been."""
+"""Signals: all ranks stop at the same step and save; resumed, the run ends with the weights of an uninterrupted one."""
 
 import os
 import signal
@@ -8,24 +8,26 @@ import sys
 import pytest
 
 from kits_dist.distributed.preemption import StopRequest
+from tests.helpers import ROOT
 from tests.helpers.launching import (
     LAUNCH,
-    ROOT,
     SINGLE,
     log_length,
     rank_pids,
     same_weights,
+    start_ranks,
     start_training,
     still_running,
     train,
     wait_until,
 )
+from tests.helpers.small_run import SHORT
 
 
-def test_a_request_that_comes_between_the_meeting_and_the_first_step_is_kept():
+def test_a_request_between_the_rendezvous_and_the_first_step_is_kept():
     former = signal.getsignal(signal.SIGUSR1)
     with StopRequest() as request:
-        assert signal.getsignal(signal.SIGUSR1) is former  # who still waits for the others ends
+        assert signal.getsignal(signal.SIGUSR1) is former  # a rank that still waits for the others ends
         request.listen(1, 5)
         assert not request.agreed()
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -34,7 +36,7 @@ def test_a_request_that_comes_between_the_meeting_and_the_first_step_is_kept():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
-def test_only_a_launched_process_follows_what_started_it():
+def test_only_a_launched_process_ends_with_its_parent():
     script = """if True:
         import ctypes, os
         from kits_dist.distributed.preemption import follow_launcher
@@ -52,23 +54,22 @@ def test_only_a_launched_process_follows_what_started_it():
 
 
 @pytest.mark.slow
-def test_one_process_saves_within_an_epoch_and_leaves_with_75(store, tmp_path):
+def test_one_process_saves_within_an_epoch_and_leaves_with_75(store, uninterrupted, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
-    process = start_training(store, run, log, [sys.executable])
+    (process,) = start_ranks(store, run, log, world=1)
     wait_until(lambda: log_length(run) > 12, process, log)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
     assert (run / "requeue").is_file() and "stopped as asked, saved at step" in log.read_text()
-    assert "continuing from step_" in train(store, run, "resume=auto", "optim.epochs=9")
+    assert "continuing from step_" in train(store, run, "resume=auto", SHORT)
     assert not (run / "requeue").exists()
-    train(store, tmp_path / "whole", "optim.epochs=9")
-    assert same_weights(run, tmp_path / "whole")
+    assert same_weights(run, uninterrupted(1))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_a_signal_to_the_launcher_of_one(store, tmp_path, number):
-    """It has no handler, so it ends at once, and hands nothing on."""
+def test_a_signal_to_the_launcher_of_one_process(store, tmp_path, number):
+    """It has no handler, so it ends at once and forwards nothing; its process notices and saves."""
     run, log = tmp_path / "run", tmp_path / "log"
     process = start_training(store, run, log, SINGLE)
     wait_until((run / "config.yaml").exists, process, log)  # before the first step
@@ -85,33 +86,31 @@ def test_a_signal_to_the_launcher_of_one(store, tmp_path, number):
     [(signal.SIGTERM, 2), (signal.SIGTERM, 3), (signal.SIGINT, 2), (signal.SIGUSR1, 2), (signal.SIGKILL, 2)],
     ids=lambda value: getattr(value, "name", str(value)),
 )
-def test_a_signal_to_the_launcher_of_several(store, tmp_path, number, world):
-    """USR1 and KILL end the launcher at once; its ranks notice, save and go."""
+def test_a_signal_to_the_launcher_of_several(store, uninterrupted, tmp_path, number, world):
+    """USR1 and KILL end the launcher at once; its ranks notice, save and exit."""
     run, log = tmp_path / "run", tmp_path / "log"
-    launch = [*LAUNCH, "--num_processes", str(world)]
-    process = start_training(store, run, log, launch)
+    process = start_training(store, run, log, [*LAUNCH, "--num_processes", str(world)])
     wait_until(lambda: log_length(run) > 12, process, log)
-    both = rank_pids(process)
-    assert len(both) == world
+    ranks = rank_pids(process)
+    assert len(ranks) == world
     process.send_signal(number)
     assert process.wait(60) != 0
-    wait_until(lambda: not still_running(both), None, log, 60)
+    wait_until(lambda: not still_running(ranks), None, log, 60)
     assert (run / "requeue").is_file(), log.read_text()
-    if number in (signal.SIGINT, signal.SIGUSR1):  # the same way on as the others
+    if number in (signal.SIGINT, signal.SIGUSR1):  # ranks resume as after the other signals
         return
-    assert "continuing from step_" in train(store, run, "resume=auto", "optim.epochs=9", world=world)
-    train(store, tmp_path / "whole", "optim.epochs=9", world=world)
-    assert same_weights(run, tmp_path / "whole")
+    assert "continuing from step_" in train(store, run, "resume=auto", SHORT, world=world)
+    assert same_weights(run, uninterrupted(world))
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_killed_ends_the_others_and_relaunching_goes_on(store, tmp_path):
+def test_a_rank_that_is_killed_ends_the_others_and_the_run_resumes(store, uninterrupted, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     process = start_training(store, run, log, LAUNCH, "train.save_every_steps=5")
     wait_until(lambda: log_length(run) > 12, process, log)
-    both = rank_pids(process)
-    os.kill(both[1], signal.SIGKILL)
+    ranks = rank_pids(process)
+    os.kill(ranks[1], signal.SIGKILL)
     assert process.wait(60) != 0
-    assert not still_running(both)
-    said = train(store, run, "resume=auto", "optim.epochs=9", "train.save_every_steps=5", world=2)
-    assert "continuing from step_" in said
+    assert not still_running(ranks)
+    assert "continuing from step_" in train(store, run, "resume=auto", SHORT, "train.save_every_steps=5", world=2)
+    assert same_weights(run, uninterrupted(2))

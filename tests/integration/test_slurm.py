@@ -1,4 +1,4 @@
-"""launch/slurm.sh on a real SLURM: jobs end well, go back into the queue when preempted, stay away when cancelled."""
+"""launch/slurm.sh on a real SLURM: jobs finish, are requeued when preempted, and stay cancelled when cancelled."""
 
 import os
 import re
@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from tests.helpers.launching import EXACT, ROOT, log_length, same_weights, train
+from tests.helpers.launching import ROOT, log_length, same_weights, train
 from tests.helpers.slurm_cluster import Cluster, NoCluster, cluster
+from tests.helpers.small_run import EXACT
 
 SCRIPT = str(ROOT / "launch" / "slurm.sh")
 ARGUMENTS = [*EXACT, "optim.epochs=12", "train.timeout_s=120"]
@@ -24,7 +25,7 @@ ARGUMENTS = [*EXACT, "optim.epochs=12", "train.timeout_s=120"]
         ("7", ["data.store=s", "run=r"], ROOT / "tests", "tests is not the checkout: cd there first. Example"),
     ],
 )
-def test_wrong_use_is_answered(job, arguments, folder, words):
+def test_wrong_arguments_are_refused(job, arguments, folder, words):
     environment = os.environ | {"SLURM_JOB_ID": job}
     done = subprocess.run(
         ["bash", SCRIPT, *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=60
@@ -46,8 +47,8 @@ def test_wrong_use_is_answered(job, arguments, folder, words):
         (True, 75, True, "", True),  # a controller that does not answer keeps nobody from saving
     ],
 )
-def test_what_goes_back_into_the_queue(tmp_path, asked, code, file, state, again):
-    """With programs in SLURM's place: a step that ends with `code`, asked to by USR1 or by itself."""
+def test_when_a_job_is_requeued(tmp_path, asked, code, file, state, again):
+    """Scripts stand in for the commands of SLURM; the step ends with `code`, after USR1 or by itself."""
     run, programs = tmp_path / "run", tmp_path / "bin"
     step = [f"{'touch' if file else 'true'} {run}/requeue", f"exit {code}"]
     step = [f"trap '{'; '.join(step)}' USR1", "while :; do sleep 0.1; done"] if asked else step
@@ -101,7 +102,7 @@ def wait(slurm: Cluster, job: str, run, condition, seconds: float = 300) -> None
 
 
 def end(slurm: Cluster, job: str, run, seconds: float = 600) -> str:
-    """The log of a job that is over."""
+    """Wait for the end of a job and return its log."""
     deadline = time.monotonic() + seconds
     while slurm.state(job) in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED"):
         assert time.monotonic() < deadline, run.with_suffix(".log").read_text(errors="replace")[-4000:]
@@ -110,12 +111,12 @@ def end(slurm: Cluster, job: str, run, seconds: float = 600) -> str:
 
 
 def time_is_up(slurm: Cluster, job: str) -> None:
-    """As SLURM does 120 s before the time limit: to the batch script alone."""
+    """Send what SLURM sends 120 s before the time limit, to the batch script alone."""
     slurm.ask("scancel", "--batch", "--signal=USR1", job)
 
 
-def make_way(slurm: Cluster, job: str) -> None:
-    """A job of higher priority that needs every node: SLURM preempts the other one."""
+def preempt(slurm: Cluster, job: str) -> None:
+    """Submit a job of higher priority that needs every node, so that SLURM preempts `job`."""
     urgent = slurm.ask(
         "sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1"
     )
@@ -126,11 +127,11 @@ def make_way(slurm: Cluster, job: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("nodes", "disturb"), [(1, time_is_up), (2, make_way)], ids=["time_is_up", "preempted"])
-def test_a_job_that_is_to_make_way_saves_goes_back_and_ends_as_if_nothing_had_been(
+@pytest.mark.parametrize(("nodes", "disturb"), [(1, time_is_up), (2, preempt)], ids=["time_is_up", "preempted"])
+def test_a_stopped_job_saves_is_requeued_and_ends_with_the_weights_of_an_uninterrupted_run(
     slurm, store, tmp_path, nodes, disturb
 ):
-    """One node: one process without a launcher. Two: a launcher on each."""
+    """One node runs one process without a launcher; of two nodes, each runs a launcher."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     job = submit(slurm, store, run, nodes)
     wait(slurm, job, run, lambda: log_length(run) > 0)  # early: SLURM needs some seconds to preempt
@@ -150,7 +151,7 @@ def test_a_job_that_is_to_make_way_saves_goes_back_and_ends_as_if_nothing_had_be
 
 
 @pytest.mark.slow
-def test_a_cancelled_job_saves_and_does_not_come_back(slurm, store, tmp_path):
+def test_a_cancelled_job_saves_and_is_not_requeued(slurm, store, tmp_path):
     run = tmp_path / "run"
     job = submit(slurm, store, run, 2)
     wait(slurm, job, run, lambda: log_length(run) > 3)
@@ -163,8 +164,8 @@ def test_a_cancelled_job_saves_and_does_not_come_back(slurm, store, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_is_over(slurm, store, tmp_path):
-    """Also with a `requeue` file that an earlier start left there: no loop."""
+def test_a_failed_job_is_not_requeued(slurm, store, tmp_path):
+    """A `requeue` file from an earlier start does not send it into a loop."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "requeue").write_text("")

@@ -1,7 +1,7 @@
-"""Two machines, a launcher on each, one shared file system: network namespaces of this one with a cable between them.
+"""Two machines with a launcher each and one file system: network namespaces of this machine, joined by a virtual cable.
 
-Where those are not allowed, two launchers meet on loopback; what a cut cable does there is to stop all of one side's
-processes, whose connections then stay open and silent.
+Where namespaces are not allowed, both launchers use loopback, and cutting the cable stops all processes of one side,
+whose connections then stay open and silent.
 """
 
 import contextlib
@@ -17,10 +17,12 @@ import pytest
 
 from tests.helpers.launching import ROOT, log_length, rank_pids, same_weights, start_training, train, wait_until
 from tests.helpers.slurm_cluster import free_ports
+from tests.helpers.small_run import SHORT
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(minutes=4)
 CORES = [str(core) for core in sorted(os.sched_getaffinity(0))] if hasattr(os, "sched_getaffinity") else ["0"]
-GIVES_UP_S = 30 + 60  # train.timeout_s; then launchers wait 30 s before they kill, and the machine may be loaded
+TIMEOUT_S = 20  # train.timeout_s
+GIVES_UP_S = TIMEOUT_S + 60  # launchers wait up to 30 s before they kill, and the machine may be loaded
 
 
 def ip(*words: str) -> None:
@@ -30,7 +32,7 @@ def ip(*words: str) -> None:
 
 
 class Machine:
-    """Processes that carry its name in their environment, wherever their parents went."""
+    """Processes with the name of the machine in their environment, which outlives their parents."""
 
     def __init__(self, rank: int, main: str, port: int):
         self.name, self.rank, self.main, self.port = f"kits{rank}_{os.getpid()}", rank, main, port
@@ -48,7 +50,7 @@ class Machine:
     def processes(self) -> list[int]:
         mine, found = f"MACHINE={self.name}\0".encode(), []
         for environ in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):  # ended, or somebody else's
+            with contextlib.suppress(OSError):  # it has ended, or is not ours
                 found += [int(environ.parent.name)] if mine in environ.read_bytes() else []
         return found
 
@@ -61,7 +63,7 @@ class Machine:
         self.signal(signal.SIGSTOP)
 
     def wake(self) -> None:
-        """After the other one has given up."""
+        """Let stopped processes continue, after the other machine has given up."""
         self.signal(signal.SIGCONT)
 
     def plug_in(self) -> None:
@@ -121,9 +123,9 @@ def machines():
             machine.remove()
 
 
-def test_two_machines_train_as_one_and_survive_a_cut_cable(machines, store, tmp_path):
+def test_two_machines_train_as_one_and_survive_a_cut_cable(machines, store, uninterrupted, tmp_path):
     run, logs = tmp_path / "run", [tmp_path / "log0", tmp_path / "log1"]
-    more = ["train.save_every_steps=3", "train.timeout_s=30"]
+    more = ["train.save_every_steps=3", f"train.timeout_s={TIMEOUT_S}"]
     both = [machine.launch(store, run, log, *more) for machine, log in zip(machines, logs, strict=True)]
     wait_until(lambda: log_length(run) > 8, both[0], logs[0], 300)
     machines[1].unplug()
@@ -140,17 +142,16 @@ def test_two_machines_train_as_one_and_survive_a_cut_cable(machines, store, tmp_
     assert not (run / "requeue").exists()
 
     machines[1].plug_in()
-    more += ["resume=auto", "optim.epochs=9"]
+    more += ["resume=auto", SHORT]
     both = [machine.launch(store, run, log, *more) for machine, log in zip(machines, logs, strict=True)]
     assert [process.wait(300) for process in both] == [0, 0], logs[0].read_text() + logs[1].read_text()
     assert f"continuing from {last.name}" in logs[0].read_text() and "2 processes x batch 3" in logs[0].read_text()
 
-    train(store, tmp_path / "whole", *more, world=2, local_world=max(2, len(CORES)))  # one thread each, as above
-    assert same_weights(run, tmp_path / "whole")
+    assert same_weights(run, uninterrupted(2, max(2, len(CORES))))  # one thread each, as here
 
 
-def test_machines_that_do_not_share_the_run_folder_are_refused(machines, store, tmp_path):
-    """The first has a run to go on with, the second finds nothing."""
+def test_machines_without_a_shared_run_folder_are_refused(machines, store, tmp_path):
+    """The first machine finds a run to resume, the second finds none."""
     train(store, tmp_path / "run", "optim.epochs=1")
     more = ["optim.epochs=2", "resume=auto", "train.timeout_s=60"]
     logs = [tmp_path / "log0", tmp_path / "log1"]
@@ -161,10 +162,10 @@ def test_machines_that_do_not_share_the_run_folder_are_refused(machines, store, 
     assert not runs[1].exists()
 
 
-def test_launchers_with_max_restarts_start_all_ranks_again(machines, store, tmp_path):
-    """The second machine's launcher sees its rank die; the first one's rank 0 leaves for that, and both meet again."""
+def test_launchers_with_max_restarts_restart_all_ranks(machines, store, tmp_path):
+    """The second machine restarts its killed rank; rank 0 exits because it lost that rank, and is restarted, too."""
     run, logs = tmp_path / "run", [tmp_path / "log0", tmp_path / "log1"]
-    more = ["optim.epochs=12", "train.save_every_steps=3", "train.timeout_s=60", "resume=auto"]
+    more = [SHORT, "train.save_every_steps=3", "train.timeout_s=60", "resume=auto"]
     flags = ["--max_restarts", "3"]
     both = [m.launch(store, run, log, *more, flags=flags) for m, log in zip(machines, logs, strict=True)]
     wait_until(lambda: log_length(run) > 4, both[0], logs[0], 300)
@@ -172,10 +173,10 @@ def test_launchers_with_max_restarts_start_all_ranks_again(machines, store, tmp_
     os.kill(victim, signal.SIGKILL)
     assert [process.wait(300) for process in both] == [0, 0], logs[0].read_text() + logs[1].read_text()
     said = logs[0].read_text()
-    assert said.count("continuing from step_") == 1 and "finished: 12 epochs done" in said
+    assert said.count("continuing from step_") == 1 and "finished: 9 epochs done" in said
 
 
-def test_a_machine_that_is_not_started_ends_the_wait_of_the_first(machines, store, tmp_path):
+def test_a_launcher_gives_up_on_a_machine_that_is_not_started(machines, store, tmp_path):
     log = tmp_path / "log"
     first = machines[0].launch(store, tmp_path / "run", log, flags=["--rdzv_conf", "timeout=5"])
     assert first.wait(100) == 1 and "1/2 clients joined" in log.read_text()
