@@ -1,1 +1,1 @@
-"""From a CT to labels: warping -> region_models -> cascade, ensemble -> predictor. See README.md."""
+"""Predict label maps from CTs: warping -> region_models -> ensemble, cascade -> predictor -> folder. See README.md."""

@@ -4,6 +4,7 @@ The weights, one for each network and region, are chosen on `val` by `kits_dist.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,7 @@ class MeanEnsemble:
     def probabilities(self, levels: np.ndarray, case: Case) -> Iterator[SliceProbabilities]:
         """Yield all axial slices; the members run in lockstep, so one batch of each is in memory."""
         for batches in zip(*(member.probabilities(levels, case) for member in self.members), strict=True):
-            total = batches[0].probability
-            for batch in batches[1:]:
-                total = total + batch.probability
+            total = reduce(torch.add, [batch.probability for batch in batches])
             yield SliceProbabilities(batches[0].slices, total / len(batches))
 
 

@@ -64,7 +64,7 @@ def test_the_window_is_square_in_mm_and_within_the_slice(shape):
             assert abs(high - wide) <= 2
 
 
-def test_expected_shows_what_the_model_could_have_painted():
+def test_expected_labels_are_those_of_a_perfect_model():
     truth = np.array([[[0, 1, 2, 3]]], np.uint8)
     assert expected_labels(truth, ("kidney_and_mass",)).tolist() == [[[0, 1, 1, 1]]]
     assert expected_labels(truth, ("tumor",)).tolist() == [[[0, 0, 2, 0]]]

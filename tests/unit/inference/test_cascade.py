@@ -1,14 +1,11 @@
 """Two phases: boxes from phase 1's own output, never from the annotation; what phase 1 misses is lost."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
-from kits_dist import evaluate, predict, prepare
 from kits_dist.data.kidneys import Kidney
-from kits_dist.imaging.nifti import Volume, kits_geometry, read_labels, write_nifti
+from kits_dist.imaging.nifti import Volume, kits_geometry
 from kits_dist.inference import region_models
 from kits_dist.inference.cascade import CropProbabilities, KidneyCropModel
 from kits_dist.inference.predictor import Predictor
@@ -65,14 +62,14 @@ def networks(monkeypatch, first=None):
     monkeypatch.setattr(region_models, "build_model", lambda config, *_, **__: models[len(config.regions)])
 
 
-def test_the_two_phases_together_paint_everything(tmp_path, monkeypatch):
+def test_the_two_phases_together_find_everything(tmp_path, monkeypatch):
     one, two = runs(tmp_path, monkeypatch)
     predictor = Predictor(f"[{two},{one}]", batch_size=3)  # in any order
     assert predictor.regions == ("kidney_and_mass", "mass", "tumor")
     assert (predictor.predict(scan(truth())) == truth()).all()
 
 
-def test_what_phase_1_misses_no_true_box_brings_back(tmp_path, monkeypatch):
+def test_what_phase_1_misses_is_lost_whatever_the_annotation_says(tmp_path, monkeypatch):
     """A phase 1 that is blind for the left kidney loses that kidney's tumor and no other, though the annotation's boxes
     are at hand."""
     one, two = runs(tmp_path, monkeypatch, first=Blind(90.0, beyond=80))
@@ -107,7 +104,7 @@ def test_a_mass_that_phase_1_cut_off_belongs_to_the_kidney(tmp_path, monkeypatch
     assert (found[2:6, 40:50, 120:130] == 2).all() and (found[1:7, 30:60, 132:140] == 0).all()
 
 
-def test_a_box_larger_than_the_window_is_seen_whole(tmp_path, monkeypatch):
+def test_a_box_larger_than_the_window_is_shrunk_to_fit(tmp_path, monkeypatch):
     one, two = runs(tmp_path, monkeypatch, size_px="32x32")  # the box is 42 pixels wide
     found, labels = Predictor(f"[{one},{two}]").predict(scan(truth())), truth()
     for right_or_left in (slice(0, 80), slice(80, 160)):
@@ -128,7 +125,7 @@ def test_boxes_that_overlap_share_their_voxels(tmp_path, monkeypatch):
     assert torch.allclose(laid[:, 0], expected, atol=1e-3) and torch.equal(laid[:, 0], laid[:, 1])
 
 
-def test_rounding_to_half_precision_never_paints_a_voxel():
+def test_rounding_to_half_precision_never_crosses_the_threshold():
     p = torch.tensor([0.5, np.nextafter(np.float32(0.5), np.float32(0)), 0.49999, 0.2, 1.0])
     assert ((to_half(p) >= 0.5) == (p >= 0.5)).all() and torch.allclose(to_half(p).float(), p, atol=1e-3)
 
@@ -145,49 +142,3 @@ def test_runs_that_make_no_cascade_are_refused(tmp_path, monkeypatch):
         Predictor(f"[{one},{two},{wider}]")
     with pytest.raises(InputError, match="without kidney_and_mass it finds no kidneys"):
         Predictor(f"[{masses},{two}]")
-
-
-def test_predict_and_evaluate_run_the_cascade_in_one_command(tmp_path, monkeypatch, capsys):
-    for number in range(3):
-        labels = np.roll(truth(), number, axis=1)
-        folder, volume = tmp_path / "raw" / f"case_{number:05d}", scan(labels)
-        write_nifti(folder / "imaging.nii.gz", volume.array, volume.geometry)
-        write_nifti(folder / "aggregated_MAJ_seg.nii.gz", labels, volume.geometry)
-    store = tmp_path / "store"
-    prepare.main(prepare.Args(source=str(tmp_path / "raw"), store=str(store), workers=1))
-    splits = {"seed": 0, "test": ["case_00001", "case_00002"], "folds": [["case_00000"]]}
-    (store / "splits.json").write_text(json.dumps(splits))
-    one, two = runs(tmp_path, monkeypatch, first=Blind(90.0, beyond=80))
-    evaluate.main(evaluate.Args(run=f"[{one},{two}]", split="test", store=str(store), panel=1, workers=1))
-    printed = capsys.readouterr().out
-    assert "phase 1 alone" in printed and "phase 2 alone, in the boxes of the annotation" in printed
-    found = {
-        name: json.loads((two / "evaluation" / f"test{name}" / "summary.json").read_text())
-        for name in ("", "_phase1", "_phase2")
-    }
-    assert [list(summary["regions"]) for summary in found.values()] == [
-        ["kidney_and_mass", "mass", "tumor", "kidney", "cyst"],
-        ["kidney_and_mass"],
-        ["mass", "tumor", "cyst"],
-    ]
-    assert found["_phase2"]["regions"]["tumor"]["dice"] == 1
-    assert found[""]["regions"]["tumor"]["dice"] == 0.5
-    assert found["_phase1"]["regions"]["kidney_and_mass"]["dice"] == pytest.approx(2 / 3)
-    assert found[""]["runs"] == ["one", "two"]
-    assert "stage" not in found[""] and "boxes of the annotation" in found["_phase2"]["stage"]
-    evaluate.main(evaluate.Args(run=f"[{two},{one}]", split="test", store=str(store), panel=0, workers=1))
-    assert not (one / "evaluation").exists()  # in whatever order, the tables are phase 2's
-    pair = tuple(str(two / "evaluation" / name) for name in ("test", "test_phase2"))
-    evaluate.main(evaluate.Args(compare=pair, output=str(tmp_path / "compared")))
-    (note,) = json.loads((tmp_path / "compared" / "comparison.json").read_text())["notes"]
-    assert note.startswith("A is a whole prediction, B phase 2 alone")
-    evaluate.main(
-        evaluate.Args(run=str(two), split="test", store=str(store), output=str(tmp_path / "alone"), workers=1)
-    )
-    assert (tmp_path / "alone" / "cases.csv").is_file()
-
-    output = tmp_path / "out"
-    predict.main(predict.Args(run=f"[{one},{two}]", input=str(tmp_path / "raw/case_00000"), output=str(output)))
-    seen = truth()
-    seen[..., 80:] = 0
-    assert (read_labels(next(output.glob("*.nii.gz"))).array == seen).all()

@@ -12,9 +12,9 @@ from kits_dist.labels import KIDNEY, REGIONS, TUMOR
 SHAPE, MM = (20, 60, 100), (3.0, 0.8, 0.8)
 
 
-def ball(shape, spacing_mm, centre_mm, radius_mm):
+def ball(shape, spacing_mm, center_mm, radius_mm):
     grids = np.meshgrid(*((np.arange(n) + 0.5) * mm for n, mm in zip(shape, spacing_mm, strict=True)), indexing="ij")
-    return sum((grid - c) ** 2 for grid, c in zip(grids, centre_mm, strict=True)) <= radius_mm**2
+    return sum((grid - c) ** 2 for grid, c in zip(grids, center_mm, strict=True)) <= radius_mm**2
 
 
 @pytest.fixture

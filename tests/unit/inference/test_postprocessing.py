@@ -33,19 +33,19 @@ def test_no_rule_changes_nothing_and_gives_a_copy(patient):
     assert np.array_equal(clean(np.zeros_like(patient), MM, Rules(two_kidneys=True)), np.zeros_like(patient))
 
 
-def test_every_rule_leaves_a_sound_patient_as_it_is(patient):
+def test_no_rule_changes_a_sound_patient(patient):
     rules = Rules(True, True, min_tumor_ml=0.064, min_cyst_ml=0.008, min_kidney_ml=1.0, two_kidneys=True)
     assert np.array_equal(clean(patient, MM, rules), patient)
 
 
-def test_all_but_the_two_largest_pieces_go(patient):
+def test_all_but_the_two_largest_components_are_removed(patient):
     dirty = patient.copy()
     box(dirty, (0, 30, 30), (4, 4, 4), KIDNEY)
     box(dirty, (0, 30, 50), (2, 2, 2), TUMOR)
     assert np.array_equal(clean(dirty, MM, Rules(two_kidneys=True)), patient)
 
 
-def test_a_piece_joined_over_a_corner_is_one_piece(patient):
+def test_components_are_connected_over_corners(patient):
     corner = patient.copy()
     box(corner, (15, 15, 15), (2, 2, 2), KIDNEY)  # touches the first kidney at one corner
     box(corner, (0, 30, 30), (1, 1, 1), KIDNEY)
@@ -53,14 +53,14 @@ def test_a_piece_joined_over_a_corner_is_one_piece(patient):
     assert cleaned[16, 16, 16] == KIDNEY and cleaned[0, 30, 30] == BACKGROUND
 
 
-def test_tumors_and_cysts_without_a_kidney_go_and_those_that_touch_one_through_another_stay(patient):
+def test_tumors_and_cysts_that_touch_no_kidney_even_indirectly_are_removed(patient):
     dirty = patient.copy()
     box(dirty, (0, 30, 30), (6, 6, 6), TUMOR)
     box(dirty, (0, 30, 40), (2, 2, 2), CYST)
     kept = patient.copy()
     for labels in (dirty, kept):
-        box(labels, (7, 7, 15), (2, 2, 2), CYST)  # beside the first kidney
-        box(labels, (7, 7, 17), (2, 2, 2), TUMOR)  # beside that cyst
+        box(labels, (7, 7, 15), (2, 2, 2), CYST)  # next to the first kidney
+        box(labels, (7, 7, 17), (2, 2, 2), TUMOR)  # next to that cyst
     assert np.array_equal(clean(dirty, MM, Rules(touch_kidney=True)), kept)
 
 
@@ -81,7 +81,7 @@ def test_volumes_are_in_ml_whatever_the_voxels(patient):
     assert not (clean(patient, spacing, Rules(min_tumor_ml=0.206)) == TUMOR).any()
 
 
-def test_small_pieces_of_kidney_go_with_what_is_in_them(patient):
+def test_small_components_of_kidney_are_removed_with_their_masses(patient):
     dirty = patient.copy()
     box(dirty, (0, 30, 30), (6, 6, 6), KIDNEY)
     box(dirty, (1, 31, 31), (2, 2, 2), TUMOR)
@@ -107,7 +107,7 @@ def test_what_is_tried_depends_on_what_a_model_predicts():
         assert Rules(**{rule: value}).active == {rule: value}
 
 
-def test_stored_rules_are_for_one_run_and_its_very_weights(tmp_path):
+def test_stored_rules_are_for_one_run_and_its_exact_weights(tmp_path):
     run = [tmp_path]
     assert load_rules(run, 7, True) == (Rules(), load_rules(run, 7, True)[1])
     assert f"python -m kits_dist.postprocess run={tmp_path}" in load_rules(run, 7, True)[1]

@@ -35,8 +35,8 @@ def test_slices_and_flips_in_one_batch_match_two_batches(tmp_path, batch_size, p
     image = torch.randn(5, 1, 64, 96, generator=torch.Generator().manual_seed(0))
     together = model.predict_batch_flipped(image)
     assert seen == passes
-    plain, mirrored = (region_probabilities(model.model, one) for one in (image, image.flip(-1)))
-    assert (together - (plain + mirrored.flip(-1)) / 2).abs().max() < 1e-6  # float32 has 24 bits
+    plain, flipped = (region_probabilities(model.model, batch) for batch in (image, image.flip(-1)))
+    assert (together - (plain + flipped.flip(-1)) / 2).abs().max() < 1e-6  # float32 has 24 bits
     assert (together - plain).abs().max() > 1e-3
 
 

@@ -73,15 +73,15 @@ def weights_file(tmp_path, suffix=".safetensors", extra=None):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_state_dict_loads_and_identical_neighbours_answer_as_one_slice(tmp_path, suffix):
+def test_a_state_dict_loads_and_identical_neighbors_give_the_output_of_one_slice(tmp_path, suffix):
     path, state = weights_file(tmp_path, suffix)
     one, three = (build_model(ModelConfig("unet", "resnet18", str(path)), c).encoder.eval() for c in (1, 3))
     assert torch.equal(one.layer3[0].conv1.weight, state["layer3.0.conv1.weight"])
     image = torch.randn(1, 1, 64, 64)
     with torch.no_grad():
         assert torch.allclose(one(image)[-1], three(image.expand(1, 3, 64, 64))[-1], atol=1e-4)
-    grey = torch.nn.functional.conv2d(image.expand(1, 3, 64, 64), state["conv1.weight"], stride=2, padding=3)
-    assert torch.allclose(one.conv1(image), grey, atol=1e-4)
+    gray = torch.nn.functional.conv2d(image.expand(1, 3, 64, 64), state["conv1.weight"], stride=2, padding=3)
+    assert torch.allclose(one.conv1(image), gray, atol=1e-4)
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path):
@@ -129,7 +129,7 @@ def test_imagenet_out_of_reach_fails_in_seconds_with_what_to_do(monkeypatch, tmp
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A weights hub on this machine: hub.content is what it serves under every name, hub.asked what was asked."""
+    """Serve hub.content under every name from this machine; hub.asked lists the requests."""
     import huggingface_hub
 
     class Handler(BaseHTTPRequestHandler):
@@ -176,7 +176,7 @@ def test_imagenet_weights_are_downloaded_once(hub, tmp_path):
     assert hub.asked == []
 
 
-def test_a_hub_that_serves_something_else_is_found_out(hub):
+def test_a_hub_that_serves_something_else_is_refused(hub):
     hub.content = b"<html>please log in</html>"
     with pytest.raises(InputError, match="not a safetensors file"):
         build_model(ModelConfig("unet", "resnet18", "imagenet"), 1)
