@@ -241,7 +241,9 @@ def _keys(schema: type, prefix: str = "") -> dict[str, _Key]:
 def _field_docstrings(schema: type) -> dict[str, str]:
     """Return {field: the string that follows it in the class body}, on one line; a class wins over its bases."""
     found = {}
-    for owner in filter(dataclasses.is_dataclass, reversed(schema.__mro__)):
+    for owner in reversed(schema.__mro__):
+        if not dataclasses.is_dataclass(owner):
+            continue
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
         assert isinstance(definition, ast.ClassDef)
         for field, below in itertools.pairwise(definition.body):

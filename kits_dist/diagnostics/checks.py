@@ -214,28 +214,17 @@ def _port(f: Facts) -> Check:
 
 
 def _launcher(f: Facts) -> Check:
-    if f.accelerate_config is None:
-        return Check("ok", "launcher", "accelerate has no default configuration that could interfere")
-    conflicts = _conflicts(f, f.accelerate_config)
+    # Other contradictions end a run at its start; these two make it slow, or fail late.
+    config = f.accelerate_config
+    conflicts = []
+    if config.get("use_cpu") and f.num_gpus:
+        conflicts.append("the CPU")
+    if config.get("num_machines", 1) == 1 and 0 < f.num_gpus < config.get("num_processes", 1):
+        conflicts.append(f"{config['num_processes']} processes on {f.num_gpus} GPUs")
     if not conflicts:
-        return Check("ok", "launcher", "accelerate's default configuration does not interfere")
-    words = f"accelerate's default configuration asks for {', '.join(conflicts)}. Launch with"
+        return Check("ok", "launcher", "accelerate has no default configuration that interferes")
+    words = f"accelerate's default configuration asks for {' and '.join(conflicts)}. Launch with"
     return Check("warn", "launcher", words, f"--config_file {_launcher_file(f)}")
-
-
-def _conflicts(f: Facts, config: dict) -> list[str]:
-    if not config:
-        return ["something unreadable"]
-    fine = {
-        "distributed_type": ("NO", "MULTI_GPU", False),  # yaml reads NO and no without quotes as False
-        "mixed_precision": ("no", "fp16", "bf16", None, False),
-        "use_cpu": (False, f.num_gpus == 0),
-    }
-    conflicts = [f"{key} {config[key]}" for key, values in fine.items() if config.get(key, values[0]) not in values]
-    count = config.get("num_processes", 1)
-    if config.get("num_machines", 1) == 1 and 0 < f.num_gpus < count:
-        conflicts.append(f"num_processes {count}")
-    return conflicts
 
 
 def _encoder(f: Facts) -> Check:

@@ -62,7 +62,7 @@ class Facts:
 
     store: StoreFacts | None = None
     run_free_gb: float | None = None  # space on the disk of the run
-    accelerate_config: dict | None = None  # the user's default configuration; {} when it cannot be read
+    accelerate_config: dict = field(default_factory=dict)  # the user's default configuration
     encoder: str = "resnet34"
     encoder_cached: bool = False
 

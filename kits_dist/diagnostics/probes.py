@@ -213,17 +213,14 @@ def read_speed(paths: list[Path]) -> float | None:
         return total / (time.perf_counter() - began) / 1e6
 
 
-def accelerate_config() -> dict | None:
-    """Return accelerate's default configuration of this user; None without one, {} when it cannot be read."""
-    config = None
-    with contextlib.suppress(ImportError, OSError):
+def accelerate_config() -> dict:
+    """Return accelerate's default configuration of this user, which a launch without --config_file follows."""
+    with contextlib.suppress(ImportError, OSError, yaml.YAMLError):
         from accelerate.commands.config.config_args import default_config_file
 
-        text = Path(default_config_file).read_text()
-        config = {}
-        with contextlib.suppress(yaml.YAMLError):
-            config = yaml.safe_load(text)  # JSON is yaml
-    return config if config is None or isinstance(config, dict) else {}
+        config = yaml.safe_load(Path(default_config_file).read_text())  # JSON is yaml
+        return config if isinstance(config, dict) else {}
+    return {}
 
 
 def encoder_cached(name: str) -> bool:

@@ -90,11 +90,11 @@ def test_yaml_that_is_none_is_refused(tmp_path):
 
 @dataclass(frozen=True)
 class Args:
-    what: str = MISSING  # how it should end
+    what: str = MISSING
+    """How the program ends."""
 
 
 def ending(args: Args) -> None:
-    """Ends as told."""
     raise {"input": InputError, "missing": MissingInput, "failed": JobFailed}[args.what](f"it is {args.what}")
 
 
@@ -180,6 +180,22 @@ def test_help_does_not_depend_on_the_layout_of_a_field():
         bare: int = 0
 
     assert cli.help_table(Wrapped) == "  size  [1,2,3]  Slices, rows, columns.\n  bare  0"
+
+
+def test_help_knows_inherited_fields():
+    @dataclass(frozen=True)
+    class Base:
+        a: int = 1
+        """From the base."""
+        b: int = 2
+        """From the base."""
+
+    @dataclass(frozen=True)
+    class Derived(Base):
+        b: int = 3
+        """From the class itself."""
+
+    assert cli.help_table(Derived) == "  a  1  From the base.\n  b  3  From the class itself."
 
 
 def test_every_key_of_a_training_has_a_meaning():

@@ -166,7 +166,7 @@ def test_the_default_configuration_of_accelerate(tmp_path, monkeypatch):
     from accelerate.commands.config import config_args
 
     monkeypatch.setattr(config_args, "default_config_file", str(tmp_path / "default_config.yaml"))
-    assert probes.accelerate_config() is None
+    assert probes.accelerate_config() == {}
     for content, config in (
         ("distributed_type: FSDP", {"distributed_type": "FSDP"}),
         ("a: [", {}),
