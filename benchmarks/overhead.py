@@ -70,7 +70,7 @@ def main(args: Args) -> None:
         runtime = start(config.train, 1, Path(folder), 0)
         device = runtime.accelerator.device
         turns = Turns(bare_step(store, config, runtime), config, device, args.windows)
-        tracker = mock.patch.object(train, "Tracker", turns.tracker())
+        tracker = mock.patch.object(instruments, "Tracker", turns.tracker())
         with contextlib.redirect_stdout(io.StringIO()), tracker, contextlib.suppress(Done):
             train.main(config)
 
@@ -139,7 +139,7 @@ def bare_step(store: Store, config: Config, runtime: Runtime) -> Callable[[], No
         store, config.data, AugmentConfig(), 0, runtime.ranks, device=runtime.device, dtype=runtime.image_dtype
     )
     model = build_model(config.model, dataset.frames, pretrained=False)
-    model = train.placed(model, config.train, runtime.accelerator.device).train()
+    model = place_model(model, config.train, runtime.accelerator.device).train()
     batch = next(iter(loader))
     optimizer = build_optimizer(model, config.optim, batch.image.device)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(runtime.precision.mode)

@@ -17,7 +17,7 @@ from benchmarks.lib.model_steps import Mode, counted
 from kits_dist import cli
 from kits_dist.config import ModelConfig
 from kits_dist.models import build_model
-from kits_dist.training.peaks import peak_of, short_name
+from kits_dist.training.mfu import peak_of, short_name
 from kits_dist.utils.errors import InputError, MissingInput
 
 KITS21_SLICES = 65164  # of all 300 cases, 512x512 (one case is wider)

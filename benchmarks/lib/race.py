@@ -22,7 +22,6 @@ from kits_dist.data.loaders import build_val_loader
 from kits_dist.data.store import Store
 from kits_dist.distributed.runtime import start
 from kits_dist.training.losses import RegionLoss
-from kits_dist.training.validation import score
 from kits_dist.utils import files
 
 
@@ -116,7 +115,7 @@ def _validation(setup: Setup):
     rows = [store.row[case] for case in cases]
 
     def validate(training: Training) -> float:
-        found = score(training.model, loss_fn, loader, rows, len(dataset.rows), accelerator)
+        found = validate(training.model, loss_fn, loader, rows, len(dataset.rows), accelerator)
         return sum(found.dice.values()) / len(found.dice)
 
     return validate

@@ -17,7 +17,7 @@ from benchmarks.lib.harness import Candidate, interleave
 from kits_dist import cli
 from kits_dist.cli import MISSING
 from kits_dist.config import ModelConfig, OptimConfig, TrainConfig
-from kits_dist.distributed.runtime import Runtime, exchange, start
+from kits_dist.distributed.runtime import Runtime, ddp_settings, start
 from kits_dist.models import build_model
 from kits_dist.training.losses import RegionLoss
 from kits_dist.training.train_step import build_optimizer
@@ -126,7 +126,7 @@ class RankGroup:
         self._loss_fn = RegionLoss(LEARNING.loss, network.regions).to(device)
         self._model = model
         if processes > 1:  # as Accelerator.prepare wraps it, but in this group
-            handler = exchange(train or TrainConfig())
+            handler = ddp_settings(train or TrainConfig())
             self._model = DistributedDataParallel(model, process_group=group, **handler.to_kwargs() | (more or {}))
             handler.register_comm_hook(self._model)  # a hook's group is that of all ranks
         self._image = torch.randn(batch_size, 1, *args.size_px, device=device, dtype=runtime.image_dtype)

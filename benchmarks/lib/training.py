@@ -14,7 +14,7 @@ from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.store import Store
 from kits_dist.distributed.runtime import Runtime
 from kits_dist.models import build_model
-from kits_dist.train import placed
+from kits_dist.training.train_step import place_model
 from kits_dist.training.losses import RegionLoss
 from kits_dist.training.step_timer import StepTimer
 from kits_dist.training.train_step import TrainStep, build_optimizer
@@ -79,7 +79,7 @@ class OurStep:
     """One optimizer step as kits_dist.train takes it."""
 
     def __init__(self, setup: Setup, frames: int = 1):
-        model = placed(build_model(setup.network, frames, pretrained=False), setup.train, setup.device)
+        model = place_model(build_model(setup.network, frames, pretrained=False), setup.train, setup.device)
         self.train_step = TrainStep(model, setup.network.regions, setup.optim, setup.runtime.accelerator)
         self.train_step.wrap(setup.train)
         self.train_step.model.train()
@@ -88,7 +88,7 @@ class OurStep:
 
     def __call__(self, batch: Any, logging: bool) -> float | None:
         """Take a step. Returns the loss at log steps, where the host waits for it."""
-        outcome = self.train_step.step(iter((batch,)), self._rate, self._number, self._timer, want_norm=logging)
+        outcome = self.train_step(iter((batch,)), self._rate, self._number, self._timer, want_norm=logging)
         self._number += 1
         if not logging:
             return None

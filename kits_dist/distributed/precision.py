@@ -10,24 +10,29 @@ from kits_dist.utils.errors import InputError
 
 
 class Precision(NamedTuple):
+    """A precision mode, and why it was chosen."""
+
     mode: str  # fp32, tf32, fp16 or bf16
     reason: str
 
     @property
     def autocast(self) -> str:
-        """Accelerate's name for it."""
+        """Accelerate's name of the mode: no, fp16 or bf16."""
         return self.mode if self.mode in ("fp16", "bf16") else "no"
 
 
 def launched_precision(train: TrainConfig) -> Precision:
-    """What this process trains in. Raises InputError as `choose_precision`."""
+    """Return the precision that this process trains in. Raises InputError like `choose_precision`."""
     return choose_precision(train.precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
 
 
 def choose_precision(asked: str, launched: str) -> Precision:
-    """`train.precision` and the launcher's mixed_precision -> one mode.
+    """Return the mode that follows from a key such as `train.precision` and the launcher's mixed_precision.
 
-    Raises InputError when they contradict, or ask a CPU for what only a GPU has.
+    asked      auto, fp32, tf32, fp16 or bf16; auto takes the launcher's, else the best that the GPU has
+    launched   no, fp16 or bf16
+
+    Raises InputError when they contradict each other, or ask a CPU for what only a GPU has.
     """
     if launched not in ("no", "fp16", "bf16"):
         raise InputError(f"the launcher's mixed_precision={launched} is not supported: use no, fp16 or bf16.")

@@ -1,8 +1,8 @@
 """A request to stop (TERM, INT, USR1) that every rank obeys at the same step, so that nothing is lost.
 
-The handler only sets a flag: saving inside it could meet a collective half-way. At each step boundary the flags are
-summed over ranks on a gloo group beside the training's own, asynchronously and looked at one step later: the host never
-waits for a GPU, and all ranks learn of it at the same step.
+The handler only sets a flag: saving inside it could interrupt a collective. At each step boundary the flags are summed
+over ranks in a gloo group of their own, asynchronously, and read one step later: the host never waits for a GPU, and
+all ranks learn of the request at the same step.
 """
 
 import ctypes
@@ -21,11 +21,11 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class StopRequest:
-    """While entered, a signal is a request, from `listen` on. Left by an error, signals end the process as always."""
+    """Context manager in which a signal is a request, from `listen` on. After it signals end the process again."""
 
     def __init__(self):
         self._asked = False
-        self._former: dict = {}
+        self._previous_handlers: dict = {}
         self._group: dist.ProcessGroup | None = None
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
 
@@ -34,31 +34,31 @@ class StopRequest:
         return self
 
     def listen(self, world: int, timeout_s: float) -> None:
-        """All ranks call it as soon as they have met: to one that waits for the others a signal must stay the end.
+        """Start to take signals as requests. All ranks call it once they have met: before, a signal must end a rank.
 
-        timeout_s: how long to wait for a rank that is silent; one that is gone is noticed at once.
+        timeout_s   how long to wait for a rank that does not answer; one that is gone is noticed at once
         """
         timeout = datetime.timedelta(seconds=timeout_s)
         self._group = dist.new_group(backend="gloo", timeout=timeout) if world > 1 else None
-        self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._previous_handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def __exit__(self, error: type | None, *_: object) -> None:
         if error is None:
-            self._last()
-        for number, handler in self._former.items():
+            self._finish_pending()
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     def agreed(self) -> bool:
-        """Once per step on every rank: whether any rank had been asked to stop at the step before."""
+        """Return whether any rank was asked to stop before the previous step. Every rank calls it once per step."""
         if self._group is None:
             return self._asked
-        if self._last():
+        if self._finish_pending():
             return True
         flag = torch.tensor([int(self._asked)])
         self._pending = (dist.all_reduce(flag, group=self._group, async_op=True), flag)
         return False
 
-    def _last(self) -> bool:
+    def _finish_pending(self) -> bool:
         if self._pending is None:
             return False
         work, flag = self._pending
@@ -71,14 +71,15 @@ class StopRequest:
 
 
 def follow_launcher() -> None:
-    """Receive TERM when the launcher dies (USR1 and KILL end it at once): no process is left behind. Linux only.
+    """Ask the kernel for TERM when the launcher dies, which USR1 and KILL end at once. Linux only.
 
-    Who was started directly (a shell, nohup, srun, a notebook) has no launcher, and outlives what started it.
+    So no process is left behind. A process that was started directly (shell, nohup, srun, notebook) has no launcher and
+    outlives its parent.
     """
     kind = launcher.started_by()
     if kind is None or sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    # accelerate's single process shares its session: another one's means that it died during our imports
+    # accelerate's single process shares the launcher's session; another session means it died during our imports
     if kind == "accelerate" and os.getsid(os.getppid()) != os.getsid(0):
         os.kill(os.getpid(), signal.SIGTERM)

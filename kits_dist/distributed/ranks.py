@@ -1,8 +1,7 @@
-"""Work shared among the processes of a launcher (`accelerate launch`, torchrun), its results gathered on rank 0."""
+"""Place of a process among all of a launch: its share of the work, and results gathered on rank 0."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import NamedTuple, TypeVar
 
 from kits_dist.distributed import launcher
@@ -11,22 +10,26 @@ from kits_dist.utils.parallel import available_cores
 
 Item = TypeVar("Item")
 
+JOIN_TIMEOUT_S = 600
+# A process with large cases may be hours behind the others; one that died is noticed by the launcher.
+GATHER_TIMEOUT_S = 24 * 3600
+
 
 class Ranks(NamedTuple):
-    """This process among all of the launch; a process without a launcher is the only one."""
+    """Place of a process among all of the launch. A process without a launcher is the only one."""
 
-    rank: int = 0
+    rank: int = 0  # global: two machines would otherwise work on the same items
     world: int = 1
     local_rank: int = 0
-    local_world: int = 1
+    local_world: int = 1  # processes on this machine, which share its cores
 
     @property
     def cores(self) -> int:
-        """Of this machine, for each of its processes."""
+        """Cores of this machine for each of its processes, at least 1."""
         return max(1, available_cores() // self.local_world)
 
     def take_device(self) -> None:
-        """This process' own GPU, or its part of the cores, for what torch does from here on."""
+        """Make this process's own GPU, or its share of the cores, what torch uses from here on."""
         if self.world > 1:
             import torch
 
@@ -36,25 +39,29 @@ class Ranks(NamedTuple):
                 torch.set_num_threads(self.cores)  # torchrun sets OMP_NUM_THREADS=1
 
     def share(self, items: list[Item]) -> list[Item]:
-        """Every world-th item: neighbours, which may be alike in size, go to different processes."""
+        """Return every world-th item: neighbors, which may be alike in size, go to different processes."""
         return items[self.rank :: self.world]
 
     def gather(self, mine: list[Item]) -> list[Item] | None:
-        """The items of all processes on rank 0, None on the others. All must call it."""
+        """Return the items of all processes on rank 0, None on the others. All processes must call it."""
         if self.world == 1:
             return mine
         import torch.distributed
 
-        everyone = [None] * self.world if self.rank == 0 else None
-        torch.distributed.gather_object(mine, everyone)
-        return None if everyone is None else [item for part in everyone for item in part]
+        parts: list | None = [None] * self.world if self.rank == 0 else None
+        torch.distributed.gather_object(mine, parts)
+        return None if parts is None else [item for part in parts for item in part]
 
 
-def launched() -> Ranks:
-    """This process as the launcher's environment names it. Raises InputError for an environment that is not whole."""
-    number = launcher.whole_number
-    world = number("WORLD_SIZE", 1)
-    ranks = Ranks(number("RANK", 0), world, number("LOCAL_RANK", 0), number("LOCAL_WORLD_SIZE", world))
+def launched_ranks() -> Ranks:
+    """Return the place that the launcher's environment names. Raises InputError when it contradicts itself."""
+    world = launcher.environ_int("WORLD_SIZE", 1)
+    ranks = Ranks(
+        launcher.environ_int("RANK", 0),
+        world,
+        launcher.environ_int("LOCAL_RANK", 0),
+        launcher.environ_int("LOCAL_WORLD_SIZE", world),
+    )
     if ranks.rank >= world:
         raise InputError(f"RANK={ranks.rank} and WORLD_SIZE={world} in the environment contradict each other.")
     return ranks
@@ -62,19 +69,22 @@ def launched() -> Ranks:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Join the other processes of the launch, if there are any (gloo: CPUs alone are needed).
+    """Join the other processes of the launch, if there are any, over gloo: no GPU is needed.
 
-    Raises InputError when the launcher was asked for another number of processes than it started.
+    Raises InputError when the launcher started another number of processes than asked for, JobFailed naming the ranks
+    that do not come.
     """
-    ranks = launched()
-    launcher.refuse_other_world_size(launcher.asked(), ranks.world, ranks.world)
+    ranks = launched_ranks()
+    launcher.refuse_other_world_size(launcher.launcher_options(), ranks.world, ranks.world)
     if ranks.world == 1:
         yield ranks
         return
+
     import torch.distributed
 
-    # A process with large cases may come hours after the others; one that died is noticed by the launcher.
-    torch.distributed.init_process_group("gloo", timeout=timedelta(days=1))
+    from kits_dist.distributed import rendezvous  # imports torch, which one process alone does not need
+
+    rendezvous.join("gloo", JOIN_TIMEOUT_S, GATHER_TIMEOUT_S)
     try:
         yield ranks
     finally:

@@ -1,9 +1,9 @@
-"""The process group: every rank meets the others before anything else is done, and says who is missing or gone.
+"""The process group: ranks meet before anything else happens, and a rank that is missing or gone is named.
 
-torch.distributed alone waits up to half an hour for a rank that was never started, then shows a traceback that names
-none. It also cannot be started twice under one launcher (`--max_restarts`, tried on torch 2.15): the launcher keeps its
-store, where the second attempt finds the addresses of dead processes. So ranks meet here, by number and within a
-deadline, and only then is the group made.
+torch.distributed alone waits up to half an hour for a rank that was never started, and then names none. It also cannot
+be started twice under one launcher (`--max_restarts`, tried on torch 2.15): the launcher keeps its store, where the
+second attempt finds the addresses of dead processes. So ranks meet here first, in a numbered meeting and within a
+deadline, and only then the process group is created.
 """
 
 import os
@@ -20,33 +20,38 @@ from typing import Any
 import torch.distributed as dist
 from accelerate.utils import gather_object
 
-from kits_dist.distributed.launcher import whole_number
+from kits_dist.distributed.launcher import environ_int
 from kits_dist.utils.errors import InputError, JobFailed
 
-_LOOK_S = 0.1  # between two looks at the store
-# Texts of RuntimeErrors about another process; nccl's are of the class dist.DistError.
+_POLL_S = 0.1  # between two looks at the store
+# parts of the RuntimeErrors that gloo raises about another process; those of nccl have the class dist.DistError
 _MESH = "Gloo connectFullMesh failed"
 _OF_GLOO = (_MESH, "gloo/transport/", "Application timeout caused pair closure")
 _PACKAGE = Path(__file__).parents[1]
 _SIOCGIFADDR = 0x8915  # ioctl(2): the address of an interface
 
 
-def join(backend: str, timeout_s: int) -> None:
-    """Make the default group of all launched processes; does nothing for one that was started alone.
+def join(backend: str, timeout_s: int, collective_timeout_s: int | None = None) -> None:
+    """Create the default process group of all launched processes; a process that was started alone needs none.
 
-    timeout_s   how long to wait for the others here, and later in each collective
-    Raises JobFailed naming what is missing, InputError when the launcher's environment is not whole.
+    backend                nccl or gloo
+    timeout_s              how long to wait for the others here
+    collective_timeout_s   how long to wait for them in each collective; None: `timeout_s`, too
+
+    Raises JobFailed naming the missing ranks, InputError when the launcher's environment is incomplete.
     """
-    world = whole_number("WORLD_SIZE", 1)
+    world = environ_int("WORLD_SIZE", 1)
     if world == 1:
         return
-    rank, port = whole_number("RANK"), whole_number("MASTER_PORT")
+    rank, port = environ_int("RANK"), environ_int("MASTER_PORT")
     host = os.environ.get("MASTER_ADDR", "")
     if not host:
         raise InputError(f"WORLD_SIZE={world} but no MASTER_ADDR in the environment. Start it with a launcher.")
-    if whole_number("LOCAL_WORLD_SIZE", world) < world and (interface := _interface_towards(host, port)):
+    if environ_int("LOCAL_WORLD_SIZE", world) < world:
         # Debian gives a machine's own name the address 127.0.1.1, and gloo would offer that one to other machines
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        interface = _interface_towards(host, port)
+        if interface:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     try:
         store = _store(host, port, rank, world, timeout_s)
         number = _meet(store, rank, world, timeout_s, f"{host}:{port}")
@@ -55,19 +60,19 @@ def join(backend: str, timeout_s: int) -> None:
             store=dist.PrefixStore(f"meeting_{number}", store),
             rank=rank,
             world_size=world,
-            timeout=timedelta(seconds=timeout_s),
+            timeout=timedelta(seconds=collective_timeout_s or timeout_s),
         )
     except dist.DistError as error:
         raise JobFailed(
             f"rank {rank} of {world} could not meet the others at {host}:{port}: {_first_words(error)}. Does another "
-            "program use this port, or did rank 0 say anything?"
+            "program use this port, or did rank 0 print anything?"
         ) from error
 
 
-def lost(error: RuntimeError) -> str:
-    """What to say when `error` is of the exchange between processes; "" when it is about something else.
+def explain(error: RuntimeError) -> str:
+    """Return what an error in the exchange between processes means; "" when `error` is about something else.
 
-    gloo tells of others only. nccl's errors, and those of the store, may be of a rank that is gone or of this GPU.
+    Errors of gloo are about other processes. Those of nccl and of the store may be about another rank or this GPU.
     """
     if not (isinstance(error, dist.DistError) or _is_of_gloo(error)):
         return ""
@@ -77,8 +82,11 @@ def lost(error: RuntimeError) -> str:
             f"{who} met the others, but they cannot reach each other ({_first_words(error)}). Name the network between "
             "the machines: GLOO_SOCKET_IFNAME=eth0, NCCL_SOCKET_IFNAME=eth0 (ip -br addr lists them)."
         )
-    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if _PACKAGE in Path(frame.filename).parents]
-    where = f" in `{ours[-1].line.split('  #')[0]}` ({Path(ours[-1].filename).name}:{ours[-1].lineno})" if ours else ""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _PACKAGE in Path(frame.filename).parents]
+    where = ""
+    if frames:
+        code = (frames[-1].line or "").split("  #")[0]
+        where = f" in `{code}` ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
     if not _is_of_gloo(error):
         return (
             f"{who} could not exchange with the others{where}: {_first_words(error)}. Either one of them is gone or "
@@ -90,22 +98,22 @@ def lost(error: RuntimeError) -> str:
     )
 
 
-def refuse_differences(seen: dict[str, Any]) -> None:
-    """All processes call it with what they must agree on, by its name. Raises InputError, on all of them alike."""
-    everywhere = gather_object([(socket.gethostname(), seen)])
-    for rank, (machine, there) in enumerate(everywhere):
+def refuse_differences(settings: dict[str, Any]) -> None:
+    """Raise InputError, on all ranks alike, when {name: value} differs between them. All ranks must call it."""
+    everywhere = gather_object([(socket.gethostname(), settings)])
+    for rank, (machine, others) in enumerate(everywhere):
         for key, value in everywhere[0][1].items():
-            if there[key] != value:
+            if others[key] != value:
                 raise InputError(
-                    f"{key} is {there[key]} for rank {rank} ({machine}) but {value} for rank 0 ({everywhere[0][0]}). "
-                    "Give every machine the same arguments, the same store, and one run folder that all of them see."
+                    f"{key} is {others[key]} for rank {rank} ({machine}) but {value} for rank 0 ({everywhere[0][0]}). "
+                    "Give every machine the same arguments, the same store, and one run folder that all of them share."
                 )
 
 
 def _store(host: str, port: int, rank: int, world: int, timeout_s: int) -> dist.Store:
-    """The launcher's own store where it has one (torchrun, accelerate), else one that rank 0 serves."""
+    """Return the store of the launcher (torchrun, accelerate) if it has one, else one that rank 0 serves."""
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    if not serves:  # TCPStore itself waits, too, but prints a page of C++ frames when it has waited in vain
+    if not serves:  # TCPStore waits, too, but prints a page of C++ frames when its time is up
         _wait_for_port(host, port, rank, world, timeout_s)
     return dist.TCPStore(
         host, port, world, serves, timedelta(seconds=timeout_s), wait_for_workers=False, multi_tenant=True
@@ -120,19 +128,20 @@ def _wait_for_port(host: str, port: int, rank: int, world: int, timeout_s: float
             return
         except OSError as error:
             if time.monotonic() < deadline:
-                time.sleep(_LOOK_S)
+                time.sleep(_POLL_S)
                 continue
             raise JobFailed(
-                f"rank {rank} of {world} found nobody at {host}:{port} within train.timeout_s={timeout_s:g} ({error}). "
+                f"rank {rank} of {world} found no process at {host}:{port} within train.timeout_s={timeout_s:g} "
+                f"({error}). "
                 "Was rank 0 started, with this address and port? Between machines: is the port open?"
             ) from error
 
 
 def _meet(store: dist.Store, rank: int, world: int, timeout_s: float, place: str) -> int:
-    """Wait until all ranks are there; returns the number of their meeting.
+    """Wait until all ranks are there. Returns the number of their meeting.
 
-    Rank 0 opens one each time it is started. A rank does not enter a meeting where its predecessor (killed, then
-    started again) has signed: it waits for the next one.
+    Rank 0 opens a meeting each time it is started. A rank does not enter a meeting that an earlier process of its rank
+    (killed, then started again) has entered: it waits for the next one.
     """
     me = f"{socket.gethostname()} {uuid.uuid4().hex}"
     everyone = range(world)
@@ -146,27 +155,28 @@ def _meet(store: dist.Store, rank: int, world: int, timeout_s: float, place: str
                 store.set(f"{number}/begun", "")
             if store.check([f"{number}/begun"]):
                 return number
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
     came = [other for other in everyone if store.check([f"{number}/{other}"])]
     there = {other: store.get(f"{number}/{other}").decode().split()[0] for other in came}
-    raise JobFailed(missing(there | {rank: socket.gethostname()}, world, place, timeout_s))
+    raise JobFailed(missing_ranks(there | {rank: socket.gethostname()}, world, place, timeout_s))
 
 
-def missing(there: dict[int, str], world: int, place: str, timeout_s: float) -> str:
-    """there: {rank: its machine} of those who came."""
+def missing_ranks(present: dict[int, str], world: int, place: str, timeout_s: float) -> str:
+    """Return the message about ranks that did not come. present: {rank: machine} of those that did."""
     machines: dict[str, list[int]] = {}
-    for rank, machine in there.items():
+    for rank, machine in present.items():
         machines.setdefault(machine, []).append(rank)
     came = "; ".join(f"{machine}: rank {_listed(ranks)}" for machine, ranks in machines.items())
-    absent = [rank for rank in range(world) if rank not in there]
+    absent = [rank for rank in range(world) if rank not in present]
     return (
-        f"{len(there)} of {world} processes joined at {place} within train.timeout_s={timeout_s:g} ({came}). Missing: "
-        f"rank {_listed(absent)}. Was the launcher started on every machine, and did those processes say anything?"
+        f"{len(present)} of {world} processes joined at {place} within train.timeout_s={timeout_s:g} ({came}). "
+        f"Missing: rank {_listed(absent)}. Was the launcher started on every machine, and did those "
+        "processes print anything?"
     )
 
 
 def _listed(ranks: list[int]) -> str:
-    """0, 1, 2, 3, 6 -> 0..3, 6"""
+    """Return 0, 1, 2, 3, 6 as 0..3, 6."""
     runs: list[list[int]] = []
     for rank in ranks:
         if runs and rank == runs[-1][-1] + 1:
@@ -181,14 +191,14 @@ def _is_of_gloo(error: RuntimeError) -> bool:
 
 
 def _first_words(error: RuntimeError) -> str:
-    """Without the place in gloo's source before it and its advice after it; nccl's cause stands in its last line."""
+    """Return the message without gloo's source line before and its advice after it; nccl names the cause last."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     words = lines[0].split("] ", 1)[-1].split(". This is", 1)[0].strip().rstrip(".")
     return f"{words} ({lines[-1].strip()})" if "Last error:" in lines[:-1] else words
 
 
 def _interface_towards(host: str, port: int) -> str | None:
-    """The network interface by which this machine reaches `host`; None for loopback, or where it is not told."""
+    """Return the network interface by which this machine reaches `host`; None for loopback or where not known."""
     if sys.platform != "linux":
         return None
     import fcntl
@@ -206,6 +216,6 @@ def _interface_towards(host: str, port: int) -> str | None:
                     continue
                 if socket.inet_ntoa(answer[20:24]) == address:
                     return name
-    except OSError:  # unknown host, or no route: the store says so
+    except OSError:  # unknown host, or no route: the store will report it
         return None
     return None

@@ -1,4 +1,4 @@
-"""What a run starts on: the process group, devices, precision and why, seeds."""
+"""What a run starts on: process group, device, precision, DDP settings, seeds."""
 
 import contextlib
 import faulthandler
@@ -22,6 +22,8 @@ from kits_dist.utils.parallel import available_cores
 
 
 class Runtime(NamedTuple):
+    """What `start` set up for this process."""
+
     accelerator: Accelerator
     precision: Precision
     ranks: Ranks
@@ -29,35 +31,39 @@ class Runtime(NamedTuple):
 
     @property
     def device(self) -> torch.device:
+        """The device that this process trains on."""
         return self.accelerator.device
 
 
 def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
-    """Join the process group, choose precision, seed everything.
+    """Join the process group, choose the precision and seed everything.
+
+    accumulate   optim.accumulate, compared with the launcher's
+    run          run folder, for the trackers
 
     Raises InputError when launcher and configuration contradict each other, or the processes do not see each other;
     JobFailed when one is missing.
     """
-    faulthandler.enable()  # a mapped file cut short between two looks ends the process by SIGBUS: say at least where
-    wishes = launcher.asked()
-    launcher.refuse_contradictions(wishes, accumulate, train.compile)
+    # a mapped file that is cut short while it is read ends the process by SIGBUS: print at least where
+    faulthandler.enable()
+    options = launcher.launcher_options()
+    launcher.refuse_contradictions(options, accumulate, train.compile)
     precision = launched_precision(train)
-    ddp = exchange(train)
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     # Before Accelerator, which would wait half an hour for a missing rank without naming it, and joins what it finds.
     rendezvous.join("nccl" if torch.cuda.is_available() else "gloo", train.timeout_s)
     accelerator = Accelerator(
         mixed_precision=precision.autocast,
-        # Without this two launched processes without a GPU would each believe they are alone.
+        # without a GPU, two launched processes would otherwise each take themselves for the only one
         cpu=not torch.cuda.is_available(),
         log_with="tensorboard",
         project_dir=str(run),
-        kwargs_handlers=[ddp],
+        kwargs_handlers=[ddp_settings(train)],
         # counted by the train loop; accelerate would divide the loss a second time
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
-    launcher.refuse_other_world_size(wishes, launcher.whole_number("WORLD_SIZE", 1), accelerator.num_processes)
-    local_world = launcher.whole_number("LOCAL_WORLD_SIZE", accelerator.num_processes)
+    launcher.refuse_other_world_size(options, launcher.environ_int("WORLD_SIZE", 1), accelerator.num_processes)
+    local_world = launcher.environ_int("LOCAL_WORLD_SIZE", accelerator.num_processes)
     if accelerator.device.type == "cpu":
         torch.set_num_threads(max(1, available_cores() // local_world))  # torchrun sets OMP_NUM_THREADS=1
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision.mode != "fp32"
@@ -74,21 +80,24 @@ def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """What the network draws in a step (dropout) depends on nothing else: it is the same after a resume, and each rank
-    drops others. Waits for no device."""
+    """Make what the network draws in a step (dropout) a function of these three numbers alone.
+
+    So it is the same after a resume and differs between ranks. Never waits for the device.
+    """
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
 
 
 @contextlib.contextmanager
-def unrepeatable(tell: Callable[[str], None]) -> Iterator[None]:
-    """While entered, `tell` hears once of each kernel that has no deterministic form, of which torch only warns."""
-    former, told = warnings.showwarning, set()
+def report_nondeterminism(report: Callable[[str], None]) -> Iterator[None]:
+    """Call `report` once for each operator without a deterministic kernel, about which torch only warns."""
+    former = warnings.showwarning
+    reported = set()
 
     def show(message: Warning | str, *place: Any) -> None:
-        words = str(message).split(", but ")[0]
-        if "deterministic" in words and words not in told:
-            told.add(words)
-            tell(words)
+        sentence = str(message).split(", but ")[0]
+        if "deterministic" in sentence and sentence not in reported:
+            reported.add(sentence)
+            report(sentence)
         former(message, *place)
 
     warnings.showwarning = show
@@ -98,14 +107,15 @@ def unrepeatable(tell: Callable[[str], None]) -> Iterator[None]:
         warnings.showwarning = former
 
 
-def exchange(train: TrainConfig) -> DistributedDataParallelKwargs:
-    """How DDP exchanges gradients."""
+def ddp_settings(train: TrainConfig) -> DistributedDataParallelKwargs:
+    """Return how DDP exchanges gradients."""
     return DistributedDataParallelKwargs(
         gradient_as_bucket_view=True,
-        broadcast_buffers=False,  # batch norm statistics are taken from rank 0 once, before validation
+        broadcast_buffers=False,  # batch norm statistics are copied from rank 0 before validation and saving
         # no bucket rebuild after the first step, which would change the order of summation on a resumed run
         find_unused_parameters=train.deterministic,
-        bucket_cap_mb=train.bucket_mb,  # Accelerate leaves 25 to torch, whose first bucket is then 1 MB
+        # always passed on: torch makes its first bucket 1 MB when 25 is left to its default
+        bucket_cap_mb=train.bucket_mb,
         static_graph=train.static_graph,
         comm_hook=DDPCommunicationHookType(_HOOKS[train.gradients]),
     )

@@ -1,9 +1,8 @@
-"""Save and resume one run. Tensors in safetensors, the rest in JSON: nothing that can run code is ever loaded.
+"""Save and resume a run: tensors in safetensors, the rest in JSON, so that nothing that can run code is ever loaded.
 
 RUN/checkpoint/step_00001234/{model.safetensors, optimizer.safetensors, state.json}, and average.safetensors where
-weights are averaged; `last` and `best` are links to such folders, swapped in one step. SHA256SUMS, as sha256sum(1)
-writes it, names all of them, so a damaged checkpoint is seen, not loaded. Older checkpoints have none: there the sums
-stand in state.json, which none covers.
+weights are averaged. `last` and `best` are links to such folders, replaced atomically. SHA256SUMS, in the format of
+sha256sum(1), covers all files, so a damaged checkpoint is refused. Older checkpoints keep the sums in state.json.
 """
 
 import json
@@ -20,15 +19,21 @@ from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, JobFailed
 
 _SUMS = "SHA256SUMS"
-_TENSORS = {"model.safetensors", "optimizer.safetensors"}  # what every checkpoint has beside state.json
-_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # other OSErrors say nothing of a checkpoint
+_TENSORS = {"model.safetensors", "optimizer.safetensors"}  # what every checkpoint has in addition to state.json
+_NOT_THERE = (
+    FileNotFoundError,
+    NotADirectoryError,
+    IsADirectoryError,
+)  # any other OSError says nothing about a checkpoint
 
 
 class Checkpoint(NamedTuple):
+    """A complete checkpoint on disk; its tensors are read by `restore`."""
+
     folder: Path
-    state: dict  # what the trainer put there: position, best score, ...
-    best: bool  # the best so far when it was written
-    optimizer: dict  # of the optimiser, what is no tensor
+    state: dict  # what the trainer put there: progress, scaler, ...
+    best: bool  # the best so far at the time it was written
+    optimizer: dict  # what is no tensor in the optimizer's state
 
 
 def save(
@@ -42,7 +47,7 @@ def save(
     keep: int,
     average: nn.Module | None = None,
 ) -> None:
-    """Write a folder for `step`, point `last` (and `best`) at it, drop all but the newest `keep` and the best."""
+    """Write a folder for `step`, point `last` (and `best`) at it, delete all but the newest `keep` and the best."""
     folder = root / f"step_{step:08d}"
     tensors, groups = _flatten(optimizer.state_dict())
     with files.new_folder(folder) as fresh:
@@ -62,15 +67,17 @@ def save(
 
 
 def link(root: Path, folder: Path, best: bool) -> None:
-    """Point `last`, and `best` if it is that, at `folder`; also after a kill that came between the two."""
+    """Point `last`, and `best` if it is the best, at `folder`."""
     _point(root / "last", folder)
     if best:
         _point(root / "best", folder)
 
 
 def set_aside(root: Path, found: Checkpoint) -> None:
-    """Rename what is newer than what the run goes on from, to refused_STEP: not this run's, or not whole, but perhaps
-    somebody's only copy."""
+    """Rename checkpoints newer than `found` to refused_STEP.
+
+    They are damaged or another run's, but may be the only copy, so they are not deleted.
+    """
     for folder in _steps(root):
         if folder.name <= found.folder.name:
             return
@@ -82,10 +89,11 @@ def set_aside(root: Path, found: Checkpoint) -> None:
 
 
 def find(root: Path, run: str = "") -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole and this run's, and a sentence for each newer one that is not.
+    """Return the newest checkpoint that is complete and this run's, and a sentence for each newer one that is not.
 
-    run: what the run is called in its states, where they say so; empty: any. Raises JobFailed for one that is there but
-    cannot be read now: that says nothing of what it is.
+    run   name of the run; empty accepts any run
+
+    Raises JobFailed for a checkpoint that exists but cannot be read now: it may be whole.
     """
     refused = []
     for folder in _steps(root):
@@ -97,7 +105,7 @@ def find(root: Path, run: str = "") -> tuple[Checkpoint | None, list[str]]:
 
 
 def at(folder: Path, run: str = "") -> Checkpoint | None:
-    """The checkpoint of one folder or link; None when it is not there, not whole, or another run's."""
+    """Return the checkpoint of a folder or link; None when it is missing, damaged or another run's."""
     try:
         return _verified(folder, run)
     except InputError:
@@ -105,7 +113,7 @@ def at(folder: Path, run: str = "") -> Checkpoint | None:
 
 
 def restore_weights(found: Checkpoint, model: nn.Module, averaged: bool = False) -> None:
-    """Into the unwrapped model, in place. Raises InputError when they are of another model."""
+    """Load weights into the unwrapped model, in place. Raises InputError when they are of another model."""
     path = found.folder / ("average.safetensors" if averaged else "model.safetensors")
     load_weights(model, read_tensors(path), path)
 
@@ -113,7 +121,7 @@ def restore_weights(found: Checkpoint, model: nn.Module, averaged: bool = False)
 def restore(
     found: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
 ) -> None:
-    """Load into the unwrapped model, its optimiser and its average, in place.
+    """Load into the unwrapped model, its optimizer and its average, in place.
 
     Raises InputError when they are of another model.
     """
@@ -125,12 +133,11 @@ def restore(
     try:
         optimizer.load_state_dict(_unflatten(tensors, found.optimizer, parameters))
     except (ValueError, KeyError, IndexError) as error:
-        raise InputError(f"{found.folder / 'optimizer.safetensors'}: of another optimiser ({error}).") from error
+        raise InputError(f"{found.folder / 'optimizer.safetensors'}: of another optimizer ({error}).") from error
 
 
 def _verified(folder: Path, run: str) -> Checkpoint:
-    """Raises InputError when a file that a checkpoint must have is missing, one is not what was written, or another run
-    wrote them; JobFailed when the disk does not answer."""
+    """Raise InputError when a file is missing or damaged or another run's, JobFailed when the disk does not answer."""
     try:
         content = json.loads((folder / "state.json").read_text())
         if "sha256" in content:  # an older checkpoint
@@ -139,7 +146,7 @@ def _verified(folder: Path, run: str) -> Checkpoint:
             lines = (folder / _SUMS).read_text().splitlines()
             sums, needed = {name: digest for digest, name in map(str.split, lines)}, _TENSORS | {"state.json"}
         if absent := sorted(needed - sums.keys()):
-            raise InputError(f"{folder} is no whole checkpoint (no sha256 of {', '.join(absent)}).")
+            raise InputError(f"{folder} is not a complete checkpoint (no sha256 of {', '.join(absent)}).")
         for name, expected in sums.items():
             if files.sha256(folder / name) != expected:
                 raise InputError(f"{folder / name} is damaged (its sha256 differs from what was written).")
@@ -149,13 +156,13 @@ def _verified(folder: Path, run: str) -> Checkpoint:
     except InputError:
         raise
     except (*_NOT_THERE, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder} is no whole checkpoint ({error}).") from error
+        raise InputError(f"{folder} is not a complete checkpoint ({error}).") from error
     except OSError as error:
-        raise JobFailed(f"{folder} cannot be read now ({error}). Nothing was changed; start it again.") from error
+        raise JobFailed(f"{folder} cannot be read now ({error}). Nothing was changed; try again.") from error
 
 
 def _steps(root: Path) -> list[Path]:
-    """Newest first."""
+    """Return the checkpoint folders, the newest first."""
     return sorted(root.glob("step_" + 8 * "[0-9]"), reverse=True)
 
 
@@ -168,7 +175,7 @@ def _point(link: Path, target: Path) -> None:
 
 
 def _flatten(state: dict) -> tuple[dict[str, Tensor], dict]:
-    """Optimiser state dict -> tensors by `parameter.name`, and what is no tensor as JSON."""
+    """Return the tensors of an optimizer's state dict by `parameter.name`, and the rest for JSON."""
     tensors, plain = {}, {}
     for parameter, entries in state["state"].items():
         for name, value in entries.items():

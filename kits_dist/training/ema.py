@@ -1,4 +1,4 @@
-"""Averaged weights: an exponential moving average of a network, judged and kept in its place (`optim.ema`)."""
+"""Averaged weights: an exponential moving average of the network, evaluated and exported in its place (`optim.ema`)."""
 
 import copy
 
@@ -7,10 +7,11 @@ from torch import nn
 
 
 class AveragedModel:
-    """`model` follows another network: after step t by a share of 1 - min(decay, (1 + t) / (10 + t)).
+    """A copy of a network that moves toward it by 1 - min(decay, (1 + t) / (10 + t)) after step t.
 
-    The ramp, TensorFlow's, lets the first steps count little. Statistics of batch norm are averaged as the weights are;
-    counters are copied. Every rank holds its own and comes to the same, since DDP keeps their weights equal.
+    The ramp is that of TensorFlow's ExponentialMovingAverage: the average soon forgets the initial weights. Batch norm
+    statistics are averaged like weights, counters are copied. Each rank keeps its own copy; they stay equal because DDP
+    keeps the weights equal.
     """
 
     def __init__(self, source: nn.Module, decay: float):
@@ -19,9 +20,10 @@ class AveragedModel:
 
     @torch.no_grad()
     def update(self, source: nn.Module, step: int) -> None:
-        """source: the network after optimiser step `step`, counted from 0; the unwrapped one."""
+        """Follow `source`, the unwrapped network after optimizer step `step`, counted from 0."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        mine, theirs = self.model.state_dict(), source.state_dict()
+        mine = self.model.state_dict()
+        theirs = source.state_dict()
         moving = [name for name, value in mine.items() if value.is_floating_point()]
         torch._foreach_lerp_([mine[name] for name in moving], [theirs[name] for name in moving], share)
         for name in mine.keys() - set(moving):

@@ -1,9 +1,7 @@
-"""What the hardware does while a run trains, read at log steps: this rank's GPU, or without one its CPU cores.
+"""What the hardware does while a run trains, read at log steps: this rank's GPU, or its CPU cores where it has no GPU.
 
-GPU utilisation is the share of time in which any kernel ran: it says that a GPU had something to do, not that it was
-busy in all its parts; `perf/data_wait`, `perf/mfu` and the benchmarks say the latter.
-A look, once a second, takes 0.05 ms of this process' CPU time, 0.005 % of a training (with PERIOD_S=0.001 and a
-stand-in for NVML that answers in 0.1 ms: time.process_time over 3,650 looks, 2 cores of an AMD EPYC).
+GPU utilization is the share of time in which any kernel ran. It says that the GPU had something to do, not that all of
+it was busy: see `perf/data_wait`, `perf/mfu` and the benchmarks for that.
 """
 
 import threading
@@ -13,54 +11,56 @@ import torch
 
 from kits_dist.utils.parallel import available_cores
 
-PERIOD_S = 1.0
+PERIOD_S = 1.0  # between two samples of the GPU, each of which takes 0.05 ms of this process's CPU time
 
 
-def monitor_of(device: torch.device, local_world: int) -> "GpuMonitor | CpuMonitor":
-    """local_world: processes on this machine."""
+def build_monitor(device: torch.device, local_world: int) -> "GpuMonitor | CpuMonitor":
+    """Return the monitor of `device`. local_world: processes on this machine, which share its cores."""
     return GpuMonitor(device) if device.type == "cuda" else CpuMonitor(available_cores() / local_world)
 
 
 class CpuMonitor:
-    """CPU time that this process takes, by the kernel's own books: nothing is sampled."""
+    """CPU time of this process by the kernel's own accounting: nothing is sampled."""
 
-    def __init__(self, share: float):
-        """share: cores of this process; those it may use, divided among the machine's processes."""
-        self._share, self._began = share, _clocks()
+    def __init__(self, cores: float):
+        """cores: how many this process may use."""
+        self._cores = cores
+        self._last = _clocks()
 
     def read(self) -> dict[str, float]:
-        """perf/cpu_util since the last call: 1 is all of its cores; more where it takes some of its neighbours'."""
-        before, self._began = self._began, _clocks()
-        wall_s, cpu_s = (now - then for now, then in zip(self._began, before, strict=True))
-        return {"perf/cpu_util": cpu_s / (wall_s * self._share)} if wall_s else {}
+        """Return perf/cpu_util since the last call: 1 is all of its cores, more where it takes its neighbors'."""
+        last, self._last = self._last, _clocks()
+        wall_s = self._last[0] - last[0]
+        cpu_s = self._last[1] - last[1]
+        return {"perf/cpu_util": cpu_s / (wall_s * self._cores)} if wall_s else {}
 
     def energy(self, images: int) -> str:
-        """Not counted."""
+        """Return "": CPUs do not count the energy of one process."""
         return ""
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing: there is no thread."""
 
 
 def _clocks() -> tuple[float, float]:
-    """Seconds: of the wall, of this process' threads together."""
+    """Seconds of wall time, and of CPU time of all threads of this process."""
     return time.perf_counter(), time.process_time()
 
 
 class GpuMonitor:
-    """Samples by a thread from its making until `close`. Does nothing, and returns nothing, where NVML fails."""
+    """Samples utilization and power in a thread until `close`. Measures nothing where NVML does not answer."""
 
     def __init__(self, device: torch.device):
-        self._nvml = self._handle = None
-        self._samples: list[tuple[float, float]] = []  # utilisation in percent, watts
-        self._lock, self._ended = threading.Lock(), threading.Event()
-        self._begun_j = self._joules() if self._open(device) else None
-        if self._handle is not None:
-            self._thread = threading.Thread(target=self._run, name="gpu-monitor", daemon=True)
-            self._thread.start()
+        self._device = device
+        self._samples: list[tuple[float, float]] = []  # percent, watts
+        self._joules = 0.0
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="gpu-monitor", daemon=True)
+        self._thread.start()
 
     def read(self) -> dict[str, float]:
-        """Means since the last call: gpu/util in [0, 1], gpu/power_w; empty when there was no sample."""
+        """Return the means since the last call: gpu/util in [0, 1] and gpu/power_w; empty without a sample."""
         with self._lock:
             samples, self._samples = self._samples, []
         if not samples:
@@ -69,49 +69,33 @@ class GpuMonitor:
         return {"gpu/util": util / 100, "gpu/power_w": watts}
 
     def energy(self, images: int) -> str:
-        """A sentence on what these training images took since the start; "" where the GPU does not count energy."""
-        now = self._joules()
-        if now is None or self._begun_j is None or now <= self._begun_j:
+        """Return a sentence on the energy of `images` training images since the start; "" where it is not known."""
+        if not self._joules:
             return ""
-        joules = now - self._begun_j
         return (
-            f"{images / joules:.3g} training images per joule of rank 0's GPU: {images} images, {joules / 1e3:.4g} kJ, "
-            "validation and saving included"
+            f"{images / self._joules:.3g} training images per joule of rank 0's GPU: {images} images, "
+            f"{self._joules / 1e3:.4g} kJ, validation and saving included"
         )
 
     def close(self) -> None:
-        self._ended.set()
-        if self._handle is not None:
-            self._thread.join()
+        """Stop sampling."""
+        self._closed.set()
+        self._thread.join()
 
-    def _open(self, device: torch.device) -> bool:
-        """By UUID: CUDA_VISIBLE_DEVICES renumbers what torch sees, NVML counts what is there."""
+    def _sample(self) -> None:
         try:
-            import pynvml
-
-            pynvml.nvmlInit()
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        except (ImportError, OSError, AttributeError):
-            return False
-        except pynvml.NVMLError:
-            return False
-        self._nvml = pynvml
-        return True
-
-    def _run(self) -> None:
-        while not self._ended.wait(PERIOD_S):
+            from pynvml import NVMLError  # which torch.cuda reads through, and does not wrap
+        except ImportError:
+            return
+        last = time.perf_counter()
+        while not self._closed.wait(PERIOD_S):
             try:
-                util = self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu
-                watts = self._nvml.nvmlDeviceGetPowerUsage(self._handle) / 1000
-            except self._nvml.NVMLError:  # a look that fails is a sample less
+                util = torch.cuda.utilization(self._device)
+                watts = torch.cuda.power_draw(self._device) / 1000
+            except (NVMLError, RuntimeError):  # one sample less
                 continue
+            now = time.perf_counter()
             with self._lock:
                 self._samples.append((util, watts))
-
-    def _joules(self) -> float | None:
-        if self._handle is None:
-            return None
-        try:
-            return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1000
-        except self._nvml.NVMLError:  # before Volta
-            return None
+            self._joules += watts * (now - last)
+            last = now

@@ -1,8 +1,10 @@
-"""Region logits -> one number. Targets are nested regions, one sigmoid each, made from the label map.
+"""Losses on region logits. Targets are nested regions, one sigmoid each, derived from the label map.
 
-Every loss is a function of sums over pixels, and is divided once, at the end: sums add up over slices, batches and
-ranks where losses do not. So w processes of batch B give the gradients of one process of batch wB for Dice too, and a
-validation loss does not depend on how slices were dealt to batches and ranks.
+Each loss is a function of sums over pixels that is divided once, at the end: sums can be added over slices, batches and
+ranks, losses cannot. So w processes of batch B give the gradients of one process of batch wB, for Dice too, and a
+validation loss does not depend on how slices were distributed over batches and ranks.
+
+To add a loss: write its sums and value functions and add a Term to LOSSES at the end of this file.
 """
 
 from collections.abc import Callable
@@ -14,22 +16,24 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from kits_dist.labels import REGIONS
 
-FOCUS = 2  # focal loss: the power that fades out easy pixels (Lin et al. 2017)
+FOCUS = 2  # focal loss: exponent that down-weights easy pixels (Lin et al. 2017)
 MISS_WEIGHT = 0.7  # Tversky: weight of missed pixels against 0.3 of surplus ones (Salehi et al. 2017)
 
 
 class Term(NamedTuple):
+    """One summand of a loss, for R regions and K sums per region."""
+
     sums: Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (B, R, H, W) logits, targets, pos_weight -> (R, K)
     value: Callable[[Tensor], Tensor]  # (R, K) -> (R,)
     columns: int  # K
-    is_mean: bool  # a mean over pixels: the mean of equal batches' values is the value of their union
+    is_mean: bool  # a mean over pixels: its mean over equal batches is its value on their union
 
 
 class RegionLoss(nn.Module):
-    """(B, R, H, W) logits and (B, H, W) uint8 labels -> scalar float32.
+    """Loss of (B, R, H, W) logits and (B, H, W) uint8 labels, a float32 scalar.
 
-    In a process group the value is that of the global batch, and its gradient such that DDP's mean over ranks is the
-    gradient of that value.
+    In a process group it is the loss of the global batch, and its gradient is such that DDP's mean over ranks is the
+    gradient of that loss.
     """
 
     def __init__(
@@ -39,7 +43,7 @@ class RegionLoss(nn.Module):
         pos_weight: tuple[float, ...] | None = None,
         region_weight: tuple[float, ...] | None = None,
     ):
-        """pos_weight: of inside pixels in cross-entropy and focal; region_weight: of regions in the mean; one each."""
+        """pos_weight: of inside pixels in cross-entropy and focal loss; region_weight: in the mean. One per region."""
         super().__init__()
         self.terms, self.regions = LOSSES[name], regions
         self.register_buffer("bits", region_bits(regions), persistent=False)
@@ -49,42 +53,47 @@ class RegionLoss(nn.Module):
         self.register_buffer("region_weight", weight / weight.sum(), persistent=False)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Return the loss of the global batch."""
         return self.global_value(self.sums(logits, label))
 
     @property
     def sums_shape(self) -> tuple[int, int]:
+        """(R, K), K counted over all terms."""
         return len(self.regions), sum(term.columns for term in self.terms)
 
     def sums(self, logits: Tensor, label: Tensor) -> Tensor:
-        """(R, K) float32 that add up over batches and ranks."""
+        """Return (R, K) float32 sums, which can be added over batches and ranks."""
         targets = region_targets(label, self.bits)
         return torch.cat([term.sums(logits.float(), targets, self.pos_weight) for term in self.terms], dim=1)
 
     def value(self, sums: Tensor) -> Tensor:
-        """(R, K) -> scalar: each term by region, their sum, the weighted mean over regions."""
+        """Return the loss that belongs to (R, K) sums: terms added per region, then the weighted mean of regions."""
         parts = sums.split([term.columns for term in self.terms], dim=1)
         by_region = sum(term.value(part) for part, term in zip(parts, self.terms, strict=True))
         return (by_region * self.region_weight.to(sums)).sum()
 
     def global_value(self, sums: Tensor) -> Tensor:
-        """`value` of the batches of all ranks; means over pixels need no exchange, DDP's own mean does it."""
+        """Return the loss of all ranks' batches. Means over pixels need no exchange: DDP averages their gradients."""
         return self.value(sums if all(term.is_mean for term in self.terms) else of_all_ranks(sums))
 
 
 class WithLoss(nn.Module):
-    """A network that ends in the sums of its loss, (R, K). torch.compile makes one graph of both: the logits are never
-    written to memory, nor read again."""
+    """A network followed by the (R, K) sums of its loss.
+
+    As one module, so that torch.compile makes one graph of both and need not write the logits to memory.
+    """
 
     def __init__(self, network: nn.Module, loss_fn: RegionLoss):
         super().__init__()
         self.network, self.loss_fn = network, loss_fn
 
     def forward(self, image: Tensor, label: Tensor) -> Tensor:
+        """Return the sums for (B, C, H, W) images and (B, H, W) uint8 labels."""
         return self.loss_fn.sums(self.network(image), label)
 
 
 def of_all_ranks(sums: Tensor) -> Tensor:
-    """Sums of the global batch, with w times this rank's gradient: DDP divides by the w ranks when it averages."""
+    """Return the sums of the global batch, with w times this rank's gradient: DDP divides it by the w ranks."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return sums
     total = sums.detach().clone()
@@ -94,13 +103,13 @@ def of_all_ranks(sums: Tensor) -> Tensor:
 
 
 def region_bits(regions: tuple[str, ...]) -> Tensor:
-    """(R, 1, 1) uint8: bit L of a region is set where label L belongs to it."""
+    """Return (R, 1, 1) uint8 masks: bit L of a region is set when label L belongs to it."""
     bits = [sum(1 << label for label in REGIONS[name]) for name in regions]
     return torch.tensor(bits, dtype=torch.uint8)[:, None, None]
 
 
 def region_targets(label: Tensor, bits: Tensor) -> Tensor:
-    """(B, H, W) uint8 labels -> (B, R, H, W) float32 in {0, 1}. A twentieth of what looking up a table costs."""
+    """Return (B, R, H, W) float32 targets in {0, 1} for (B, H, W) uint8 labels, without a slow lookup table."""
     return torch.bitwise_right_shift(bits, label[:, None]).bitwise_and_(1).float()
 
 
@@ -110,7 +119,7 @@ def _bce_sums(logits: Tensor, targets: Tensor, pos_weight: Tensor | None) -> Ten
 
 
 def _focal_sums(logits: Tensor, targets: Tensor, pos_weight: Tensor | None) -> Tensor:
-    """Cross-entropy that fades where the network is right (Lin et al. 2017, doi:10.1109/ICCV.2017.324)."""
+    """Cross-entropy, down-weighted where the network is right (Lin et al. 2017, doi:10.1109/ICCV.2017.324)."""
     pixels = binary_cross_entropy_with_logits(logits, targets, reduction="none")
     focused = (1 - torch.exp(-pixels)) ** FOCUS * pixels  # exp(-pixels) is the probability of what is true
     return _pixel_sums(focused if pos_weight is None else focused * (1 + (pos_weight - 1) * targets))
@@ -143,8 +152,7 @@ def _dice(sums: Tensor) -> Tensor:
 
 
 def _tversky(sums: Tensor) -> Tensor:
-    """1 - Tversky index: Dice that minds a missed pixel more than a surplus one (Salehi et al. 2017,
-    arXiv:1706.05721)."""
+    """1 - Tversky index: a missed pixel costs more than a false one (Salehi et al. 2017, arXiv:1706.05721)."""
     both, predicted, true = sums.unbind(1)
     wrong = MISS_WEIGHT * (true - both) + (1 - MISS_WEIGHT) * (predicted - both)
     return 1 - (both + 1) / (both + wrong + 1)

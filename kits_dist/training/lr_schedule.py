@@ -1,4 +1,4 @@
-"""Optimiser step -> learning rate: a pure function; resuming needs nothing and no launcher can step it twice."""
+"""The learning rate as a pure function of the step: nothing to save, and no launcher can advance it twice."""
 
 import math
 
@@ -6,12 +6,12 @@ from kits_dist.config import OptimConfig
 
 
 def lr_at(taken: int, seen: int, total_steps: int, config: OptimConfig, world: int = 1) -> float:
-    """Rate for the next optimiser step.
+    """Return the learning rate of the next optimizer step.
 
-    taken               steps before it: warm-up counts them
-    seen, total_steps   samples before it and in the whole run, in steps of the global batch of now: the shape that
-                        follows counts these. `seen` is `taken` unless the run went on with another global batch, and
-                        then neither does warm-up begin again, nor does the shape jump or end too soon.
+    taken               optimizer steps before it; the warm-up counts these
+    seen, total_steps   samples before it and in the whole run, in units of the present global batch; the schedule after
+                        the warm-up counts these. Both counts agree unless the run was resumed with another global
+                        batch: then the warm-up does not start again and the schedule neither jumps nor ends too soon.
     world               processes, for `scale_lr`
     """
     peak = config.lr * {"none": 1.0, "linear": float(world), "sqrt": math.sqrt(world)}[config.scale_lr]

@@ -1,4 +1,4 @@
-"""The losses of a run between two looks at them, and which slices were in the batch that spoilt one."""
+"""Stop a run at the first loss that is not finite, and name the step, the rank and the slices of that batch."""
 
 from pathlib import Path
 from typing import NoReturn
@@ -14,56 +14,58 @@ from kits_dist.distributed.ranks import Ranks
 from kits_dist.utils import files
 from kits_dist.utils.errors import JobFailed
 
-REPORT = "not_finite.json"  # in the run's folder
+REPORT = "not_finite.json"  # in the run folder
 
 
 class NonFiniteGuard:
-    """Losses of the steps since somebody looked, and what to say when one of them is not finite.
+    """Losses since the last log step. They stay on the device until `mean_loss` fetches those of all ranks at once.
 
-    They stay on the device until a log step, where one transfer fetches them for all ranks: so the first spoilt step is
-    known exactly, and at no cost to the others.
+    So the first non-finite step is known exactly, and the steps between two log steps wait for nothing.
     """
 
     def __init__(self, run: Path, dataset: SliceDataset, ranks: Ranks, batch_size: int, position: int, step: int):
-        """position, step: where the loader of `feed` began."""
+        """position, step: where the loader of `dataset` started."""
         self.run, self.dataset, self.ranks, self.batch_size = run, dataset, ranks, batch_size
-        self._position, self._begun = position, step
+        self._start_position, self._start_step = position, step
         self._losses: list[torch.Tensor] = []
-        self._step = step
+        self._step = step  # of the first loss in the list
 
-    def saw(self, losses: torch.Tensor) -> None:
-        """(accumulate,) losses of one step, on the device."""
+    def record(self, losses: torch.Tensor) -> None:
+        """Keep the (accumulate,) losses of one step, on the device."""
         self._losses.append(losses)
 
-    def mean(self, accelerator: Accelerator) -> float:
-        """Over the steps since the last call, and all ranks; collective. Raises JobFailed when one is not finite."""
-        stacked = torch.stack(self._losses)
-        everyone = accelerator.gather(stacked[None]).cpu().numpy()  # (w, steps, accumulate)  # sync
-        first, self._step, self._losses = self._step, self._step + len(self._losses), []
-        spoilt = np.argwhere(~np.isfinite(everyone.transpose(1, 2, 0)))
-        if len(spoilt):
-            step, micro, rank = spoilt[0].tolist()
-            batches = (first + step - self._begun) * everyone.shape[2] + micro
-            self._fail(first + step, rank, batches, float(everyone[rank, step, micro]))
-        return float(everyone.mean(dtype=np.float64))
+    def mean_loss(self, accelerator: Accelerator) -> float:
+        """Return the mean over all ranks since the last call. All ranks call it. Raises JobFailed if non-finite."""
+        recorded = torch.stack(self._losses)
+        losses = accelerator.gather(recorded[None]).cpu().numpy()  # (ranks, steps, accumulate)  # sync
+        first_step = self._step
+        self._step += len(self._losses)
+        self._losses = []
+
+        non_finite = np.argwhere(~np.isfinite(losses.transpose(1, 2, 0)))  # by step, then batch, then rank
+        if len(non_finite):
+            step, micro, rank = non_finite[0].tolist()
+            batches = (first_step + step - self._start_step) * losses.shape[2] + micro
+            self._fail(first_step + step, rank, batches, float(losses[rank, step, micro]))
+        return float(losses.mean(dtype=np.float64))
 
     def _fail(self, step: int, rank: int, batches: int, loss: float) -> NoReturn:
-        """batches: of each rank before this one, since the loader began."""
-        # a batch is a pure function of its positions, whoever's it was
-        positions = train_positions(batches, self.batch_size, rank, self.ranks.world, self._position)
+        """batches: how many each rank had consumed since the loader started."""
+        # a batch is a pure function of its positions, so any rank can name the slices of another
+        positions = train_positions(batches, self.batch_size, rank, self.ranks.world, self._start_position)
         samples = self.dataset.order.at(positions)[1]
         table, rows = self.dataset.store.slices, self.dataset.rows[samples]
-        named = [
-            {"case": self.dataset.store.cases[case].case_id, "plane": PLANE_NAMES[plane], "slice": index}
-            for case, plane, index in zip(
-                *(column[rows].tolist() for column in (table.case, table.plane, table.index)), strict=True
-            )
-        ]
-        if self.dataset.kidneys is not None:  # a slice with two kidneys is two samples
-            named = [one | {"kidney": k} for one, k in zip(named, self.dataset.kidneys[samples].tolist(), strict=True)]
+        slices = []
+        for row, sample in zip(rows.tolist(), samples.tolist(), strict=True):
+            case_id = self.dataset.store.cases[table.case[row]].case_id
+            entry = {"case": case_id, "plane": PLANE_NAMES[table.plane[row]], "slice": int(table.index[row])}
+            if self.dataset.kidneys is not None:  # a slice with two kidneys is two samples
+                entry["kidney"] = int(self.dataset.kidneys[sample])
+            slices.append(entry)
+
         report = self.run / REPORT
         if self.ranks.rank == 0:
-            files.write_json(report, {"step": step + 1, "rank": rank, "loss": str(loss), "slices": named})
+            files.write_json(report, {"step": step + 1, "rank": rank, "loss": str(loss), "slices": slices})
         raise JobFailed(
             f"the loss is {loss} at step {step + 1}, first on rank {rank}; {report} lists the slices of that batch. "
             f"Lower optim.lr, set optim.clip_norm=1, or use train.precision=fp32. The checkpoints in "

@@ -1,40 +1,46 @@
-"""`train.profile=true`: a trace of a few steps, and where their time went, in words.
+"""`train.profile=true`: a trace of a few steps, and a sentence on where their time went.
 
-RUN/profile/trace_RANK.json opens in chrome://tracing or Perfetto. The table counts kernels on a GPU (communication in
-full, also where it hides behind computing), and on a CPU the operators of the training thread and the time in which it
-waits for other processes. What none of these fills is idle: a GPU that waits for the host, Python between operators, a
-core that another process has. Validation and saving are left out.
+RUN/profile/trace_RANK.json opens in chrome://tracing or Perfetto. On a GPU the shares count kernels (communication in
+full, even where it overlaps with computation); on a CPU they count the operators of the training thread and the time
+it waits for other processes. The rest is idle: a GPU that waits for the host, Python between operators, a core that
+another process uses. Validation and saving are left out.
 """
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import ProfileKwargs
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import profile
 
-WAIT, WARMUP, ACTIVE = 10, 2, 5  # steps: memory and kernels settle, the profiler itself settles, what is recorded
-# The first group with one of its words in the name of an operator, or of what it was called by, takes its time.
+WAIT, WARMUP, ACTIVE = 10, 2, 5  # steps: caches and memory settle, the profiler settles, steps that are recorded
+# An operator counts for the first group one of whose words is in its name or in the name of one of its callers.
 GROUPS = {
     "communication": ("nccl", "gloo", "c10d", "all_reduce", "allreduce"),
     "data": ("kits_dist/data",),
-    "optimiser": ("optimizer.step", "optimizer.zero_grad", "_fused_adam", "clip_grad"),
+    "optimizer": ("optimizer.step", "optimizer.zero_grad", "_fused_adam", "clip_grad"),
     "convolution": ("conv",),
-    "normalisation": ("batch_norm", "batchnorm"),
+    "normalization": ("batch_norm", "batchnorm"),
 }
 REST = "activations, loss, copies"
 IDLE = "idle"
-BETWEEN = "kits_dist/between steps"  # the caller's mark on what is none: validation, saving
+OUTSIDE_STEPS = "kits_dist/outside steps"
+
+
+def outside_steps() -> torch.profiler.record_function:
+    """Mark what is not part of a training step: validation, saving."""
+    return torch.profiler.record_function(OUTSIDE_STEPS)
 
 
 class StepProfile:
-    """Records steps WAIT + WARMUP .. + ACTIVE after it was entered; `step` is called after each."""
+    """Records ACTIVE steps, WAIT + WARMUP steps after it was entered."""
 
     def __init__(self, accelerator: Accelerator, folder: Path):
-        """folder: where the trace goes; it is made."""
-        self.table: dict[str, float] = {}  # group -> share of the time of the recorded steps; empty until it is known
+        """folder: where the trace is written; created if needed."""
+        self.table: dict[str, float] = {}  # group -> share of the recorded steps; empty before they are recorded
         self._trace = folder / f"trace_{accelerator.process_index}.json"
         activities = ["cpu", "cuda"] if accelerator.device.type == "cuda" else ["cpu"]
         schedule = {"wait": WAIT, "warmup": WARMUP, "active": ACTIVE, "repeat": 1}
@@ -49,27 +55,28 @@ class StepProfile:
         self._context.__exit__(*error)
 
     def step(self) -> str:
-        """What to tell the user, once: after the last recorded step."""
-        known = bool(self.table)
+        """Count a step. Returns a sentence for the user after the last recorded one, "" after all others."""
+        recorded_before = bool(self.table)
         self._profiler.step()
-        return "" if known or not self.table else in_words(self.table)
+        return as_sentence(self.table) if self.table and not recorded_before else ""
 
     def _recorded(self, profiler: profile) -> None:
         self._trace.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._trace.with_suffix(".part")
-        profiler.export_chrome_trace(str(beside))
-        os.replace(beside, self._trace)
+        unfinished = self._trace.with_suffix(".part")
+        profiler.export_chrome_trace(str(unfinished))
+        os.replace(unfinished, self._trace)
         self.table = shares(profiler.events())
 
 
 def shares(events: Iterable[FunctionEvent]) -> dict[str, float]:
-    """Group -> share of the steps' time, the largest first, idle last."""
+    """Return {group: share of the steps' time}, the largest first, idle last."""
     events = list(events)
     steps = [event for event in events if event.name.startswith("ProfilerStep")]
-    breaks = _within([_range(event) for event in events if event.name == BETWEEN], steps)
-    wall_us = sum(event.cpu_time_total for event in steps) - _length(breaks)
-    marks = {id(event) for event in steps} | {id(event) for event in events if event.name == BETWEEN}
-    inside = [e for e in events if id(e) not in marks and not any(a <= _range(e)[0] < b for a, b in breaks)]
+    pauses = _within([_range(event) for event in events if event.name == OUTSIDE_STEPS], steps)
+    wall_us = sum(event.cpu_time_total for event in steps) - _length(pauses)
+
+    marks = {id(event) for event in events if event.name == OUTSIDE_STEPS} | {id(event) for event in steps}
+    inside = [e for e in events if id(e) not in marks and not any(a <= _range(e)[0] < b for a, b in pauses)]
     spent = dict.fromkeys((*GROUPS, REST), 0.0)
     if any(event.kernels for event in inside):
         for event in inside:
@@ -78,9 +85,11 @@ def shares(events: Iterable[FunctionEvent]) -> dict[str, float]:
         here = [event for event in inside if event.thread == steps[0].thread]
         for event in here:
             spent[group_of(event)] += event.self_cpu_time_total
-        beside = [e for e in inside if e.thread != steps[0].thread and group_of(e) == "communication"]
+        # gloo works in a thread of its own: it counts where the training thread does nothing else
+        gloo = [e for e in inside if e.thread != steps[0].thread and group_of(e) == "communication"]
         busy = [_range(event) for event in here]
-        spent["communication"] += _length([*busy, *_within(map(_range, beside), steps)]) - _length(busy)
+        spent["communication"] += _length([*busy, *_within(map(_range, gloo), steps)]) - _length(busy)
+
     found = {name: us / wall_us for name, us in sorted(spent.items(), key=lambda item: -item[1])}
     return found | {IDLE: max(0.0, 1 - sum(found.values()))}
 
@@ -90,13 +99,13 @@ def _range(event: FunctionEvent) -> tuple[float, float]:
 
 
 def _within(ranges: Iterable[tuple[float, float]], steps: list[FunctionEvent]) -> list[tuple[float, float]]:
-    """The parts of the ranges that lie in the steps."""
+    """Return the parts of the ranges that are inside the steps."""
     cut = [(max(a, c), min(b, d)) for a, b in ranges for c, d in map(_range, steps)]
     return [(a, b) for a, b in cut if a < b]
 
 
 def _length(ranges: list[tuple[float, float]]) -> float:
-    """Of their union."""
+    """Return the length of the union of the ranges."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(ranges):
         total += max(0.0, end - max(start, reached))
@@ -105,14 +114,17 @@ def _length(ranges: list[tuple[float, float]]) -> float:
 
 
 def group_of(event: FunctionEvent) -> str:
-    names, at = [], event
-    while at is not None:
-        names.append(at.name.lower())
-        at = at.cpu_parent
+    """Return the group that the time of an operator counts for."""
+    names = []
+    caller = event
+    while caller is not None:
+        names.append(caller.name.lower())
+        caller = caller.cpu_parent
     called = " ".join(names)
     return next((group for group, words in GROUPS.items() if any(word in called for word in words)), REST)
 
 
-def in_words(table: dict[str, float]) -> str:
+def as_sentence(table: dict[str, float]) -> str:
+    """Return the shares of half a percent and more as one line."""
     parts = [f"{name} {share:.0%}".replace("%", " %") for name, share in table.items() if share >= 0.005]
     return f"profile of {ACTIVE} steps: {', '.join(parts)}"

@@ -1,4 +1,4 @@
-"""One run's folder: what it holds, where it stands, and that no other run is ever mixed into it."""
+"""The folder of one run: what it holds, where the run stands, and that no other run is ever mixed into it."""
 
 import copy
 import json
@@ -13,121 +13,120 @@ from kits_dist import cli
 from kits_dist.config import Config, as_plain, save_config
 from kits_dist.data.store import Store
 from kits_dist.distributed import launcher
-from kits_dist.models import weights as model_weights
+from kits_dist.models import weights
 from kits_dist.training import checkpoint
+from kits_dist.training.progress import Progress
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
 
-REQUEUE = "requeue"  # left by a run that was asked to stop
+REQUEUE = "requeue"  # file left by a run that was asked to stop
 
-
-class Progress(NamedTuple):
-    """All that a run must remember beside weights and optimiser: batches are a pure function of `position`."""
-
-    position: int = 0  # samples consumed by all ranks together
-    step: int = 0  # optimiser steps taken, the x of every curve; grows whatever the number of ranks
-    best: float | None = None  # validation loss, or minus mean Dice; none before the first validation
-    best_epoch: int = -1
-    stale: int = 0  # validations since the best
-
-
-class Opened(NamedTuple):
-    progress: Progress
-    checkpoint: checkpoint.Checkpoint | None  # None: nothing to continue from
-    notes: list[str]  # for the user
-
-
-# What may differ when a run goes on: where things lie, how fast they go, how long it trains.
-_FREE = {
+# Keys that may differ when a run is resumed: where things are stored, how fast training goes, how long it takes.
+_MAY_CHANGE = {
     "data": {"store", "threads", "prefetch", "batch_size", "residency"},
+    "augment": set(),
     "model": {"encoder_weights"},
-    "optim": {
-        "lr",
-        "scale_lr",
-        "weight_decay",
-        "epochs",
-        "patience",
-        "accumulate",
-        "schedule",
-        "warmup_steps",
-        "clip_norm",
-    },
+    "optim": {"lr", "scale_lr", "weight_decay", "epochs", "patience", "accumulate", "schedule"}
+    | {"warmup_steps", "clip_norm"},
 }
 
 
-def open_run(config: Config, store: Store) -> Opened:
-    """Where the run of `config` stands; reads only.
+class OpenedRun(NamedTuple):
+    """Where a run starts or resumes."""
+
+    progress: Progress
+    checkpoint: checkpoint.Checkpoint | None  # None: nothing to resume
+    notes: list[str]  # for the user
+
+
+def open_run(config: Config, store: Store) -> OpenedRun:
+    """Return where the run of `config` stands. Reads only.
 
     Raises InputError for a folder that holds a run when resume=none, that was made with another configuration or store,
-    or whose checkpoints are all refused: to begin again there would lose what may be mended.
+    or none of whose checkpoints can be used: starting over there would lose what may be repairable.
     """
     launcher.refuse_restarts_without_resume(config.resume)
     run = Path(config.run)
-    written = run / "config.yaml"
+    saved_config = run / "config.yaml"
     if (run / "store.json").exists():
         raise InputError(f"run={run} is a slice store. Name another folder.")
-    if not written.exists():
-        if found := [name for name in ("checkpoint", "log.jsonl", "model.safetensors") if (run / name).exists()]:
+    if not saved_config.exists():
+        found = [name for name in ("checkpoint", "log.jsonl", "model.safetensors") if (run / name).exists()]
+        if found:
             raise InputError(
                 f"run={run} holds {found[0]} but no config.yaml, so its run is not known. Name another folder."
             )
-        return Opened(Progress(), None, ["nothing to resume, a new run"] if config.resume == "auto" else [])
+        return OpenedRun(Progress(), None, ["nothing to resume, a new run"] if config.resume == "auto" else [])
     if config.resume == "none":
         raise InputError(f"run={run} already holds a run. Continue it with resume=auto, or name another folder.")
-    if changed := _changes(as_plain(cli.load(Config, [f"config={written}"])), as_plain(config)):
+    changed = _changes(as_plain(cli.load(Config, [f"config={saved_config}"])), as_plain(config))
+    if changed:
         raise InputError(f"run={run} was made with another configuration ({'; '.join(changed)}). Name another folder.")
-    about = _about(run)
-    trained_on = about["store_sha256"]
-    if trained_on is None and (run / "checkpoint").exists() or trained_on not in (None, store.fingerprint()):
-        raise InputError(
-            f"data.store={config.data.store} is not the store that run={run} was trained on: its cases, window or "
-            f"splits differ, and test cases could be trained on. Use that store, or name another run folder."
-        )
-    found, refused = checkpoint.find(run / "checkpoint", about["run"])
+    description = _read_description(run)
+    _refuse_other_store(config, store, description["store_sha256"])
+
+    found, refused = checkpoint.find(run / "checkpoint", description["run"])
     if refused and not found:
         raise InputError(
-            f"run={run}: none of its {len(refused)} checkpoints can be used ({refused[0]}) Mend or move away "
-            f"{run / 'checkpoint'}; without it the same command begins again."
+            f"run={run}: none of its {len(refused)} checkpoints can be used ({refused[0]}) Repair or move away "
+            f"{run / 'checkpoint'}; without it the same command starts from the beginning."
         )
     notes = [f"not used: {sentence}" for sentence in refused]
-    notes.append(f"continuing from {found.folder.name}" if found else "no checkpoint yet, starting from the beginning")
+    if not found:
+        return OpenedRun(Progress(), None, [*notes, "no checkpoint yet, starting from the beginning"])
+    notes.append(f"continuing from {found.folder.name}")
     try:
-        return Opened(Progress(**found.state["progress"]) if found else Progress(), found, notes)
+        return OpenedRun(Progress(**found.state["progress"]), found, notes)
     except (TypeError, KeyError) as error:
         raise InputError(f"{found.folder} was written by another version of kits_dist ({error}).") from error
 
 
-def same_everywhere(config: Config, store: Store, progress: Progress, precision: str) -> dict[str, Any]:
-    """What the processes of a run must agree on, by its name, however the machines' folders are called.
+def _refuse_other_store(config: Config, store: Store, trained_on: str | None) -> None:
+    """trained_on: fingerprint of the store when the run started; None before it was written."""
+    has_checkpoints = (Path(config.run) / "checkpoint").exists()
+    if (trained_on is None and has_checkpoints) or trained_on not in (None, store.fingerprint()):
+        raise InputError(
+            f"data.store={config.data.store} is not the store that run={config.run} was trained on: its cases, window "
+            f"or splits differ, and test cases could be trained on. Use that store, or name another run folder."
+        )
 
-    precision: the mode of this process, which its launcher or its GPU may have chosen
+
+def settings_to_agree_on(config: Config, store: Store, progress: Progress, precision: str) -> dict[str, Any]:
+    """Return {name: value} of what all ranks must have in common; folder names may differ between machines.
+
+    precision   mode of this process, which its launcher or its GPU may have chosen
     """
     plain = as_plain(config)
     groups = ("data", "augment", "model", "optim", "train", "log")
     keys = {f"{group}.{key}": value for group in groups for key, value in plain[group].items()}
-    keys |= {"seed": config.seed, "resume": config.resume}
-    found = {"the checkpoint in run": progress.step, "the content of data.store": store.fingerprint()[:12]}
-    found |= {"the precision": precision}
-    return {key: value for key, value in keys.items() if key not in ("data.store", "data.threads")} | found
+    for name in ("data.store", "data.threads"):
+        del keys[name]
+    return keys | {
+        "seed": config.seed,
+        "resume": config.resume,
+        "the checkpoint in run": progress.step,
+        "the content of data.store": store.fingerprint()[:12],
+        "the precision": precision,
+    }
 
 
-def where_to_go_on(config: Config) -> str:
-    """For the message of a run that was cut off."""
+def how_to_resume(config: Config) -> str:
+    """Return the sentence that ends the message of a run that was cut off."""
     found, _ = checkpoint.find(Path(config.run) / "checkpoint")
     if found:
-        return f"The last checkpoint is {found.folder}; the same command with resume=auto goes on from there."
+        return f"The last checkpoint is {found.folder}; the same command with resume=auto continues from there."
     return f"{config.run} holds no checkpoint yet; the same command with resume=auto starts again."
 
 
-def write_about(config: Config, store: Store, environment: dict) -> str:
-    """config.yaml and environment.json of a run that begins or goes on.
+def write_description(config: Config, store: Store, environment: dict) -> str:
+    """Write config.yaml and environment.json of a run that starts or resumes.
 
-    Returns the run's name, by which its checkpoints are told from those of others, whatever its folder is called.
+    Returns the run's name, which is stored in its checkpoints, so that those of another run are not taken for its own.
     """
     run = Path(config.run)
-    name = _about(run)["run"] or uuid.uuid4().hex
+    name = _read_description(run)["run"] or uuid.uuid4().hex
     (run / REQUEUE).unlink(missing_ok=True)
-    save_config(_placed(config), run / "config.yaml")
+    save_config(_with_absolute_store(config), run / "config.yaml")
     files.write_json(
         run / "environment.json",
         environment | {"data": store.meta["data"], "store_sha256": store.fingerprint(), "run": name},
@@ -136,30 +135,33 @@ def write_about(config: Config, store: Store, environment: dict) -> str:
 
 
 def export_best(config: Config, store: Store, step: int, model: nn.Module) -> None:
-    """model.safetensors: the weights and all that prediction needs to know beside them."""
+    """Write model.safetensors: the weights, and all that prediction needs to know about them."""
     trained_on = store.splits.select(config.data.fold)[0]
     about = {
-        "config": as_plain(_placed(config)),
+        "config": as_plain(_with_absolute_store(config)),
         "window_hu": list(store.window),
         "normalization": store.normalization(config.data.fold)._asdict(),
         "data": store.meta["data"],
         "trained_on_voxels": [store.cases[store.row[case_id]].voxels_sha256 for case_id in trained_on],
         "step": step,
     }
-    model_weights.export(Path(config.run) / "model.safetensors", model, about)
+    weights.export(Path(config.run) / "model.safetensors", model, about)
 
 
-def _placed(config: Config) -> Config:
-    """As it is saved: the store is found from any working directory."""
+def _with_absolute_store(config: Config) -> Config:
+    """So that the store is found from any working directory."""
     return replace(config, data=replace(config.data, store=str(Path(config.data.store).absolute())))
 
 
-def mend(config: Config, store: Store, name: str, found: checkpoint.Checkpoint, model: nn.Module) -> None:
-    """Set refused checkpoints aside; point `best` at what the run goes on from, if it is that, and write
-    model.safetensors again, where a kill came between checkpoint, link and export, or the last was lost.
+def repair(config: Config, store: Store, name: str, found: checkpoint.Checkpoint, model: nn.Module) -> None:
+    """Complete what a kill between checkpoint, link and export left undone.
+
+    Renames checkpoints that were refused, points `best` at the checkpoint the run resumes from if it is the best, and
+    writes model.safetensors again where it is missing or older than `best`.
 
     name    of the run
-    model   one of the run's, whose weights are left alone
+    found   checkpoint from which the run resumes
+    model   a network of the run; its weights are not changed
     """
     run = Path(config.run)
     checkpoint.set_aside(run / "checkpoint", found)
@@ -168,17 +170,17 @@ def mend(config: Config, store: Store, name: str, found: checkpoint.Checkpoint, 
     if best is None:
         return
     try:
-        exported = model_weights.read_export(run / "model.safetensors")[1]["step"]
+        exported = weights.read_export(run / "model.safetensors")[1]["step"]
     except (InputError, KeyError):
         exported = None
     if exported != best.state["progress"]["step"]:
-        weights = copy.deepcopy(model)
-        checkpoint.restore_weights(best, weights, averaged=config.optim.ema > 0)
-        export_best(config, store, best.state["progress"]["step"], weights)
+        best_model = copy.deepcopy(model)
+        checkpoint.restore_weights(best, best_model, averaged=config.optim.ema > 0)
+        export_best(config, store, best.state["progress"]["step"], best_model)
 
 
-def _about(run: Path) -> dict:
-    """environment.json; no `run` and no `store_sha256` before it was written. Raises InputError when it is damaged."""
+def _read_description(run: Path) -> dict:
+    """Return environment.json; empty `run` and `store_sha256` before it is written. Raises InputError if damaged."""
     path = run / "environment.json"
     try:
         about = json.loads(path.read_text())
@@ -194,9 +196,9 @@ def _about(run: Path) -> dict:
 def _changes(before: dict, now: dict) -> list[str]:
     changed = [
         f"{group}.{key}: {before[group][key]} there, {value} asked"
-        for group in ("data", "augment", "model", "optim")
+        for group, may_change in _MAY_CHANGE.items()
         for key, value in now[group].items()
-        if key not in _FREE.get(group, ()) and before[group][key] != value
+        if key not in may_change and before[group][key] != value
     ]
     if before["seed"] != now["seed"]:
         changed.append(f"seed: {before['seed']} there, {now['seed']} asked")

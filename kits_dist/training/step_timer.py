@@ -7,44 +7,47 @@ import torch
 
 from kits_dist.config import DataConfig
 
-INPUT_BOUND = 0.05  # of a step spent waiting, from which on the data path is worth a word
+INPUT_BOUND = 0.05  # share of a step spent waiting, from which on the data path is named as the slow side
 
 
 class StepTimer:
-    """Step times and the share of them spent waiting for data.
+    """Step times, and the share of them spent waiting for data.
 
-    On a GPU: events on the compute stream, read only in `report` (which the caller calls at log steps). The wait is
-    the gap on that stream between the end of the work before and the moment the next batch is ready. On a CPU: the
-    time blocked in `next`.
+    On a GPU these are events on the compute stream, read only in `report`, which is called at log steps. The wait is
+    the gap on that stream between the end of the previous work and the moment the next batch is ready. On a CPU it is
+    the time blocked in `next`.
     """
 
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
-        self._steps: list[tuple] = []  # (step before ended, step ended)
-        self._gaps: list[tuple] = []  # (batch requested, batch ready), one or more a step
-        self._seconds: list[float] = []  # of steps, read but not yet reported
+        self._steps: list[tuple] = []  # (end of the step before, end of the step)
+        self._gaps: list[tuple] = []  # (batch requested, batch ready), one or more per step
+        self._seconds: list[float] = []  # step times, read but not reported yet
         self._waits: list[float] = []
-        self._epoch = (0.0, 0.0)  # seconds of steps and of waiting since the last verdict
+        self._epoch = (0.0, 0.0)  # seconds of steps and of waiting since the last `epoch_wait`
         self._ended = self._now()
         self._requested = self._ended
 
     def batch_requested(self) -> None:
+        """Mark the moment before `next`."""
         self._requested = self._now()
 
     def batch_ready(self) -> None:
+        """Mark the moment after `next`."""
         self._gaps.append((self._requested, self._now()))
 
     def step_ended(self) -> None:
+        """Mark the end of an optimizer step."""
         ended = self._now()
         self._steps.append((self._ended, ended))
         self._ended = ended
 
     def resume(self) -> None:
-        """Leave out what happened since the last step: validation, saving."""
+        """Leave out what happened since the last step, such as validation or saving."""
         self._ended = self._now()
 
     def report(self, images_per_step: int) -> dict[str, float]:
-        """Figures over the steps since the last report, then forgets them; empty when there was none."""
+        """Return the figures of the steps since the last report; empty when there was none."""
         self._read()
         steps, waited = np.array(self._seconds), sum(self._waits)
         self._seconds, self._waits = [], []
@@ -58,14 +61,14 @@ class StepTimer:
         }
 
     def epoch_wait(self) -> float:
-        """Share of the time spent waiting for data since the last call; 0 when there was no step."""
+        """Return the share of time spent waiting for data since the last call; 0 when there was no step."""
         self._read()
         seconds, waited = self._epoch
         self._epoch = (0.0, 0.0)
         return waited / seconds if seconds else 0.0
 
     def _read(self) -> None:
-        """Marks -> seconds."""
+        """Convert marks to seconds."""
         if self._cuda:
             torch.cuda.synchronize()  # sync
         seconds, waits = ([self._between(*pair) for pair in pairs] for pairs in (self._steps, self._gaps))
@@ -83,12 +86,17 @@ class StepTimer:
         return event
 
     def _between(self, a, b) -> float:
-        """Seconds."""
+        """Return the seconds between two marks."""
         return a.elapsed_time(b) / 1e3 if self._cuda else b - a
 
 
 def bottleneck_hint(wait: float, data: DataConfig, on_gpu: bool, resident: bool) -> str:
-    """A share of waiting in words: which side is slow, and the key to try. resident: slices lie in GPU memory."""
+    """Return in words which side is slow, and which key to try.
+
+    wait       share of time spent waiting for data
+    on_gpu     whether training runs on a GPU
+    resident   whether the slices are kept in GPU memory
+    """
     if wait < INPUT_BOUND:
         return f"compute-bound: data wait {wait:.1%}".replace("%", " %")
     if not on_gpu:

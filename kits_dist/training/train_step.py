@@ -1,4 +1,4 @@
-"""A network while it learns: one optimiser step, with accumulation, clipping, averaged weights and the fp16 scaler."""
+"""One optimizer step: accumulation, clipping, averaged weights and the fp16 scaler."""
 
 import contextlib
 import math
@@ -15,41 +15,49 @@ from kits_dist.training.checkpoint import Checkpoint, restore
 from kits_dist.training.ema import AveragedModel
 from kits_dist.training.losses import RegionLoss, WithLoss
 from kits_dist.training.step_timer import StepTimer
+from kits_dist.utils.errors import InputError
 
 
 class StepResult(NamedTuple):
-    """Of one optimiser step; still on the device, so that nobody waits for it."""
+    """The result of one optimizer step, still on the device: reading it waits for the step."""
 
-    losses: Tensor  # (accumulate,) float32, this rank's
-    grad_norm: Tensor | None  # before clipping; None where nobody asked
+    losses: Tensor  # (accumulate,) float32, of this rank
+    grad_norm: Tensor | None  # scalar float32, before clipping; None where it was not asked for
 
 
 class TrainStep:
-    """Model, optimiser, loss and averaged weights of this rank. `plain_*` are what DDP and torch.compile wrap."""
+    """Model, optimizer, loss and averaged weights of this rank; calling it takes one step.
+
+    `plain_model` and `plain_optimizer` are what DDP, torch.compile and Accelerate wrap. Order of use: `restore` (if the
+    run is resumed), `step_bytes` (if memory matters), `wrap`, then steps.
+    """
 
     def __init__(self, model: nn.Module, regions: tuple[str, ...], optim: OptimConfig, accelerator: Accelerator):
-        """model: on the accelerator's device, in the memory order it trains in."""
-        self.accelerator, self.accumulate, self.clip_norm = accelerator, optim.accumulate, optim.clip_norm
+        """model: as `place_model` returns it."""
+        self.accelerator = accelerator
+        self.accumulate = optim.accumulate
+        self.clip_norm = optim.clip_norm
         self.plain_model = model
         self.plain_optimizer = self.optimizer = build_optimizer(model, optim, accelerator.device)
         loss = RegionLoss(optim.loss, regions, optim.pos_weight, optim.region_weight)
         self.loss_fn = loss.to(accelerator.device)
         self.model = WithLoss(model, self.loss_fn)  # what trains
         self.average = AveragedModel(model, optim.ema) if optim.ema else None
-        self.skipped = 0  # steps that fp16's scaler left out, as far as `read_skipped` has looked
+        self.skipped = 0  # steps that fp16's scaler skipped, as of the last `read_skipped`
         self._skipped = torch.zeros((), dtype=torch.int64, device=accelerator.device)
         self._scaler_state: dict | None = None  # of a checkpoint, until `wrap`
 
     def restore(self, found: Checkpoint, weight_decay: float) -> None:
-        """Before `wrap`. Raises InputError when the checkpoint is of another model."""
+        """Load a checkpoint, before `wrap`. Raises InputError when it is of another model."""
         restore(found, self.plain_model, self.plain_optimizer, self.average and self.average.model)
         for group in self.plain_optimizer.param_groups:
-            group["weight_decay"] = weight_decay  # may change when a run goes on; the rate is set at each step
+            group["weight_decay"] = weight_decay  # may change when a run is resumed; the rate is set at each step
         self._skipped += found.state.get("skipped", 0)
         self.skipped = int(self._skipped)
         self._scaler_state = found.state["scaler"]
 
     def wrap(self, train: TrainConfig) -> None:
+        """Compile the model if asked, and hand model and optimizer to Accelerate, which wraps them for DDP."""
         model = torch.compile(self.model) if train.compile else self.model
         self.model, self.optimizer = self.accelerator.prepare(model, self.plain_optimizer)
         if self.accelerator.scaler and self._scaler_state:  # fp16
@@ -57,48 +65,60 @@ class TrainStep:
 
     @property
     def eval_model(self) -> nn.Module:
-        """What is validated, exported and predicts."""
+        """The unwrapped network that is validated, exported and used for prediction."""
         return self.average.model if self.average else self.plain_model
 
-    def step(
-        self, stream: Iterator[Batch], rate: float, number: int, timer: StepTimer, want_norm: bool = False
+    def __call__(
+        self, batches: Iterator[Batch], rate: float, step: int, timer: StepTimer, want_norm: bool = False
     ) -> StepResult:
-        """One optimiser step on the next `accumulate` batches. number: of the step, from 0. Waits for no device."""
+        """Take one optimizer step on the next `accumulate` batches. Never waits for the device.
+
+        rate        learning rate
+        step        number of this step, from 0
+        want_norm   compute the norm of the gradient even where nothing needs it
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+
         losses = []
         for micro in range(self.accumulate):
             timer.batch_requested()
             with torch.profiler.record_function("kits_dist/data"):
-                batch = next(stream)
+                batch = next(batches)
             timer.batch_ready()
-            last = micro == self.accumulate - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+
+            # DDP exchanges gradients with the last batch only
+            exchange = (
+                contextlib.nullcontext() if micro == self.accumulate - 1 else self.accelerator.no_sync(self.model)
+            )
+            with exchange:
                 with self.accelerator.autocast():
                     sums = self.model(batch.image, batch.label)
                 loss = self.loss_fn.global_value(sums)
                 self.accelerator.backward(loss / self.accumulate)
             losses.append(loss.detach())
+
         norm, scaler = None, self.accelerator.scaler
         if self.clip_norm or want_norm or scaler:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if scaler:  # it leaves a step out where a gradient is not finite, without telling the host
+        if scaler:  # it skips a step whose gradient is not finite, without telling the host
             self._skipped += ~norm.isfinite()
         if self.average:
-            self.average.update(self.plain_model, number)
+            self.average.update(self.plain_model, step)
+
         timer.step_ended()
         return StepResult(torch.stack(losses), norm)
 
     def read_skipped(self) -> int:
-        """Steps left out so far. For log steps: it waits for the device."""
+        """Return how many steps fp16's scaler skipped so far. Waits for the device, so it is for log steps only."""
         if self.accelerator.scaler:
             self.skipped = int(self._skipped)  # sync
         return self.skipped
 
     def is_finite(self) -> bool:
-        """Whether weights, averaged weights, batch norm statistics and moments are: all that a checkpoint keeps."""
+        """Return whether everything that a checkpoint keeps is finite: weights, averages, buffers and moments."""
         states = [self.plain_model.state_dict(), *self.plain_optimizer.state.values()]
         if self.average:
             states.append(self.average.model.state_dict())
@@ -107,15 +127,15 @@ class TrainStep:
         return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())  # sync
 
     def state(self) -> dict:
-        """What a checkpoint keeps beside tensors."""
+        """Return what a checkpoint keeps in addition to tensors."""
         scaler = self.accelerator.scaler
         return {"scaler": scaler.state_dict() if scaler else None, "skipped": self.read_skipped()}
 
     def step_bytes(self, batch_size: int, frames: int, size_px: tuple[int, int]) -> int:
-        """GPU memory that a training step takes beside what is allocated: one is done on zeros, and undone.
+        """Return the GPU memory of a training step in bytes, without what is allocated already; 0 without a GPU.
 
-        Before `wrap`: nothing is exchanged between ranks. What only comes later is added: gradient buckets and the
-        optimiser's moments, two of them at most. 0 without a GPU.
+        A step on zeros is taken and undone. To be called before `wrap`, so that no other rank is needed. What comes
+        later is added: DDP's gradient buckets and the optimizer's moments, of which there are two at most.
         """
         device = self.accelerator.device
         if device.type != "cuda":
@@ -139,7 +159,22 @@ class TrainStep:
         return taken + 3 * sum(p.numel() * p.element_size() for p in self.plain_model.parameters())
 
 
+def place_model(model: nn.Module, train: TrainConfig, device: torch.device) -> nn.Module:
+    """Return the model on `device`, in the memory format and with the batch norm it trains with.
+
+    Raises InputError for train.sync_bn without a GPU.
+    """
+    if train.sync_bn:
+        if device.type != "cuda":
+            raise InputError("train.sync_bn=true needs GPUs. Leave it out on a CPU.")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return model.to(device)
+
+
 def build_optimizer(model: nn.Module, config: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
+    """Return the optimizer of `optim.name`, fused on a GPU."""
     fused = {"fused": True} if device.type == "cuda" else {}
     if config.name == "sgd":
         return torch.optim.SGD(

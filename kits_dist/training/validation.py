@@ -1,4 +1,4 @@
-"""Model + validation loader -> loss and exact counts per case, the same on any number of ranks."""
+"""Score a model on the validation slices: loss and exact counts per case, the same on any number of ranks."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -15,15 +15,16 @@ from kits_dist.utils.errors import JobFailed
 
 
 class Validation(NamedTuple):
+    """The result on all validation slices, equal on all ranks."""
+
     loss: float  # of all slices as one batch
     counts: np.ndarray  # (cases, R, 3) int64 on the network's grid
-    dice: dict[
-        str, float
-    ]  # per region, mean over cases of the volume Dice on that grid, not the evaluator's native one
+    # per region: mean over cases of the volume Dice on that grid, which is not the native grid of the evaluator
+    dice: dict[str, float]
 
 
 @torch.inference_mode()
-def score(
+def validate(
     model: nn.Module,
     loss_fn: RegionLoss,
     loader: Iterable[Batch],
@@ -31,42 +32,51 @@ def score(
     num_slices: int,
     accelerator: Accelerator,
 ) -> Validation:
-    """Score every slice of the cases `rows` (of the store) once over all ranks.
+    """Score every validation slice once over all ranks. All ranks call it.
 
-    `model` is the unwrapped one: a wrapped module hangs when a rank has no batch. Counts are integers summed over
-    slices, then ranks; nothing is divided before. Raises JobFailed when the ranks together saw another number of slices
-    than `num_slices`.
+    model        unwrapped: a wrapped module hangs where a rank has no batch
+    rows         the store's rows of the cases that have validation slices
+    num_slices   validation slices of all ranks together
+
+    Counts are integers, summed over slices and ranks before anything is divided. Raises JobFailed when the ranks saw
+    another number of slices than `num_slices`.
     """
     broadcast_buffers(model, accelerator)
     was_training = model.training
     model.eval()
     counts = torch.zeros(max(rows) + 1, len(loss_fn.regions), 3, dtype=torch.int64, device=accelerator.device)
-    seen = torch.zeros((), dtype=torch.int64, device=accelerator.device)  # slices
+    num_seen = torch.zeros((), dtype=torch.int64, device=accelerator.device)
     sums = torch.zeros(loss_fn.sums_shape, dtype=torch.float64, device=accelerator.device)
     for batch in loader:
         with accelerator.autocast():
             logits = model(batch.image)
         sums += loss_fn.sums(logits, batch.label)
-        seen += len(batch.label)
+        num_seen += len(batch.label)
         counts.index_add_(0, batch.case.long(), batch_counts(logits.float(), region_targets(batch.label, loss_fn.bits)))
     model.train(was_training)
-    sums, counts, seen = (accelerator.reduce(one, "sum") for one in (sums, counts, seen))
-    if int(seen) != num_slices:  # sync
-        raise JobFailed(f"validation saw {int(seen)} slices instead of {num_slices}; is every rank on the same store?")
+    sums, counts, num_seen = (accelerator.reduce(tensor, "sum") for tensor in (sums, counts, num_seen))
+    if int(num_seen) != num_slices:  # sync
+        raise JobFailed(
+            f"validation saw {int(num_seen)} slices instead of {num_slices}; is every rank on the same store?"
+        )
     of_cases = counts.cpu().numpy()[rows]
     of_regions = mean_dice(of_cases).tolist()
     return Validation(float(loss_fn.value(sums)), of_cases, dict(zip(loss_fn.regions, of_regions, strict=True)))
 
 
 def broadcast_buffers(model: nn.Module, accelerator: Accelerator) -> None:
-    """Batch norm statistics of rank 0 to all: in training each rank has its own."""
+    """Copy the batch norm statistics of rank 0 to all ranks: in training each rank has its own."""
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)
 
 
 def batch_counts(logits: Tensor, targets: Tensor) -> Tensor:
-    """(B, R, H, W) logits and {0, 1} targets -> (B, R, 3) int64 pixels: true pos., false pos., false neg."""
+    """Return (B, R, 3) int64 true positive, false positive and false negative pixels.
+
+    logits    (B, R, H, W) float32
+    targets   (B, R, H, W) in {0, 1}
+    """
     predicted, truth = logits >= 0, targets > 0.5  # probability >= 0.5
     both = (predicted & truth).sum(dim=(2, 3))
     return torch.stack([both, predicted.sum(dim=(2, 3)) - both, truth.sum(dim=(2, 3)) - both], dim=-1)

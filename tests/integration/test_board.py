@@ -24,6 +24,7 @@ from kits_dist import cli, train
 from kits_dist.config import Config
 from kits_dist.distributed import runtime
 from kits_dist.labels import COLORS
+from kits_dist.training import instruments
 from kits_dist.training.hardware import CpuMonitor
 from tests.helpers.small_run import SMALL
 
@@ -48,8 +49,8 @@ def board(store, tmp_path_factory) -> tuple[Path, str]:
         patch.setattr(
             runtime, "available_cores", lambda: 1
         )  # for operators this small, threads cost more than they save
-        patch.setattr(train, "images_per_s_at_peak", lambda *args: AT_PEAK)
-        patch.setattr(train, "monitor_of", lambda device, local_world: Counted(1.0))
+        patch.setattr(setup, "images_per_s_at_peak", lambda *args: AT_PEAK)
+        patch.setattr(instruments, "build_monitor", lambda device, local_world: Counted(1.0))
         train.main(cli.load(Config, [*keys, "data.backend=opencv"]))
     torch.set_num_threads(threads)
     return folder, said.getvalue()

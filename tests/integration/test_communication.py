@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks import plan
 from kits_dist import cli, train
 from kits_dist.config import Config, ModelConfig, TrainConfig
-from kits_dist.distributed.runtime import exchange
+from kits_dist.distributed.runtime import ddp_settings
 from tests.helpers import fork_server
 
 
@@ -31,8 +31,8 @@ def test_conflicting_options_are_refused_with_code_2(words, said, capsys):
 
 def test_by_default_two_settings_of_ddp_differ_from_torch():
     ours = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
-    assert exchange(TrainConfig()).to_kwargs() == ours  # no bucket_cap_mb: torch's own has a first bucket of 1 MB
-    asked = exchange(TrainConfig(bucket_mb=7, static_graph=True)).to_kwargs()
+    assert ddp_settings(TrainConfig()).to_kwargs() == ours  # no bucket_cap_mb: torch's own has a first bucket of 1 MB
+    asked = ddp_settings(TrainConfig(bucket_mb=7, static_graph=True)).to_kwargs()
     assert asked == ours | {"bucket_cap_mb": 7, "static_graph": True}
 
 

@@ -23,7 +23,7 @@ def test_a_compiled_step_is_the_eager_step():
     for compiled in (False, True):
         made = train_step(compiled=compiled, loss="bce_dice", lr=0.01, name="sgd")
         stream = batches()
-        losses = [made.step(stream, 0.01, step, StepTimer(CPU)).losses.item() for step in range(3)]
+        losses = [made(stream, 0.01, step, StepTimer(CPU)).losses.item() for step in range(3)]
         found.append((losses, made.plain_model.state_dict()))
     assert isinstance(made.model, torch._dynamo.OptimizedModule)
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5) and found[0][0][-1] < found[0][0][0]

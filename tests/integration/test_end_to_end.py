@@ -245,7 +245,7 @@ def test_out_of_memory_says_what_to_try(store, tmp_path, monkeypatch):
         def forward(self, x):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
 
-    monkeypatch.setattr(training, "build_model", lambda *_, **__: Greedy(1, 2, 1))
+    monkeypatch.setattr(setup, "build_model", lambda *_, **__: Greedy(1, 2, 1))
     words = (
         r"out of GPU memory with data.batch_size=3, data.size_px=64x64, precision fp32, data.residency=mmap "
         r"\(CUDA out of memory. Tried to allocate 2.00 GiB.\). Go on with resume=auto and data.batch_size=1 "

@@ -17,12 +17,11 @@ from kits_dist.data.loaders import build_train_loader, build_val_loader
 from kits_dist.data.store import Store
 from kits_dist.distributed.runtime import start
 from kits_dist.models import build_model
-from kits_dist.train import placed
 from kits_dist.training.losses import RegionLoss
 from kits_dist.training.lr_schedule import lr_at
 from kits_dist.training.step_timer import StepTimer
-from kits_dist.training.train_step import TrainStep
-from kits_dist.training.validation import score
+from kits_dist.training.train_step import TrainStep, place_model
+from kits_dist.training.validation import validate
 
 REGIONS = ("kidney_and_mass", "tumor")
 
@@ -51,7 +50,7 @@ def main(store_path: str, output: str) -> None:
     )
     loss = RegionLoss("bce", REGIONS).to(runtime.device)
     rows = [store.row[case] for case in cases]
-    result = score(model, loss, val_loader, rows, len(val_dataset.rows), runtime.accelerator)
+    result = validate(model, loss, val_loader, rows, len(val_dataset.rows), runtime.accelerator)
     content = {
         "world": runtime.ranks.world,
         "seen": seen,
@@ -79,7 +78,7 @@ def learnt(store: Store, runtime, loss: str) -> dict[str, torch.Tensor]:
     on_gpu = runtime.device.type == "cuda"
     config = TrainConfig(sync_bn=on_gpu and world > 1)
     network = ModelConfig("simple_unet", width=2, regions=REGIONS, prior=0.5)
-    model = placed(build_model(network, 1), config, runtime.device)
+    model = place_model(build_model(network, 1), config, runtime.device)
     train_step = TrainStep(model, REGIONS, optim, runtime.accelerator)
     train_step.wrap(config)
     train_step.model.train(on_gpu)
@@ -89,7 +88,7 @@ def learnt(store: Store, runtime, loss: str) -> dict[str, torch.Tensor]:
         )[0]
     )
     for step in range(3):
-        train_step.step(stream, lr_at(step, step, 3, optim), step, StepTimer(runtime.accelerator.device))
+        train_step(stream, lr_at(step, step, 3, optim), step, StepTimer(runtime.accelerator.device))
     weights = train_step.plain_model.state_dict() | {
         f"average.{k}": v for k, v in train_step.eval_model.state_dict().items()
     }

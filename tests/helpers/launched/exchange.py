@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kits_dist.config import ModelConfig, OptimConfig, TrainConfig
 from kits_dist.data.batch import Batch
-from kits_dist.distributed.runtime import Runtime, exchange, start
+from kits_dist.distributed.runtime import Runtime, ddp_settings, start
 from kits_dist.models import build_model
 from kits_dist.training import checkpoint
 from kits_dist.training.step_timer import StepTimer
@@ -42,7 +42,7 @@ SGD, CLIPPED = OptimConfig(name="sgd"), OptimConfig(name="sgd", accumulate=2, cl
 def main(output: Path) -> None:
     ways = {name: TrainConfig(precision="fp32", **way) for name, way in WAYS.items()}
     runtime = start(ways["all"], 1, output, seed=0)
-    assert runtime.accelerator.ddp_handler == exchange(ways["all"])
+    assert runtime.accelerator.ddp_handler == ddp_settings(ways["all"])
     rank, found, said = runtime.ranks.rank, {}, {}
     for name, train in ways.items():
         train_step = train_step_of(runtime, train)
@@ -69,7 +69,7 @@ def main(output: Path) -> None:
 def train_step_of(
     runtime: Runtime, train: TrainConfig, optim: OptimConfig = SGD, found: checkpoint.Checkpoint | None = None
 ) -> TrainStep:
-    runtime.accelerator.ddp_handler = exchange(train)
+    runtime.accelerator.ddp_handler = ddp_settings(train)
     torch.manual_seed(0)
     model = build_model(NETWORK, 1).to(runtime.device)
     train_step = TrainStep(model, NETWORK.regions, optim, runtime.accelerator)
@@ -100,7 +100,7 @@ def weights(train_step: TrainStep, rank: int, first: int = 0, last: int = 3, siz
     device = train_step.accelerator.device
     stream = itertools.islice(batches(rank, device, size), first, None)
     for step in range(first, last):
-        train_step.step(stream, 0.1, step, StepTimer(device))
+        train_step(stream, 0.1, step, StepTimer(device))
     return torch.cat([p.detach().flatten() for p in train_step.plain_model.parameters()]).cpu()
 
 

@@ -17,13 +17,14 @@ import torch._dynamo  # noqa: F401  by torch's first optimiser; here, so that no
 from kits_dist import cli, train
 from kits_dist.config import Config
 from kits_dist.data.backends import cpu, dali  # noqa: F401  likewise
+from kits_dist.training import instruments, setup
 
-STAGES = {
+STAGES = {  # name in kits_dist.training.setup or .instruments
     "Store": "store opened, its files checked",
     "start": "processes met",
     "build_train_loader": "training samples dealt",
     "build_val_loader": "validation samples dealt",
-    "NonFiniteGuard": "model, run folder, trackers",
+    "Tracker": "model, run folder, trackers",
 }
 
 
@@ -40,8 +41,8 @@ def main(words: list[str]) -> None:
 
     def timed(work, stage: str):
         @functools.wraps(work)
-        def wrapped(*args):
-            result = work(*args)
+        def wrapped(*args, **more):
+            result = work(*args, **more)
             reached(stage)
             return result
 
@@ -53,8 +54,9 @@ def main(words: list[str]) -> None:
         raise FirstBatch
 
     for name, stage in STAGES.items():
-        setattr(train, name, timed(getattr(train, name), stage))
-    train.TrainStep.step = step
+        module = setup if hasattr(setup, name) else instruments
+        setattr(module, name, timed(getattr(module, name), stage))
+    setup.TrainStep.__call__ = step
     try:
         train.main(config)
     except FirstBatch:

@@ -12,7 +12,7 @@ from benchmarks.lib import lines, roofline, training
 from benchmarks.lib.model_steps import Mode, build_step, counted
 from kits_dist.config import ModelConfig
 from kits_dist.models import build_model
-from kits_dist.training.peaks import short_name
+from kits_dist.training.mfu import short_name
 from kits_dist.utils.errors import InputError
 from tests.helpers.benchmark_lines import made
 

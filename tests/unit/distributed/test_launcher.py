@@ -1,13 +1,13 @@
 import pytest
 
 from kits_dist.distributed.launcher import (
-    Asked,
-    asked,
+    LauncherOptions,
+    environ_int,
+    launcher_options,
     refuse_contradictions,
     refuse_other_world_size,
     refuse_restarts_without_resume,
     started_by,
-    whole_number,
 )
 from kits_dist.utils.errors import InputError
 
@@ -18,29 +18,39 @@ def test_wishes_are_read_from_the_environment_and_from_the_command_line(tmp_path
     yaml = tmp_path / "a.yaml"
     yaml.write_text("num_processes: 4\n")
     start = ["python", "/bin/accelerate", "launch"]
-    assert asked({}, []) == Asked()
-    assert asked({}, ["python", "train.py", "--num_processes", "3"]) == Asked()  # no launcher of accelerate
-    assert asked({}, [*start, "--num_processes=2", *PROGRAM]).processes == 2
-    assert asked({}, [*start, "--num-processes", "2", "--gradient_accumulation_steps", "8", *PROGRAM])[:2] == (2, 8)
-    assert asked({}, [*start, "--config_file", str(yaml), *PROGRAM]).processes == 4
-    assert asked({}, [*start, "--config_file", str(yaml), "--num_processes", "2", *PROGRAM]).processes == 2
-    assert asked({}, [*start, *PROGRAM]).processes is None
+    assert launcher_options({}, []) == LauncherOptions()
+    assert (
+        launcher_options({}, ["python", "train.py", "--num_processes", "3"]) == LauncherOptions()
+    )  # no launcher of accelerate
+    assert launcher_options({}, [*start, "--num_processes=2", *PROGRAM]).processes == 2
+    assert launcher_options({}, [*start, "--num-processes", "2", "--gradient_accumulation_steps", "8", *PROGRAM])[
+        :2
+    ] == (2, 8)
+    assert launcher_options({}, [*start, "--config_file", str(yaml), *PROGRAM]).processes == 4
+    assert launcher_options({}, [*start, "--config_file", str(yaml), "--num_processes", "2", *PROGRAM]).processes == 2
+    assert launcher_options({}, [*start, *PROGRAM]).processes is None
     module = ["python", "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", *PROGRAM]
-    assert asked({}, module).processes == 2
-    assert asked({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto"}, []).accumulate is None
-    assert asked({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, []).dynamo == "inductor"
-    assert asked({"ACCELERATE_DYNAMO_BACKEND": "NO"}, []).dynamo is None
-    assert asked({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, []).accumulate == 4
-    assert asked({"ACCELERATE_USE_DEEPSPEED": "true"}, []).engine == "DeepSpeed"
+    assert launcher_options({}, module).processes == 2
+    assert launcher_options({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto"}, []).accumulate is None
+    assert launcher_options({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, []).dynamo == "inductor"
+    assert launcher_options({"ACCELERATE_DYNAMO_BACKEND": "NO"}, []).dynamo is None
+    assert launcher_options({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, []).accumulate == 4
+    assert launcher_options({"ACCELERATE_USE_DEEPSPEED": "true"}, []).engine == "DeepSpeed"
 
 
 @pytest.mark.parametrize(
     ("wishes", "words"),
     [
-        (Asked(engine="FSDP"), "asks for FSDP, which kits_dist does not use"),
-        (Asked(engine="DeepSpeed"), "asks for DeepSpeed"),
-        (Asked(accumulate=4), "gradient_accumulation_steps=4 but optim.accumulate=2. Set optim.accumulate alone"),
-        (Asked(dynamo="inductor"), "dynamo_backend=inductor but train.compile=false. Set train.compile alone"),
+        (LauncherOptions(engine="FSDP"), "asks for FSDP, which kits_dist does not use"),
+        (LauncherOptions(engine="DeepSpeed"), "asks for DeepSpeed"),
+        (
+            LauncherOptions(accumulate=4),
+            "gradient_accumulation_steps=4 but optim.accumulate=2. Set optim.accumulate",
+        ),
+        (
+            LauncherOptions(dynamo="inductor"),
+            "dynamo_backend=inductor but train.compile=false. Set train.compile",
+        ),
     ],
 )
 def test_contradictions_are_refused_by_name(wishes, words):
@@ -50,19 +60,19 @@ def test_contradictions_are_refused_by_name(wishes, words):
 
 
 def test_what_agrees_passes():
-    refuse_contradictions(Asked(accumulate=2, dynamo="inductor"), accumulate=2, compile_model=True)
-    refuse_contradictions(Asked(accumulate=1), accumulate=2, compile_model=False)
+    refuse_contradictions(LauncherOptions(accumulate=2, dynamo="inductor"), accumulate=2, compile_model=True)
+    refuse_contradictions(LauncherOptions(accumulate=1), accumulate=2, compile_model=False)
     with pytest.raises(InputError, match="dynamo_backend=aot_eager but train.compile=true uses inductor"):
-        refuse_contradictions(Asked(dynamo="aot_eager"), accumulate=1, compile_model=True)
+        refuse_contradictions(LauncherOptions(dynamo="aot_eager"), accumulate=1, compile_model=True)
 
 
 def test_another_world_size_than_asked_for_is_refused():
-    refuse_other_world_size(Asked(), launched=2, joined=2)
-    refuse_other_world_size(Asked(processes=2), launched=2, joined=2)
+    refuse_other_world_size(LauncherOptions(), launched=2, joined=2)
+    refuse_other_world_size(LauncherOptions(processes=2), launched=2, joined=2)
     with pytest.raises(InputError, match="started 2 processes but 1 found each other"):
-        refuse_other_world_size(Asked(), launched=2, joined=1)
+        refuse_other_world_size(LauncherOptions(), launched=2, joined=1)
     with pytest.raises(InputError, match="asked for 2 processes but started 1.*launch/cpu.yaml"):
-        refuse_other_world_size(Asked(processes=2), launched=1, joined=1)
+        refuse_other_world_size(LauncherOptions(processes=2), launched=1, joined=1)
 
 
 def test_a_launcher_that_restarts_needs_resume():
@@ -82,7 +92,7 @@ def test_who_started_this_process():
 def test_numbers_of_the_environment(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.delenv("RANK", raising=False)
-    assert whole_number("WORLD_SIZE") == 4 and whole_number("RANK", 0) == 0
+    assert environ_int("WORLD_SIZE") == 4 and environ_int("RANK", 0) == 0
     monkeypatch.setenv("WORLD_SIZE", "-1")
-    with pytest.raises(InputError, match="WORLD_SIZE=-1 in the environment is no number"):
-        whole_number("WORLD_SIZE", 1)
+    with pytest.raises(InputError, match="WORLD_SIZE=-1 in the environment is not a number"):
+        environ_int("WORLD_SIZE", 1)

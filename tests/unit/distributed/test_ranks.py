@@ -27,9 +27,10 @@ def test_processes_of_one_machine_share_its_cores():
 
 def test_what_the_launcher_says_is_checked(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(InputError, match="WORLD_SIZE=two in the environment is no number"), ranks.joined():
+    with pytest.raises(InputError, match="WORLD_SIZE=two in the environment is not a number"), ranks.joined():
         pass
     monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_MODE", "default")
     monkeypatch.setattr(launcher, "_parent_command", lambda: ["python", "accelerate", "launch", "--num_processes=2"])
     with pytest.raises(InputError, match="asked for 2 processes but started 1"), ranks.joined():
         pass

@@ -66,7 +66,7 @@ def test_a_rank_that_died_while_the_others_still_waited_is_replaced_at_the_next_
 
 def test_a_message_names_machines_and_runs_of_ranks():
     there = {rank: "a" for rank in range(8)} | {11: "b"}
-    said = rendezvous.missing(there, 16, "a:29500", 60)
+    said = rendezvous.missing_ranks(there, 16, "a:29500", 60)
     assert "9 of 16 processes joined at a:29500 within train.timeout_s=60 (a: rank 0..7; b: rank 11)" in said
     assert "Missing: rank 8..10, 12..15" in said
 
@@ -87,25 +87,25 @@ def test_an_error_of_another_process_is_told_from_our_own(monkeypatch):
     monkeypatch.setattr(rendezvous, "gather_object", gather)
     with pytest.raises(RuntimeError) as caught:
         rendezvous.refuse_differences({})
-    said = rendezvous.lost(caught.value)
+    said = rendezvous.explain(caught.value)
     assert said.startswith("rank 3 of 4 waited for the others in `everywhere = gather_object(")
     assert "(rendezvous.py:" in said
     assert "one of them is gone or silent: Read error [10.0.0.2]:20178: Connection reset by peer. If it said" in said
     ours = dist.DistBackendError(
         "NCCL error: unhandled cuda error\nncclUnhandledCudaError\nLast error:\nCuda failure 2"
     )
-    said = rendezvous.lost(ours)  # of this GPU, perhaps: the others are not accused
+    said = rendezvous.explain(ours)  # of this GPU, perhaps: the others are not accused
     assert said.startswith(
         "rank 3 of 4 could not exchange with the others: NCCL error: unhandled cuda error (Cuda fail"
     )
     assert "Either one of them is gone or silent, or this process's own GPU or network failed" in said
-    assert "Application timeout" in rendezvous.lost(RuntimeError("Application timeout caused pair closure"))
+    assert "Application timeout" in rendezvous.explain(RuntimeError("Application timeout caused pair closure"))
     mesh = "Gloo connectFullMesh failed with [/src/gloo/transport/tcp/pair.cc:152] timed out connecting: refused"
-    said = rendezvous.lost(RuntimeError(mesh))
+    said = rendezvous.explain(RuntimeError(mesh))
     assert "rank 3 of 4 met the others, but they cannot reach each other (timed out connecting: refused). Name" in said
     for ours in ("CUDA out of memory", "mat1 and mat2 shapes cannot be multiplied"):
-        assert rendezvous.lost(RuntimeError(ours)) == ""
-    assert rendezvous.lost(JobFailed("the loss is not finite")) == ""
+        assert rendezvous.explain(RuntimeError(ours)) == ""
+    assert rendezvous.explain(JobFailed("the loss is not finite")) == ""
 
 
 def test_processes_that_see_different_things_are_refused(monkeypatch):

@@ -12,9 +12,8 @@ from kits_dist.data.loaders import build_train_loader
 from kits_dist.distributed.precision import launched_precision
 from kits_dist.distributed.runtime import start
 from kits_dist.models import build_model
-from kits_dist.train import placed
 from kits_dist.training.step_timer import StepTimer
-from kits_dist.training.train_step import TrainStep
+from kits_dist.training.train_step import TrainStep, place_model
 from kits_dist.utils.errors import InputError
 
 REGIONS = ("kidney_and_mass", "tumor")
@@ -33,7 +32,7 @@ def learning(store, tmp_path, monkeypatch):
         config = TrainConfig(precision=precision)
         runtime = start(config, 1, tmp_path, seed=0)
         device = runtime.accelerator.device
-        model = placed(build_model(ModelConfig("simple_unet", width=8, regions=REGIONS), 1), config, device)
+        model = place_model(build_model(ModelConfig("simple_unet", width=8, regions=REGIONS), 1), config, device)
         train_step = TrainStep(model, REGIONS, OptimConfig(loss="bce_dice", **optim), runtime.accelerator)
         train_step.wrap(config)
         train_step.model.train()
@@ -48,7 +47,7 @@ def learning(store, tmp_path, monkeypatch):
 
 
 def losses(train_step, stream, timer, steps: int) -> np.ndarray:
-    return np.array([train_step.step(stream, 1e-2, step, timer).losses.mean().item() for step in range(steps)])
+    return np.array([train_step(stream, 1e-2, step, timer).losses.mean().item() for step in range(steps)])
 
 
 @pytest.mark.parametrize(
@@ -90,7 +89,7 @@ def test_a_step_never_waits_for_the_gpu(learning, precision):
     try:
         torch.cuda.set_sync_debug_mode("error")
         for step in range(3, 6):
-            train_step.step(stream, 1e-2, step, timer)
+            train_step(stream, 1e-2, step, timer)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert np.isfinite(losses(train_step, stream, timer, steps=1)).all()

@@ -7,7 +7,7 @@ import pytest
 
 from kits_dist import cli, train
 from kits_dist.config import Config
-from kits_dist.training.profiling import BETWEEN, GROUPS, IDLE, REST, group_of, in_words, shares
+from kits_dist.training.profiling import OUTSIDE_STEPS, GROUPS, IDLE, REST, group_of, as_sentence, shares
 from tests.helpers.small_run import SMALL
 
 
@@ -39,10 +39,10 @@ def test_time_is_told_apart_by_what_called_it():
     ]
     found = shares(events)
     assert found == pytest.approx(
-        {"convolution": 0.4, "normalisation": 0.1, REST: 0.1, "optimiser": 0.1, "data": 0.05, "communication": 0.05}
+        {"convolution": 0.4, "normalization": 0.1, REST: 0.1, "optimizer": 0.1, "data": 0.05, "communication": 0.05}
         | {IDLE: 0.2}
     )
-    assert list(found)[-1] == IDLE and in_words(found).startswith("profile of 5 steps: convolution 40 %, ")
+    assert list(found)[-1] == IDLE and as_sentence(found).startswith("profile of 5 steps: convolution 40 %, ")
     assert group_of(event("Memcpy HtoD", 1)) == REST
 
 
@@ -65,7 +65,7 @@ def test_validation_and_saving_between_the_steps_are_left_out():
     events = [
         event("ProfilerStep*", 1000),
         event("aten::convolution", 200),
-        event(BETWEEN, 600, start=400),
+        event(OUTSIDE_STEPS, 600, start=400),
         event("aten::convolution", 500, start=450),
         event("gloo:broadcast", 100, start=500, thread=2),
     ]
@@ -88,4 +88,4 @@ def test_a_training_leaves_a_trace_and_says_where_time_went(store, tmp_path, cap
     assert "kits_dist/data" in names and any("convolution" in str(name) for name in names)
     said = "".join(capfd.readouterr())
     line = next(row for row in said.splitlines() if "profile of 5 steps" in row)
-    assert all(f"{group} " in line for group in ("convolution", "normalisation")) and set(GROUPS) < {*GROUPS, REST}
+    assert all(f"{group} " in line for group in ("convolution", "normalization")) and set(GROUPS) < {*GROUPS, REST}

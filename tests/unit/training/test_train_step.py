@@ -11,7 +11,7 @@ from kits_dist.config import ModelConfig, OptimConfig, TrainConfig
 from kits_dist.data.batch import Batch
 from kits_dist.models import build_model
 from kits_dist.models.unet import SimpleUNet
-from kits_dist.train import placed
+from kits_dist.training.train_step import place_model
 from kits_dist.training.ema import AveragedModel
 from kits_dist.training.losses import RegionLoss, WithLoss
 from kits_dist.training.step_timer import StepTimer
@@ -97,7 +97,7 @@ def test_averaged_weights_are_what_is_judged_and_they_reach_the_decay():
     made = train_step(ema=0.5, lr=0.1)
     stream, before = batches(), copy.deepcopy(made.plain_model.state_dict())
     for step in range(3):
-        made.step(stream, 0.1, step, StepTimer(CPU))
+        made(stream, 0.1, step, StepTimer(CPU))
     assert made.eval_model is made.average.model
     averaged, last = ((m.head.weight - before["head.weight"]).abs().mean() for m in (made.eval_model, made.plain_model))
     assert 0 < averaged < last
@@ -116,8 +116,8 @@ def test_accumulated_steps_are_one_large_step():
         one.model.eval()
     parts = [next(stream) for stream in [batches()] for _ in range(3)]
     whole = Batch(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-    losses = small.step(iter(parts), 0.1, 0, StepTimer(CPU)).losses
-    loss = large.step(iter([whole]), 0.1, 0, StepTimer(CPU)).losses
+    losses = small(iter(parts), 0.1, 0, StepTimer(CPU)).losses
+    loss = large(iter([whole]), 0.1, 0, StepTimer(CPU)).losses
     assert losses.shape == (3,) and losses.mean().item() == pytest.approx(loss.item(), rel=1e-6)
     for a, b in zip(small.plain_model.parameters(), large.plain_model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)  # order of float32 sums
@@ -125,11 +125,11 @@ def test_accumulated_steps_are_one_large_step():
 
 def test_the_norm_is_taken_when_asked_and_clipped_to_what_is_set():
     made = train_step()
-    assert made.step(batches(), 0.1, 0, StepTimer(CPU)).grad_norm is None
-    assert made.step(batches(), 0.1, 0, StepTimer(CPU), want_norm=True).grad_norm > 0
+    assert made(batches(), 0.1, 0, StepTimer(CPU)).grad_norm is None
+    assert made(batches(), 0.1, 0, StepTimer(CPU), want_norm=True).grad_norm > 0
     clipped = train_step(clip_norm=1e-3, name="sgd", lr=1.0)
     before = [p.detach().clone() for p in clipped.plain_model.parameters()]
-    clipped.step(batches(), 1.0, 0, StepTimer(CPU))
+    clipped(batches(), 1.0, 0, StepTimer(CPU))
     moved = torch.cat([(p - q).flatten() for p, q in zip(clipped.plain_model.parameters(), before, strict=True)])
     assert moved.norm().item() == pytest.approx(1.9e-3, rel=1e-2)  # Nesterov: 1 + momentum times the gradient
 
@@ -138,11 +138,11 @@ def test_steps_that_the_scaler_leaves_out_are_counted_and_saved():
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     made = train_step(scaler, lr=0.1)
     weights = [p.detach().clone() for p in made.plain_model.parameters()]
-    made.step(batches(factor=1e38), 0.1, 0, StepTimer(CPU))  # squares overflow: gradients are not finite
+    made(batches(factor=1e38), 0.1, 0, StepTimer(CPU))  # squares overflow: gradients are not finite
     assert all(torch.equal(p, q) for p, q in zip(made.plain_model.parameters(), weights, strict=True))
     assert made.skipped == 0 and made.read_skipped() == 1 and made.state()["skipped"] == 1
     made.plain_model.load_state_dict(train_step().plain_model.state_dict())  # batch norm statistics were spoilt
-    made.step(batches(), 0.1, 1, StepTimer(CPU))
+    made(batches(), 0.1, 1, StepTimer(CPU))
     assert made.read_skipped() == 1
     assert not all(torch.equal(p, q) for p, q in zip(made.plain_model.parameters(), weights, strict=True))
     assert train_step().state() == {"scaler": None, "skipped": 0}
@@ -169,7 +169,7 @@ def test_without_a_gpu_no_step_is_measured():
 
 def test_synchronised_batch_norm_needs_gpus():
     with pytest.raises(InputError, match="train.sync_bn=true needs GPUs"):
-        placed(SimpleUNet(1, 1, 2), TrainConfig(sync_bn=True), CPU)
+        place_model(SimpleUNet(1, 1, 2), TrainConfig(sync_bn=True), CPU)
 
 
 @pytest.mark.parametrize("arch", ["simple_unet", "unet"])

@@ -15,9 +15,8 @@ from kits_dist import cli, train
 from kits_dist.config import Config, OptimConfig
 from kits_dist.distributed.runtime import seed_step
 from kits_dist.models import weights as model_weights
-from kits_dist.training import checkpoint
-from kits_dist.training.epoch_end import judge
-from kits_dist.training.run_folder import Progress
+from kits_dist.training import checkpoint, setup
+from kits_dist.training.progress import Progress, after_validation, finished
 from kits_dist.training.tracker import log_lines
 from kits_dist.training.train_step import TrainStep
 from kits_dist.training.validation import Validation
@@ -78,8 +77,8 @@ def test_a_run_none_of_whose_checkpoints_can_be_used_does_not_begin_again(store,
 
 
 def test_a_network_with_dropout_goes_on_bit_equal_after_a_resume(store, tmp_path, monkeypatch):
-    build = train.build_model
-    monkeypatch.setattr(train, "build_model", lambda *args, **more: nn.Sequential(nn.Dropout(), build(*args, **more)))
+    build = setup.build_model
+    monkeypatch.setattr(setup, "build_model", lambda *args, **more: nn.Sequential(nn.Dropout(), build(*args, **more)))
     for run, more in (("whole", ["optim.epochs=2"]), ("parts", ["optim.epochs=1"]), ("parts", ["resume=auto"])):
         train.main(config(store, tmp_path / run, "optim.epochs=2", *more))
     a, b = (load_file(tmp_path / run / "checkpoint" / "last" / "model.safetensors") for run in ("whole", "parts"))
@@ -98,7 +97,7 @@ def test_what_a_network_draws_differs_between_steps_and_ranks_and_comes_again():
 def test_the_rate_counts_steps_taken_and_samples_seen_but_none_that_fp16_skipped(store, tmp_path, monkeypatch):
     """20 samples an epoch: 7 steps of 3, then the second epoch's in steps of 6."""
     asked = []
-    monkeypatch.setattr(train, "lr_at", lambda *args: asked.append(args[:3]) or 0.0)
+    monkeypatch.setattr(setup, "lr_at", lambda *args: asked.append(args[:3]) or 0.0)
     train.main(config(store, tmp_path / "run", "optim.epochs=1"))
     assert asked == [(n, n, 7) for n in range(7)]
     asked.clear()
@@ -115,17 +114,17 @@ def test_patience_ends_a_run_after_so_many_validations_without_a_better_one():
     optim = OptimConfig(epochs=9, patience=2)
     progress, found = Progress(), []
     for epoch, loss in enumerate((0.5, 0.6, 0.4, 0.4, math.nextafter(0.4, 1))):
-        progress, is_best = judge(progress, Validation(loss, None, {}), epoch, optim)
-        found.append((is_best, progress.stale, train.finished(progress, 10, optim)))
+        progress, is_best = after_validation(progress, Validation(loss, None, {}), epoch, optim)
+        found.append((is_best, progress.stale, finished(progress, 10, optim)))
     last = "no improvement in 2 epochs"
     assert found == [(True, 0, ""), (False, 1, ""), (True, 0, ""), (False, 1, ""), (False, 2, last)]
     assert (progress.best, progress.best_epoch) == (0.4, 2)
-    assert train.finished(progress, 10, replace(optim, patience=0)) == ""
-    assert train.finished(progress._replace(position=90), 10, replace(optim, patience=0)) == "9 epochs done"
+    assert finished(progress, 10, replace(optim, patience=0)) == ""
+    assert finished(progress._replace(position=90), 10, replace(optim, patience=0)) == "9 epochs done"
     by_dice = replace(optim, best_by="dice")
     scores = [{"kidney_and_mass": 0.8, "tumor": 0.2}, {"kidney_and_mass": 0.7, "tumor": 0.4}]
-    first, _ = judge(Progress(), Validation(0.1, None, scores[0]), 0, by_dice)
-    second, is_best = judge(first, Validation(0.2, None, scores[1]), 1, by_dice)
+    first, _ = after_validation(Progress(), Validation(0.1, None, scores[0]), 0, by_dice)
+    second, is_best = after_validation(first, Validation(0.2, None, scores[1]), 1, by_dice)
     assert is_best and second.best == pytest.approx(-0.55)
 
 
@@ -136,8 +135,8 @@ class Unrepeatable(nn.Module):
 
 def test_the_log_names_each_kernel_that_is_not_deterministic_once(store, tmp_path, monkeypatch, recwarn):
     warnings.simplefilter("always")  # undone by recwarn; else Python itself passes on what one line warns of once
-    build = train.build_model
-    monkeypatch.setattr(train, "build_model", lambda *args, **more: nn.Sequential(Unrepeatable(), build(*args, **more)))
+    build = setup.build_model
+    monkeypatch.setattr(setup, "build_model", lambda *args, **more: nn.Sequential(Unrepeatable(), build(*args, **more)))
     try:
         train.main(config(store, tmp_path / "run", "optim.epochs=1", "train.deterministic=true"))
     finally:
@@ -149,7 +148,7 @@ def test_the_log_names_each_kernel_that_is_not_deterministic_once(store, tmp_pat
 @pytest.mark.parametrize("what", ["plain_model", "average"])
 def test_weights_that_the_last_update_spoilt_are_never_saved(store, tmp_path, monkeypatch, what):
     """The loss of that step, taken before, is finite: only a look at the weights tells."""
-    step = TrainStep.step
+    step = TrainStep.__call__
 
     def spoiling(self, *args, **more):
         outcome = step(self, *args, **more)
@@ -158,7 +157,7 @@ def test_weights_that_the_last_update_spoilt_are_never_saved(store, tmp_path, mo
             next(model.parameters()).view(-1)[0] = float("inf")
         return outcome
 
-    monkeypatch.setattr(TrainStep, "step", spoiling)
+    monkeypatch.setattr(TrainStep, "__call__", spoiling)
     with pytest.raises(JobFailed, match="the weights are not finite after step 1, which is not saved"):
         train.main(config(store, tmp_path / "run", "optim.ema=0.9", "train.save_every_steps=1"))
     assert not list((tmp_path / "run").glob("checkpoint/step_*"))
