@@ -17,6 +17,7 @@ from kits_dist import cli, evaluate, predict
 from kits_dist import train as training
 from kits_dist.config import Config
 from kits_dist.imaging.nifti import read_labels, same_grid
+from kits_dist.training import instruments, out_of_memory, setup
 from kits_dist.utils.errors import InputError, JobFailed
 from tests.helpers import fork_server
 from tests.helpers.launching import ACCELERATE, LAUNCH, SINGLE, TORCHRUN, run_program, same_weights
@@ -248,14 +249,14 @@ def test_out_of_memory_says_what_to_try(store, tmp_path, monkeypatch):
     monkeypatch.setattr(setup, "build_model", lambda *_, **__: Greedy(1, 2, 1))
     words = (
         r"out of GPU memory with data.batch_size=3, data.size_px=64x64, precision fp32, data.residency=mmap "
-        r"\(CUDA out of memory. Tried to allocate 2.00 GiB.\). Go on with resume=auto and data.batch_size=1 "
-        r"optim.accumulate=3 \(as many samples a step\), or train.precision=bf16, or smaller data.size_px"
+        r"\(CUDA out of memory. Tried to allocate 2.00 GiB.\). Resume with resume=auto and data.batch_size=1 "
+        r"optim.accumulate=3 \(as many samples per step\), or train.precision=bf16, or smaller data.size_px"
     )
     arguments = [f"data.store={store.path}", f"run={tmp_path / 'run'}", *SMALL, "train.precision=fp32"]
     with pytest.raises(JobFailed, match=words):
         training.main(cli.load(Config, arguments))
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    said = training.out_of_memory(cli.load(Config, arguments[:-1]), torch.OutOfMemoryError("CUDA out of memory."))
+    said = out_of_memory.advice(cli.load(Config, arguments[:-1]), torch.OutOfMemoryError("CUDA out of memory."))
     assert "precision bf16, " in said and "train.precision" not in said  # the launcher's, and nothing left to gain
 
 
@@ -263,7 +264,7 @@ def test_what_an_epoch_is_made_of_is_said_and_kept(store, tmp_path, monkeypatch,
     def far_enough(*_):
         raise InputError("far enough")
 
-    monkeypatch.setattr(training, "Tracker", far_enough)
+    monkeypatch.setattr(instruments, "Tracker", far_enough)
     arguments = [f"data.store={store.path}", f"run={tmp_path}", *SMALL, "data.fold=all", "data.sampler=case"]
     with pytest.raises(InputError, match="far enough"):
         training.main(cli.load(Config, arguments))

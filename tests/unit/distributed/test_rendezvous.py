@@ -122,14 +122,14 @@ def test_an_environment_that_is_not_whole_is_refused(monkeypatch):
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="RANK= in the environment is no number; the launcher sets it"):
+    with pytest.raises(InputError, match="RANK= in the environment is not a number; the launcher sets it"):
         rendezvous.join("gloo", 1)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("MASTER_PORT", "1")
     with pytest.raises(InputError, match="WORLD_SIZE=2 but no MASTER_ADDR"):
         rendezvous.join("gloo", 1)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    with pytest.raises(JobFailed, match=r"rank 1 of 2 found nobody at 127.0.0.1:1 within .*_s=1 \(.*refused"):
+    with pytest.raises(JobFailed, match=r"rank 1 of 2 found no process at 127.0.0.1:1 within .*_s=1 \(.*refused"):
         rendezvous.join("gloo", 1)
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))

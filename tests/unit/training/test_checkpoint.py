@@ -171,7 +171,7 @@ def test_older_checkpoints_are_read_and_foreign_ones_passed_over(tmp_path, left)
     path.write_text(json.dumps(content))
     found, said = checkpoint.find(tmp_path)
     assert found.state == {"position": 1}
-    assert len(said) == 1 and "step_00000002 is no whole checkpoint (no sha256 of " in said[0]
+    assert len(said) == 1 and "step_00000002 is not a complete checkpoint (no sha256 of " in said[0]
 
 
 def test_what_another_run_wrote_is_passed_over(tmp_path):
