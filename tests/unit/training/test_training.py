@@ -69,7 +69,7 @@ def test_a_run_none_of_whose_checkpoints_can_be_used_does_not_begin_again(store,
     weights.write_bytes(b"cut")
     before = sorted(path.name for path in tmp_path.rglob("*"))
     words = (
-        "none of its 1 checkpoints can be used .*model.safetensors is damaged.*without it the same command starts from the"
+        "none of its 1 checkpoints can be used .*model.safetensors is damaged.*without it the same command starts from"
     )
     with pytest.raises(InputError, match=words):
         train.main(config(store, tmp_path, "optim.epochs=2", "resume=auto"))
