@@ -31,8 +31,9 @@ from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.store import Store
 from kits_dist.distributed.runtime import Runtime, start
 from kits_dist.models import build_model
+from kits_dist.training import instruments
 from kits_dist.training.tracker import Tracker
-from kits_dist.training.train_step import build_optimizer
+from kits_dist.training.train_step import build_optimizer, place_model
 from kits_dist.utils.errors import InputError
 
 SKIPPED = 2  # log lines at the start: memory, kernels, caches

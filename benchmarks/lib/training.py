@@ -14,10 +14,9 @@ from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.store import Store
 from kits_dist.distributed.runtime import Runtime
 from kits_dist.models import build_model
-from kits_dist.training.train_step import place_model
 from kits_dist.training.losses import RegionLoss
 from kits_dist.training.step_timer import StepTimer
-from kits_dist.training.train_step import TrainStep, build_optimizer
+from kits_dist.training.train_step import TrainStep, build_optimizer, place_model
 
 
 class Setup(NamedTuple):

@@ -24,7 +24,7 @@ from kits_dist import cli, train
 from kits_dist.config import Config
 from kits_dist.distributed import runtime
 from kits_dist.labels import COLORS
-from kits_dist.training import instruments
+from kits_dist.training import instruments, setup
 from kits_dist.training.hardware import CpuMonitor
 from tests.helpers.small_run import SMALL
 

@@ -38,7 +38,7 @@ def test_a_rank_that_never_starts_is_reported_by_the_one_that_waits_for_it(store
     address = {rank: f"127.0.0.1:{environments[rank]['MASTER_PORT']}" for rank in runs}
     assert f"1 of 2 processes joined at {address[0]} within train.timeout_s=5" in said[0]
     assert "Missing: rank 1." in said[0]
-    assert f"[rank 1] kits_dist.train: rank 1 of 2 found nobody at {address[1]} within" in said[1]
+    assert f"[rank 1] kits_dist.train: rank 1 of 2 found no process at {address[1]} within" in said[1]
     assert "Traceback" not in said[0] + said[1] and not runs[0].exists() and not runs[1].exists()
 
 
@@ -51,7 +51,7 @@ def test_a_killed_rank_is_named_by_the_other_in_one_message_and_code_1(store, tm
     said = (tmp_path / "run.0").read_text()
     assert said.count("kits_dist.train: rank 0 of 2 waited for the others in `") == 1 and "Traceback" not in said
     last = (run / "checkpoint" / "last").resolve()
-    assert f"The last checkpoint is {last}; the same command with resume=auto goes on from there." in said
+    assert f"The last checkpoint is {last}; the same command with resume=auto continues from there." in said
 
 
 def test_a_silent_rank_ends_the_launch_within_the_timeout(store, tmp_path):

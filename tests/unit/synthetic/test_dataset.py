@@ -110,9 +110,7 @@ def test_impossible_requests_say_what_to_give(annotations, tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             program.Args(output="x", **wrong)
-    with pytest.raises(
-        InputError, match="2 cases with a tumor .* of 1 annotated cases 1 have.* more than cases=1"
-    ):
+    with pytest.raises(InputError, match="2 cases with a tumor .* of 1 annotated cases 1 have.* more than cases=1"):
         painted(annotations, tmp_path / "one", cases=1)
     bare = shutil.copytree(annotations, tmp_path / "bare")
     for case, values in (("case_00002", (TUMOR, CYST)), ("case_00003", (KIDNEY,))):

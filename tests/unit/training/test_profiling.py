@@ -7,7 +7,7 @@ import pytest
 
 from kits_dist import cli, train
 from kits_dist.config import Config
-from kits_dist.training.profiling import OUTSIDE_STEPS, GROUPS, IDLE, REST, group_of, as_sentence, shares
+from kits_dist.training.profiling import GROUPS, IDLE, OUTSIDE_STEPS, REST, as_sentence, group_of, shares
 from tests.helpers.small_run import SMALL
 
 

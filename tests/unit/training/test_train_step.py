@@ -11,11 +11,10 @@ from kits_dist.config import ModelConfig, OptimConfig, TrainConfig
 from kits_dist.data.batch import Batch
 from kits_dist.models import build_model
 from kits_dist.models.unet import SimpleUNet
-from kits_dist.training.train_step import place_model
 from kits_dist.training.ema import AveragedModel
 from kits_dist.training.losses import RegionLoss, WithLoss
 from kits_dist.training.step_timer import StepTimer
-from kits_dist.training.train_step import TrainStep
+from kits_dist.training.train_step import TrainStep, place_model
 from kits_dist.utils.errors import InputError
 
 CPU = torch.device("cpu")
