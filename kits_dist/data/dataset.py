@@ -46,7 +46,11 @@ class SliceDataset:
         norm           mean and sd of the training voxels
         slice_source   where slices are read from; None: the store's mapped files
         """
-        self.store, self.data, self.augment, self.seed, self.norm = store, data, augment, seed, norm
+        self.store = store
+        self.data = data
+        self.augment = augment
+        self.seed = seed
+        self.norm = norm
         self.rows, self.kidneys = samples
         self.slice_source = slice_source or MappedSlices(store, data.context)
         self.order = TrainOrder(build_groups(store, samples, data), seed) if augment else None

@@ -21,7 +21,9 @@ class MappedSlices:
 
     def __init__(self, store: Store, context: int, description: str = "mapped files"):
         """Map nothing yet; `description` is for the log."""
-        self.store, self.context, self.description = store, context, description
+        self.store = store
+        self.context = context
+        self.description = description
 
     def check(self, stacks: set[Stack]) -> None:
         """Raise JobFailed where a file of these stacks was cut or removed since the store was opened."""
@@ -48,7 +50,9 @@ class GpuSlices:
 
     def __init__(self, store: Store, rows: np.ndarray, context: int, device: torch.device, description: str = ""):
         """Copy the slices that `rows` of store.slices need to `device`; `description` is for the log."""
-        self.device, self.context, self.description = device, context, description
+        self.device = device
+        self.context = context
+        self.description = description
         self._stacks: dict[Stack, tuple[Tensor, Tensor, int]] = {}  # image with its neighbors, label, first slice
         for stack, (first, last) in _ranges(store, rows).items():
             image = store.image(*stack)

@@ -25,7 +25,11 @@ class CpuLoader:
     def __init__(self, dataset: SliceDataset, plan: BatchPlan, device: torch.device, dtype: torch.dtype, threads: int):
         """Start nothing yet: each `iter` has its own threads."""
         cv2.setNumThreads(0)  # our threads share out the images; OpenCV's would share out one image
-        self.dataset, self.plan, self.device, self.dtype, self.threads = dataset, plan, device, dtype, threads
+        self.dataset = dataset
+        self.plan = plan
+        self.device = device
+        self.dtype = dtype
+        self.threads = threads
 
     def __iter__(self) -> Iterator[Batch]:
         steps = itertools.count() if self.plan.num_batches is None else iter(range(self.plan.num_batches))
@@ -81,8 +85,12 @@ class CpuLoader:
 
     def _change_levels(self, host: HostBatch, i: int, image: np.ndarray) -> None:
         """Apply blur, contrast, brightness, gamma and noise of sample i, then normalize, in place."""
-        params, norm, levels = host.params, self.dataset.norm, self.dataset.store.window.levels
-        blur, gamma, noise_sd = float(params.blur[i]), float(params.gamma[i]), params.noise_sd[i]
+        params = host.params
+        blur = float(params.blur[i])
+        gamma = float(params.gamma[i])
+        noise_sd = params.noise_sd[i]
+        norm = self.dataset.norm
+        levels = self.dataset.store.window.levels
         stretched = params.gain[i] != 1 or params.bias[i] != 0
         for number, frame in enumerate(image):
             if blur > 0:

@@ -23,7 +23,8 @@ class DaliLoader:
 
     def __init__(self, dataset: SliceDataset, plan: BatchPlan, device: torch.device, dtype: torch.dtype, threads: int):
         """Build the graph. Raises MissingPackage where DALI is not installed."""
-        self.dataset, self.plan = dataset, plan
+        self.dataset = dataset
+        self.plan = plan
         # no_copy: DALI reads our arrays until a batch is done, so the small ones must outlive the queue.
         self._alive: deque[HostBatch] = deque(maxlen=2 * dataset.data.prefetch + 4)
         self._last_step = -1  # of the batch at the end of _alive

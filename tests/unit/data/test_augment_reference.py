@@ -55,7 +55,7 @@ def test_a_window_larger_than_the_slice_holds_it_whole():
             assert (padded == 2).sum() == 600 and image.sum() == slab.sum()
 
 
-def test_the_validation_window_is_centred_on_the_body():
+def test_the_validation_window_is_centered_on_the_body():
     off = case((1, 200, 200), body=(100, 180, 20, 100))
     matrix = augment_params.centered(OutputGrid((64, 64), None), [off]).matrix[0]
     assert matrix.tolist() == [[1, 0, 60 - 32], [0, 1, 140 - 32]]
@@ -105,8 +105,8 @@ def test_image_and_label_move_together():
     for i in range(60):
         image, label = augment_reference.apply(blob[None] * 200, blob, params, i, (96, 96), 200, RAW)
         grid = np.mgrid[:96, :96]
-        image_centre, label_centre = ((grid * w).sum(axis=(1, 2)) / w.sum() for w in (image[0], label.astype(float)))
-        apart.append(image_centre - label_centre)
+        image_center, label_center = ((grid * w).sum(axis=(1, 2)) / w.sum() for w in (image[0], label.astype(float)))
+        apart.append(image_center - label_center)
     assert np.abs(apart).max() < 0.3 and np.abs(np.mean(apart, axis=0)).max() < 0.02
 
 
@@ -140,10 +140,10 @@ def test_noise_has_the_drawn_sd_stays_in_the_window_and_varies_with_the_offset()
 
 
 def changed(flat, **changes):
-    """What one intensity step makes of a constant slice of level `flat`, over 400 draws: values and parameters."""
-    slab = np.full((1, 64, 64), flat, np.uint8)
-    params = drawn(400, case((1, 64, 64)), **changes)
-    images = [augment_reference.apply(slab, slab[0], params, i, (64, 64), 200, RAW)[0] for i in range(400)]
+    """Return what one intensity step makes of a constant slice of level `flat`, over 400 draws, and the parameters."""
+    slab = np.full((1, 8, 8), flat, np.uint8)
+    params = drawn(400, case((1, 8, 8)), OutputGrid((8, 8), None), **changes)
+    images = [augment_reference.apply(slab, slab[0], params, i, (8, 8), 200, RAW)[0] for i in range(400)]
     assert all(np.ptp(image) < 1e-4 for image in images)
     return np.array([image.mean() for image in images]), params
 
@@ -177,7 +177,7 @@ def test_blur_spreads_a_dot_by_the_drawn_sd_and_keeps_its_sum():
         assert sd == pytest.approx(params.blur[i], rel=0.03)  # cut at 3 sd
 
 
-def test_shift_moves_the_centred_window_by_mm():
+def test_shift_moves_the_centered_window_by_mm():
     one = case((1, 200, 300), (3.0, 0.5, 1.0))
     shift = (
         drawn(2000, one, shift_p=0.5, shift_mm=10).matrix[:, :, 2]

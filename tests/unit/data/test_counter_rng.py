@@ -18,7 +18,7 @@ def test_it_is_a_permutation(size):
 
 
 def test_splitmix64_gives_the_numbers_of_its_authors():
-    """The first outputs for seed 0 (java.util.SplittableRandom): finaliser of multiples of the golden ratio."""
+    """The first outputs for seed 0 (java.util.SplittableRandom): finalizer of multiples of the golden ratio."""
     golden = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
         states = golden * np.arange(1, 4, dtype=np.uint64)
@@ -33,7 +33,8 @@ def test_keys_are_told_apart_whatever_their_place():
 @pytest.mark.parametrize("size", [7, 24, 101])
 def test_every_place_is_as_likely_as_any_other(size):
     """Chi-square of where elements go over 4,000 epochs, and of what comes after what; 5 standard deviations."""
-    drawn = np.stack([permutation(size, 11, epoch) for epoch in range(4000)])
+    index, keys = np.tile(np.arange(size), 4000), np.repeat(hashed(11, np.arange(4000)), size)
+    drawn = permuted(index, np.full(len(index), size), keys).reshape(4000, size)
     places = np.stack([np.bincount(drawn[:, i], minlength=size) for i in range(size)])
     pairs = np.bincount((drawn[:, :-1] * size + drawn[:, 1:]).ravel(), minlength=size * size).reshape(size, size)
     pairs = pairs[~np.eye(size, dtype=bool)]

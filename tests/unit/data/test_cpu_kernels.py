@@ -1,4 +1,4 @@
-"""The machine code of the CPU's warps does what `augment` means, at every size and far outside the slice."""
+"""The compiled warps agree with `augment_reference`, at every size and far outside the slice."""
 
 import numba
 import numpy as np
@@ -20,13 +20,13 @@ def cases(count: int, largest: int):
         label[top:bottom, left:right] = rng.integers(0, 4, (bottom - top, right - left))
         angle, (x_zoom, y_zoom), mirror = rng.uniform(-np.pi, np.pi), rng.uniform(0.3, 3, 2), rng.choice([-1, 1])
         turn = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]] * np.array([mirror * x_zoom, y_zoom])
-        centred = np.array([columns, rows]) / 2 - turn @ [width / 2, height / 2]
-        corner = rng.uniform(-60, 120, 2) if k % 3 == 0 else centred
+        centered = np.array([columns, rows]) / 2 - turn @ [width / 2, height / 2]
+        corner = rng.uniform(-60, 120, 2) if k % 3 == 0 else centered
         yield slab, label, np.c_[turn, corner].astype(np.float32), (int(height), int(width))
 
 
 @pytest.mark.parametrize(("count", "largest"), [(150, 90), (8, 800)])
-def test_warps_are_those_of_the_meaning(count, largest):
+def test_warps_agree_with_the_reference(count, largest):
     met = 0
     for slab, label, matrix, size_px in cases(count, largest):
         image, labels = np.full((len(slab), *size_px), -7, np.float32), np.full(size_px, 99, np.uint8)
@@ -50,7 +50,7 @@ def test_slices_that_cannot_be_written_are_read():
     assert (image == 5).all() and (labels == 5).all()
 
 
-def test_noise_is_clipped_before_it_is_normalised():
+def test_noise_is_clipped_before_normalization():
     image = np.array([[0, 100, 200]], np.float32)
     norm = Normalization(mean=50, sd=20)
     noisy = image.copy()

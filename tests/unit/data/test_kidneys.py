@@ -1,4 +1,4 @@
-"""Where phase 2 looks: boxes of kidneys, and the samples cut from them."""
+"""The boxes of kidneys, which phase 2 of a cascade segments, and the samples cut from them."""
 
 from dataclasses import replace
 
@@ -107,7 +107,7 @@ def test_no_kidney_at_all(store):
 def test_whatever_is_drawn_the_window_holds_the_box(pixel_mm):
     """Without rotation and zoom, each corner of the (moved) box lies within the network's image."""
     grid, generator = augment_params.OutputGrid((64, 96), pixel_mm), np.random.default_rng(0)
-    changes = AugmentConfig(rotate_p=0, scale_p=0, noise_p=0, flip=0, box_mm=0)
+    augment = AugmentConfig(rotate_p=0, scale_p=0, noise_p=0, flip=0, box_mm=0)
     view = SliceGeometry("axial", (9, 200, 300), (3.0, 0.9, 0.6), Box(0, 0, 0, 0), box_must_fit=True)
     views = []
     for _ in range(300):
@@ -116,7 +116,7 @@ def test_whatever_is_drawn_the_window_holds_the_box(pixel_mm):
         views.append(view._replace(box=Box(*map(int, box))))
     window = type("", (), {"levels": 200, "step_hu": 1})
     u = augment_params.uniforms(0, np.zeros(300, int), np.arange(300))
-    for params in (augment_params.centered(grid, views), augment_params.draw(changes, grid, views, window, u, 9)):
+    for params in (augment_params.centered(grid, views), augment_params.draw(augment, grid, views, window, u, 9)):
         for matrix, one in zip(params.matrix.astype(float), views, strict=True):
             corners = np.linalg.solve(
                 matrix[:, :2],
@@ -137,7 +137,7 @@ def test_the_box_is_moved_by_the_sample_alone():
     assert all(min(augment_params._jittered(small, 10, u, i).box.size) > 0 for i in range(400))
 
 
-def test_samples_of_two_kidneys_of_one_slice_are_changed_differently(store):
+def test_samples_of_two_kidneys_of_one_slice_are_augmented_differently(store):
     twins = (Kidney(((0, 5), (20, 30), (20, 30))), Kidney(((0, 5), (20, 30), (20, 30))))
     doubled = store_with(store, store.cases[0]._replace(kidneys=twins))
     row = int(np.flatnonzero(store.slices.case == 0)[2])
@@ -149,7 +149,7 @@ def test_samples_of_two_kidneys_of_one_slice_are_changed_differently(store):
     assert not np.allclose(params.matrix[0], params.matrix[1])
 
 
-def test_a_kidney_beside_a_giant_tumor_is_one():
+def test_a_kidney_next_to_a_giant_tumor_counts():
     giant, small = (2, (0, 20), (0, 60), (0, 60)), (1, (5, 15), (10, 40), (75, 99))  # 144 ml and 14 ml, 10 %
     assert len(find_kidneys(volume(giant, small), SPACING)) == 2  # where nothing is smaller than a tenth
     less = (1, (5, 12), (10, 40), (75, 95))  # 8 ml

@@ -1,4 +1,4 @@
-"""The tests of the data path can fail: each fault planted here turns the test red that is meant to find it."""
+"""The tests of the data path can fail: each fault planted here turns the test red that should find it."""
 
 import copy
 
@@ -24,7 +24,7 @@ def backend(request):
 
 
 def handed(monkeypatch, change):
-    """change(HostBatch) -> what every backend gets in its place; the check itself sees the true one."""
+    """Give backends change(HostBatch) in place of the HostBatch; the check itself gets the true one."""
     real = data_path._build
 
     def build(dataset, *rest):
@@ -36,7 +36,7 @@ def handed(monkeypatch, change):
 
 
 def drawn(**change):
-    """A HostBatch with one of its parameters changed: name=function of the true values."""
+    """Change parameters of a HostBatch: name=function of the true values."""
 
     def changed(host):
         params = host.params._replace(**{name: f(getattr(host.params, name)) for name, f in change.items()})
@@ -46,12 +46,12 @@ def drawn(**change):
 
 
 def relabelled(change):
-    """change((H, W) label) -> the label that the backend gets with the true image."""
+    """Give the backend change((H, W) label) with the true image."""
     return lambda host: host._replace(labels=[change(label[..., 0])[..., None] for label in host.labels])
 
 
 def turned(label):
-    """By two degrees about its middle."""
+    """Turn a label by two degrees about its center."""
     cos, sin = np.cos(np.deg2rad(2)), np.sin(np.deg2rad(2))
     turn, middle = np.array([[cos, -sin], [sin, cos]]), np.array(label.shape[::-1]) / 2
     return augment_reference.warp_nearest(label, np.c_[turn, middle - turn @ middle], label.shape)
@@ -89,15 +89,15 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("fault", list(PLANTED))
-def test_what_a_backend_does_otherwise(store, backend, monkeypatch, fault):
+def test_a_fault_in_what_a_backend_gets(store, backend, monkeypatch, fault):
     change, plant = PLANTED[fault]
     handed(monkeypatch, plant)
-    found_by(test_loaders.test_every_backend_does_what_each_change_means, store, backend, change)
+    found_by(test_loaders.test_each_change_agrees_with_the_reference, store, backend, change)
 
 
 def test_a_tenth_of_a_level_in_the_mixture(store, backend, monkeypatch):
     handed(monkeypatch, drawn(bias=up(0.1)))
-    found_by(test_loaders.test_every_backend_does_what_all_changes_mean_together, store, backend, {})
+    found_by(test_loaders.test_all_changes_together_agree_with_the_reference, store, backend, {})
 
 
 def test_a_cut_that_is_a_pixel_off(store, monkeypatch):
@@ -106,7 +106,7 @@ def test_a_cut_that_is_a_pixel_off(store, monkeypatch):
     found_by(test_loaders.test_moves_by_whole_pixels_are_exact, store, "opencv")
 
 
-def test_image_and_label_half_a_pixel_apart_in_the_meaning_itself(monkeypatch):
+def test_image_and_label_half_a_pixel_apart_in_the_reference(monkeypatch):
     real = augment_reference.warp_nearest
     monkeypatch.setattr(
         augment_reference, "warp_nearest", lambda label, m, size: real(label, m + 0.5 * np.eye(3)[[2]], size)
@@ -129,10 +129,10 @@ def test_two_ranks_that_take_the_same_samples(store, monkeypatch):
 
 
 def test_an_epoch_that_does_not_enter_the_key(store, backend, monkeypatch):
-    """In what the feed asks for, as a backend shows it; and in the draw itself."""
+    """In what the dataset asks for, as a backend shows it; and in the draw itself."""
     real = augment_params.uniforms
     monkeypatch.setattr(augment_params, "uniforms", lambda seed, rounds, sample: real(seed, rounds * 0, sample))
-    found_by(test_loaders.test_a_sample_looks_otherwise_in_the_next_epoch, store, backend)
+    found_by(test_loaders.test_a_sample_looks_different_in_the_next_epoch, store, backend)
     found_by(test_augment_reference.test_uniforms_are_uniform_independent_and_keyed)
 
 

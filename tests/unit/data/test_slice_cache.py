@@ -1,4 +1,4 @@
-"""Slices in memory of a device are the slices of the store; on the CPU here, on a GPU in tests/gpu."""
+"""Slices in GPU memory are the slices of the store; on the CPU here, on a GPU in tests/gpu."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_the_same_batches_come_out_of_dali(store):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_what_this_machine_has_not_is_refused_and_auto_falls_back(store):
+def test_gpu_residency_without_a_gpu_is_refused_and_auto_falls_back(store):
     data = {"store": str(store.path), "batch_size": 4, "size_px": (64, 64)}
     with pytest.raises(InputError, match="data.residency=gpu needs an NVIDIA GPU.*Use data.residency=mmap"):
         build_train_loader(store, DataConfig(**data, residency="gpu"), AugmentConfig(), 0, Ranks())
@@ -69,7 +69,7 @@ def test_what_this_machine_has_not_is_refused_and_auto_falls_back(store):
     [("auto", "dali", "cpu"), ("auto", "opencv", "cuda"), ("mmap", "dali", "cuda"), ("gpu", "dali", "cuda")],
 )
 def test_no_step_is_measured_where_the_answer_does_not_count(store, monkeypatch, residency, backend, device):
-    """It would cost a forward and a backward pass."""
+    """Measuring costs a forward and a backward pass."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**8, 10**8))
     monkeypatch.setattr(slice_cache, "GpuSlices", OnTheCPU)
     data = DataConfig(store="s", batch_size=2, size_px=(64, 64), residency=residency, backend=backend)
@@ -79,7 +79,7 @@ def test_no_step_is_measured_where_the_answer_does_not_count(store, monkeypatch,
 @pytest.mark.parametrize(
     ("residency", "step_bytes", "free", "expected"),
     [
-        ("auto", 10**6, 10**8, GpuSlices),  # the slices fit beside the step
+        ("auto", 10**6, 10**8, GpuSlices),  # the slices fit in addition to the step
         ("auto", 10**8, 10**8, MappedSlices),  # the step takes what is there
         ("auto", 0, 8 * 10**5, MappedSlices),  # 0.36 MB of batches for training and as much for validation
         ("auto", 0, 11 * 10**5, GpuSlices),
@@ -90,7 +90,7 @@ def test_no_step_is_measured_where_the_answer_does_not_count(store, monkeypatch,
     ],
 )
 def test_auto_weighs_the_slices_against_the_measured_step(store, monkeypatch, residency, step_bytes, free, expected):
-    """~0.3 MB of slices; a device that says how much is free stands in for a GPU."""
+    """~0.3 MB of slices; a fake mem_get_info stands in for a GPU."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
     monkeypatch.setattr(slice_cache, "GpuSlices", OnTheCPU)
     data = DataConfig(store=str(store.path), batch_size=2, size_px=(64, 64), residency=residency)
