@@ -1,21 +1,43 @@
-"""Geometry and noise for the phantom: coordinates in mm go in, signed distances and smooth random fields come out.
+"""Geometry and noise of the phantom: signed distances and smooth random fields as functions of coordinates in mm.
 
-Everything is a function of millimetres, so a case looks the same at any voxel spacing. Positions are (z, y, x) with
-z to caudal, y to posterior, x to the patient's left: the directions in which KiTS slice, row and column indices grow.
+A case therefore looks the same at any voxel spacing. Positions are (z, y, x) with z to caudal, y to posterior, x to the
+patient's left: the directions in which KiTS slice, row and column indices grow.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
+from scipy import ndimage
+
+from kits_dist.utils.components import Box3
 
 Vec3 = tuple[float, float, float]
-Box = tuple[slice, slice, slice]
 FIELD_EXTENT_MM = 640.0  # smooth fields cover +-320 mm (KiTS scans at hand: up to 295 mm tall)
 
 
+def vec3(values: Iterable[float]) -> Vec3:
+    """Return three values as a tuple, without converting them: the precision of NumPy scalars carries into products."""
+    z, y, x = values
+    return z, y, x
+
+
+def box3(slices: Iterable[slice]) -> Box3:
+    """Return three slices as a tuple."""
+    z, y, x = slices
+    return z, y, x
+
+
+def distance_mm(mask: np.ndarray, spacing_mm: Iterable[float]) -> np.ndarray:
+    """Return the distance of each voxel of `mask` to the nearest one outside it, 0 outside; float64."""
+    distance = ndimage.distance_transform_edt(mask, sampling=tuple(spacing_mm))
+    assert isinstance(distance, np.ndarray)  # the stubs allow for other results
+    return distance
+
+
 class Axes(NamedTuple):
-    """Voxel centres of a rectangular grid, ascending float32 vectors in mm from the kidneys' middle."""
+    """Voxel centers of a rectangular grid, ascending float32 vectors in mm from the kidneys' middle."""
 
     z: np.ndarray
     y: np.ndarray
@@ -23,33 +45,36 @@ class Axes(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Return (D, H, W)."""
         return len(self.z), len(self.y), len(self.x)
 
-    def crop(self, box: Box) -> "Axes":
+    def crop(self, box: Box3) -> "Axes":
+        """Return the axes of the voxels in `box`."""
         return Axes(self.z[box[0]], self.y[box[1]], self.x[box[2]])
 
-    def box(self, low_mm: Vec3, high_mm: Vec3) -> Box:
-        """Index box of the voxel centres inside [low_mm, high_mm]; may be empty."""
+    def box(self, low_mm: Vec3, high_mm: Vec3) -> Box3:
+        """Return the index box of the voxel centers inside [low_mm, high_mm], which may be empty."""
         bounds = [np.searchsorted(a, (lo, hi)) for a, lo, hi in zip(self, low_mm, high_mm, strict=True)]
-        return tuple(slice(int(a), int(b)) for a, b in bounds)
+        return box3(slice(int(start), int(stop)) for start, stop in bounds)
 
     def mesh(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(D, 1, 1), (1, H, 1), (1, 1, W): broadcastable coordinates."""
+        """Return broadcastable coordinates (D, 1, 1), (1, H, 1), (1, 1, W)."""
         return self.z[:, None, None], self.y[None, :, None], self.x[None, None, :]
 
 
-def is_empty(box: Box) -> bool:
+def is_empty(box: Box3) -> bool:
+    """Return whether a box holds no voxel."""
     return any(s.stop <= s.start for s in box)
 
 
 def grid_axes(shape: tuple[int, int, int], spacing_mm: Vec3, first_mm: Vec3) -> Axes:
-    """Axes of a grid whose voxel (0, 0, 0) has its centre at first_mm."""
+    """Return the axes of a grid whose voxel (0, 0, 0) has its center at `first_mm`."""
     triples = zip(shape, spacing_mm, first_mm, strict=True)
     return Axes(*(np.arange(n, dtype=np.float32) * np.float32(s) + np.float32(f) for n, s, f in triples))
 
 
 def coarse_axes(axes: Axes, step_mm: Vec3) -> Axes:
-    """Same extent, steps near step_mm; a direction that is already that coarse is kept voxel for voxel."""
+    """Return axes of the same extent with steps near `step_mm`; a direction that is already that coarse is kept."""
 
     def one(a: np.ndarray, step: float) -> np.ndarray:
         extent = float(a[-1] - a[0])
@@ -60,9 +85,9 @@ def coarse_axes(axes: Axes, step_mm: Vec3) -> Axes:
 
 
 def interpolate(volume: np.ndarray, source: Axes, target: Axes) -> np.ndarray:
-    """Trilinear, separable: volume (D, H, W) on `source` -> float32 on `target`; edge values outside.
+    """Interpolate a volume (D, H, W) trilinearly from `source` to float32 on `target`; outside, edge values repeat.
 
-    Gathers rather than matrix products: the same bits whatever the number of BLAS threads.
+    Gathers instead of matrix products give the same bits with any number of BLAS threads.
     """
     out = volume
     for dim in range(3):
@@ -85,20 +110,21 @@ def interpolate(volume: np.ndarray, source: Axes, target: Axes) -> np.ndarray:
 
 
 class SmoothField:
-    """A random field in mm, zero mean, sd about 1, that varies over `scale_mm`; the same values at any spacing."""
+    """A random field with zero mean and sd about 1 that varies over `scale_mm`, with the same values at any spacing."""
 
     def __init__(self, rng: Generator, scale_mm: float) -> None:
         n = int(FIELD_EXTENT_MM / scale_mm) + 1
-        self.knots = grid_axes((n, n, n), (scale_mm,) * 3, (-FIELD_EXTENT_MM / 2,) * 3)
+        first = -FIELD_EXTENT_MM / 2
+        self.knots = grid_axes((n, n, n), (scale_mm, scale_mm, scale_mm), (first, first, first))
         white = rng.standard_normal((n, n, n), dtype=np.float32)
         for dim in range(3):  # 1-2-1 smoothing keeps linear interpolation from showing its facets
             white = white + 0.5 * (np.roll(white, 1, dim) + np.roll(white, -1, dim))
         self.values = white * np.float32(1.3 / 1.5**1.5)  # 1-2-1 has norm^2 1.5; 1.3: interpolation
 
     def at(self, axes: Axes) -> np.ndarray:
-        """float32 of axes.shape."""
+        """Return the field at `axes`, float32 of axes.shape."""
         # Only the knots around the box are interpolated: most boxes are an organ, not the body.
-        box = tuple(
+        box = box3(
             slice(max(int(np.searchsorted(k, a[0])) - 2, 0), int(np.searchsorted(k, a[-1])) + 2)
             for k, a in zip(self.knots, axes, strict=True)
         )
@@ -108,20 +134,21 @@ class SmoothField:
 
 
 class Ellipsoid(NamedTuple):
-    """centre and semi-axes in mm, ordered (z, y, x); `turn` (3, 3) maps world offsets to the ellipsoid's own axes."""
+    """Center and semi-axes in mm, (z, y, x); `turn` (3, 3) maps world offsets to the axes of the ellipsoid."""
 
-    centre: Vec3
+    center: Vec3
     semi: Vec3
     turn: np.ndarray = np.eye(3)
 
-    def box(self, axes: Axes, margin_mm: float) -> Box:
+    def box(self, axes: Axes, margin_mm: float) -> Box3:
+        """Return the index box that holds the ellipsoid and a margin."""
         reach = np.sqrt(((np.asarray(self.turn).T * np.asarray(self.semi)) ** 2).sum(1)) + margin_mm
-        centre = np.asarray(self.centre)
-        return axes.box(tuple(centre - reach), tuple(centre + reach))
+        center = np.asarray(self.center)
+        return axes.box(vec3(center - reach), vec3(center + reach))
 
     def distance(self, axes: Axes) -> np.ndarray:
-        """Signed distance to the surface in mm, positive inside, first-order exact near the surface; float32."""
-        offsets = [m - np.float32(c) for m, c in zip(axes.mesh(), self.centre, strict=True)]
+        """Return the signed distance to the surface in mm, positive inside, exact to first order near it; float32."""
+        offsets = [m - np.float32(c) for m, c in zip(axes.mesh(), self.center, strict=True)]
         k1 = k2 = np.float32(0.0)
         for row, semi in zip(np.asarray(self.turn, np.float32), self.semi, strict=True):
             own = (row[0] * offsets[0] + row[1] * offsets[1] + row[2] * offsets[2]) * np.float32(1.0 / semi)
@@ -134,7 +161,7 @@ class Ellipsoid(NamedTuple):
 
 
 def capsule_distance(axes: Axes, start: Vec3, end: Vec3, radius_mm: float) -> np.ndarray:
-    """Signed distance (positive inside) to a tube of radius_mm around the segment start-end; float32."""
+    """Return the signed distance (positive inside) to a tube of `radius_mm` around a segment; float32."""
     a = np.asarray(start, np.float32)
     ab = np.asarray(end, np.float32) - a
     oz, oy, ox = (m - c for m, c in zip(axes.mesh(), a, strict=True))
@@ -143,14 +170,17 @@ def capsule_distance(axes: Axes, start: Vec3, end: Vec3, radius_mm: float) -> np
 
 
 def superellipse_distance(y: np.ndarray, x: np.ndarray, semi_y: float, semi_x: float, power: float = 2.4) -> np.ndarray:
-    """Signed distance in mm (positive inside, approximate) to a trunk outline; y (H, 1), x (1, W) -> (H, W)."""
+    """Return the approximate signed distance in mm (positive inside) to a trunk outline.
+
+    y (H, 1), x (1, W) -> (H, W)
+    """
     u, v = np.abs(y) / semi_y, np.abs(x) / semi_x
     r = (u**power + v**power) ** (1.0 / power)
     return (1.0 - r) * np.hypot(y, x) / np.maximum(r, 1e-3) + (r < 1e-3) * min(semi_y, semi_x)
 
 
 def rotation(about_z_deg: float, about_y_deg: float, about_x_deg: float) -> np.ndarray:
-    """(3, 3) orthonormal for (z, y, x) vectors: axial turn, then coronal (y), then sagittal (x) tilt."""
+    """Return a (3, 3) rotation of (z, y, x) vectors: axial turn, then coronal (y), then sagittal (x) tilt."""
     cz, cy, cx = np.cos(np.deg2rad([about_z_deg, about_y_deg, about_x_deg]))
     sz, sy, sx = np.sin(np.deg2rad([about_z_deg, about_y_deg, about_x_deg]))
     turn_z = np.array([[1, 0, 0], [0, cz, -sz], [0, sz, cz]])
@@ -160,7 +190,7 @@ def rotation(about_z_deg: float, about_y_deg: float, about_x_deg: float) -> np.n
 
 
 def scanner_noise(rng: Generator, shape: tuple[int, int, int], sd_hu: float, lag1: float) -> np.ndarray:
-    """Gaussian noise (D, H, W) float32 with lag-1 autocorrelation `lag1` (below 0.7) in plane; slices are independent.
+    """Draw Gaussian noise (D, H, W) float32 with in-plane lag-1 autocorrelation `lag1` (below 0.7), slices independent.
 
     Each direction is filtered with [a, 1, a], whose lag-1 autocorrelation is 2a / (1 + 2a^2).
     """
