@@ -137,8 +137,11 @@ def test_the_table_of_cases_has_no_summary_row_and_json_no_nan(folders, tmp_path
     assert summary["regions"]["tumor"]["hd95_mm_ci95"] is None and summary["regions"]["tumor"]["misses"] == 6
     assert summary["lesions"]["under_5_ml"]["dice"] == 0 and summary["lesions"]["over_30_ml"]["dice"] is None
     assert "NaN" not in (tmp_path / "out" / "summary.json").read_text()
-    said = capsys.readouterr().out
-    assert "tumors found: 0 of 6 (0.000, 0.000 .. 0.000); false positives: 0.00 per case" in said and "nan" not in said
+    printed = capsys.readouterr().out
+    assert (
+        "tumors found: 0 of 6 (0.000, 0.000 .. 0.000); false positives: 0.00 per case" in printed
+        and "nan" not in printed
+    )
 
 
 def test_regions_that_a_system_cannot_predict_are_absent(folders, tmp_path):

@@ -49,7 +49,7 @@ def test_the_better_network_gets_the_weight():
     assert abs(search_weights([same], 3, 0.1)[0] - 1 / 3).max() < 0.1  # no difference: near equal
 
 
-def test_true_voxels_that_no_network_saw_count():
+def test_true_voxels_that_no_network_found_count():
     case = RegionLogits(np.full((2, 10), 3, np.float16), np.ones(10, bool), missed=10)
     assert fused_dice([case], np.array([0.5, 0.5])) == pytest.approx(2 * 10 / 30)
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_fused_is_refused(two_runs, tmp_path):
         fuse.main(fuse.Args(run=two_runs.strip("[]").split(",")[0], output=str(tmp_path / "f.json")))
 
 
-def test_every_way_to_deal_the_weights_is_tried_once(monkeypatch):
+def test_all_weights_on_the_grid_are_tried_once(monkeypatch):
     tried = []
     monkeypatch.setattr(
         weight_search, "fused_dice", lambda cases, weights: tried.append(tuple(np.round(weights, 9))) or 0.0
@@ -112,6 +112,6 @@ def test_every_way_to_deal_the_weights_is_tried_once(monkeypatch):
     assert len(tried) == len(set(tried)) == 15 and all(sum(one) == 1 and min(one) >= 0 for one in tried)
 
 
-def test_what_would_fail_after_hours_is_refused_before(two_runs, tmp_path):
+def test_an_output_that_is_a_folder_is_refused_first(two_runs, tmp_path):
     with pytest.raises(InputError, match=r"is a folder. Name the file"):
         fuse.main(fuse.Args(run=two_runs, output=str(tmp_path)))

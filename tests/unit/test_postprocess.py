@@ -67,36 +67,36 @@ def scores(run, split="test"):
     return json.loads((run / "evaluation" / split / "summary.json").read_text())
 
 
-def test_evaluate_and_predict_apply_what_was_chosen_and_say_so(noisy, raw, store, tmp_path, capsys):
+def test_evaluate_and_predict_apply_and_report_the_chosen_rules(noisy, raw, store, tmp_path, capsys):
     evaluate.main(evaluate.Args(run=str(noisy)))
     assert scores(noisy)["postprocess"] == {} and scores(noisy)["tta"] == "none"
     before = scores(noisy)["regions"]["kidney_and_mass"]["dice"]
     postprocess.main(postprocess.Args(run=str(noisy)))
     stored = json.loads((noisy / FILE).read_text())
     assert stored["rules"] == {"min_kidney_ml": 1.0} and stored["val"]["after"] > stored["val"]["before"] + 0.02
-    said = capsys.readouterr().out
-    assert "kept min_kidney_ml=1" in said and f"test: label maps of {noisy}" in said
+    printed = capsys.readouterr().out
+    assert "kept min_kidney_ml=1" in printed and f"test: label maps of {noisy}" in printed
     evaluate.main(evaluate.Args(run=str(noisy)))
     after = scores(noisy)
     assert after["postprocess"] == {"min_kidney_ml": 1.0}
     assert "post-processing: min_kidney_ml=1 (chosen on val)" in capsys.readouterr().out
     assert after["regions"]["kidney_and_mass"]["dice"] > before + 0.02
-    # what the effect on test was said to be is what evaluate then finds
+    # the reported effect on test is what evaluate then finds
     assert stored["test"]["before"] == pytest.approx(before, abs=1e-12)
     assert stored["test"]["after"] == pytest.approx(after["regions"]["kidney_and_mass"]["dice"], abs=1e-12)
     evaluate.main(evaluate.Args(run=str(noisy), postprocess=False))
     assert scores(noisy)["regions"]["kidney_and_mass"]["dice"] == before
     case_id = store.splits.test[0]
-    for key, wanted in (("cleaned", True), ("as_painted", False)):
+    for key, wanted in (("cleaned", True), ("not_cleaned", False)):
         out = tmp_path / key
         predict.main(predict.Args(run=str(noisy), input=str(raw / case_id), output=str(out), postprocess=wanted))
         assert json.loads((out / f"{case_id}.json").read_text())["postprocess"] == (stored["rules"] if wanted else {})
-    a, b = (read_labels(tmp_path / key / f"{case_id}.nii.gz").array for key in ("cleaned", "as_painted"))
+    a, b = (read_labels(tmp_path / key / f"{case_id}.nii.gz").array for key in ("cleaned", "not_cleaned"))
     assert (a > 0).sum() < (b > 0).sum() and not (a[b == 0]).any()
     assert np.array_equal(b, read_labels(noisy / "evaluation" / "test" / "predictions" / f"{case_id}.nii.gz").array)
 
 
-def test_the_test_cases_have_no_say(noisy, store, tmp_path):
+def test_the_test_cases_have_no_influence(noisy, store, tmp_path):
     """Every test prediction and every test label are changed; the choice is the same to the last digit."""
     evaluate.main(evaluate.Args(run=str(noisy)))
     postprocess.main(postprocess.Args(run=str(noisy)))
@@ -115,7 +115,7 @@ def test_the_test_cases_have_no_say(noisy, store, tmp_path):
     }
 
 
-def test_label_maps_are_taken_from_evaluate_only_where_the_network_alone_made_them(noisy, store, capsys):
+def test_label_maps_of_evaluate_are_reused_only_without_rules_and_tta(noisy, store, capsys):
     args = postprocess.Args(run=str(noisy))
     for how, reused in (({}, True), ({"tta": "flip"}, False), ({"postprocess": True}, False)):
         evaluate.main(evaluate.Args(run=str(noisy), split="val", **{"postprocess": False, **how}))
@@ -180,13 +180,13 @@ def folds(store, tmp_path, monkeypatch):
         export_run(run, monkeypatch, Threshold(80.0), size_px="96x96", store=str(store.path), fold=fold)
         (case_id,) = store.splits.folds[fold]
         row = store.row[case_id]
-        painted = (np.asarray(store.label(row)) > 0).astype(np.uint8)
+        predicted = (np.asarray(store.label(row)) > 0).astype(np.uint8)
         if fault == "speck":
-            painted[1:3, :2, :5] = 1
+            predicted[1:3, :2, :5] = 1
         else:
-            painted[(2, *np.argwhere(painted[2]).mean(axis=0).astype(int))] = 0
+            predicted[(2, *np.argwhere(predicted[2]).mean(axis=0).astype(int))] = 0
         write_nifti(
-            run / "evaluation" / "val" / "predictions" / f"{case_id}.nii.gz", painted, store.cases[row].geometry
+            run / "evaluation" / "val" / "predictions" / f"{case_id}.nii.gz", predicted, store.cases[row].geometry
         )
         about = {"step": None, "store_sha256": store.fingerprint(), "tta": "none", "postprocess": {}}
         (run / "evaluation" / "val" / "summary.json").write_text(json.dumps(about))
@@ -225,10 +225,10 @@ def test_evaluate_and_predict_take_the_rules_of_exactly_these_runs(folds, raw, s
     case_id = store.splits.test[0]
     predict.main(predict.Args(run=both, input=str(raw / case_id), output=str(tmp_path / "labels"), rules=str(rules)))
     assert json.loads((tmp_path / "labels" / f"{case_id}.json").read_text())["postprocess"] == summary["postprocess"]
-    mended, scored = (
+    cleaned, scored = (
         read_labels(tmp_path / name / f"{case_id}.nii.gz").array for name in ("labels", "test/predictions")
     )
-    assert np.array_equal(mended, scored)
+    assert np.array_equal(cleaned, scored)
     for other in (str(runs[0]), f"[{runs[0]},{shutil.copytree(runs[0], tmp_path / 'copy')}]"):
         with pytest.raises(InputError, match="was chosen for other weights than those of run="):
             evaluate.main(evaluate.Args(run=other, output=str(tmp_path / "other"), rules=str(rules)))

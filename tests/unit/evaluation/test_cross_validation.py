@@ -96,23 +96,23 @@ def test_out_of_fold_is_the_mean_over_all_cases_of_all_folds(folder, store, caps
         assert written["regions"][name].keys() == expected["regions"][name].keys()
         for key, value in expected["regions"][name].items():
             assert written["regions"][name][key] == pytest.approx(value, rel=1e-8), key
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == "data: kits" and re.match(r"fold 0, val +1  1\.000 \(1\.000 \.\. 1\.000\)", said[2])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "data: kits" and re.match(r"fold 0, val +1  1\.000 \(1\.000 \.\. 1\.000\)", printed[2])
     dice = written["regions"]["kidney_and_mass"]
     low, high = dice["dice_ci95"]
-    assert f"all 5, out of fold       5  {dice['dice']:.3f} ({low:.3f} .. {high:.3f})" in said[7]
-    assert not any("test," in line for line in said)  # it was not evaluated
+    assert f"all 5, out of fold       5  {dice['dice']:.3f} ({low:.3f} .. {high:.3f})" in printed[7]
+    assert not any("test," in line for line in printed)  # it was not evaluated
 
 
 def test_one_table_and_one_page_hold_folds_and_test_before_and_after_the_rules(folder, store, capsys):
     with_test(folder, store, {"min_tumor_ml": 0.5})
     crossval.main(crossval.Args(run=str(folder)))
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     before, after = (
-        re.search(rf"^test, {name} +1  (\d\.\d+)", said, flags=re.M) for name in ("mean of all", "after rules")
+        re.search(rf"^test, {name} +1  (\d\.\d+)", printed, flags=re.M) for name in ("mean of all", "after rules")
     )
     assert float(before[1]) < float(after[1]) == 1.0
-    assert "rules: min_tumor_ml=0.5; mean Dice out of fold 0.5000 -> 0.6250" in said
+    assert "rules: min_tumor_ml=0.5; mean Dice out of fold 0.5000 -> 0.6250" in printed
     report.main(report.Args(run=str(folder)))
     page = (folder / "report.html").read_text()
     for row in cross_validation.table(folder):
