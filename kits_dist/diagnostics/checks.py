@@ -54,13 +54,13 @@ def _gpu(f: Facts) -> Check | None:
         return Check("ok", "gpu", found)
 
     gpu = f.gpus[broken[0]]
-    words = f"{found}; GPU {','.join(map(str, broken))} cannot compute: {gpu.error}"
+    text = f"{found}; GPU {','.join(map(str, broken))} cannot compute: {gpu.error}"
     if "no kernel image" not in gpu.error:
-        return Check("fail", "gpu", words, "nvidia-smi  # then leave it out: export CUDA_VISIBLE_DEVICES=...")
+        return Check("fail", "gpu", text, "nvidia-smi  # then leave it out: export CUDA_VISIBLE_DEVICES=...")
     capability = "{}.{}".format(*gpu.capability)
-    words += f". Its compute capability is {capability}, this torch holds code for {' '.join(f.archs)}"
+    text += f". Its compute capability is {capability}, this torch holds code for {' '.join(f.archs)}"
     fix = f"pip install --force-reinstall torch torchvision  # a build for {capability}: pytorch.org/get-started"
-    return Check("fail", "gpu", words, fix)
+    return Check("fail", "gpu", text, fix)
 
 
 def _no_gpu(f: Facts) -> Check:
@@ -72,10 +72,10 @@ def _no_gpu(f: Facts) -> Check:
         return Check("fail", "gpu", f"{found}, but torch {f.torch} is a build without CUDA", fix)
     if f.visible is not None:
         level = "fail" if f.num_gpus else "warn"  # an empty value hides them on purpose
-        words = f"{found}, hidden by CUDA_VISIBLE_DEVICES={f.visible!r}"
-        return Check(level, "gpu", words, "unset CUDA_VISIBLE_DEVICES")
-    words = f"{found}, but torch sees none: {f.gpu_error or 'no reason given'}"
-    return Check("fail", "gpu", words, "docker run --gpus all ...  # in a container; after a driver update: reboot")
+        text = f"{found}, hidden by CUDA_VISIBLE_DEVICES={f.visible!r}"
+        return Check(level, "gpu", text, "unset CUDA_VISIBLE_DEVICES")
+    text = f"{found}, but torch sees none: {f.gpu_error or 'no reason given'}"
+    return Check("fail", "gpu", text, "docker run --gpus all ...  # SLURM: --gres=gpu:1; after a driver update: reboot")
 
 
 def _driver(f: Facts) -> Check | None:
@@ -108,8 +108,8 @@ def _dali(f: Facts) -> Check:
         return Check("fail", "dali", f"{found}: they overwrite each other in one folder", reinstall)
     if wanted and wanted not in f.dali:
         harmless = "GPU" in f.dali_ran or not f.num_gpus
-        words = f"{found}, but torch is built for CUDA {f.cuda}"
-        return Check("warn" if harmless else "fail", "dali", words, reinstall)
+        text = f"{found}, but torch is built for CUDA {f.cuda}"
+        return Check("warn" if harmless else "fail", "dali", text, reinstall)
     if f.dali_error:
         return Check("fail", "dali", f"{found}; a small pipeline fails: {f.dali_error}", reinstall)
     return Check("ok", "dali", f"{found}; a small pipeline ran on {' and '.join(f.dali_ran)}")
@@ -118,10 +118,10 @@ def _dali(f: Facts) -> Check:
 def _precision(f: Facts) -> Check | None:
     if f.precision is None:
         return None
-    words = "train.precision=auto selects {}: {}".format(*f.precision)
+    text = "train.precision=auto selects {}: {}".format(*f.precision)
     if f.bf16_cores and not f.gpus:
-        words += "; this CPU has bf16 instructions, train.precision=bf16 is faster here"
-    return Check("ok", "precision", words)
+        text += "; this CPU has bf16 instructions, train.precision=bf16 is faster here"
+    return Check("ok", "precision", text)
 
 
 def _batch(f: Facts) -> Check | None:
@@ -129,9 +129,9 @@ def _batch(f: Facts) -> Check | None:
         return None
     needed = BATCH * ACTIVATION_GB[f.precision[0]] + FIXED_GPU_GB
     found = f"{BATCH} slices of 512x512 in {f.precision[0]} take about {needed:.0f} GB"
-    words = f"{found}; {min(g.free_gb for g in f.gpus):.0f} GB are free"
+    text = f"{found}; {min(g.free_gb for g in f.gpus):.0f} GB are free"
     fix = _smaller_batch(f)
-    return Check("warn" if fix else "ok", "batch", words, fix)
+    return Check("warn" if fix else "ok", "batch", text, fix)
 
 
 def _smaller_batch(f: Facts) -> str:
@@ -149,14 +149,12 @@ def _cores(f: Facts) -> Check:
     number = len(f.core_ids)
     if f.cpu_quota is not None and f.cpu_quota < number:
         ids = ",".join(map(str, f.core_ids[: max(1, int(f.cpu_quota))]))
-        words = f"{number}, but a quota of {f.cpu_quota:g}: {number} threads would wait for each other"
-        return Check("warn", "cores", words, f"taskset -c {ids} accelerate launch ...")
+        text = f"{number}, but a quota of {f.cpu_quota:g}: {number} threads would wait for each other"
+        return Check("warn", "cores", text, f"taskset -c {ids} accelerate launch ...")
     found = f"{number} for {f.num_processes} {'process' if f.num_processes == 1 else 'processes'}"
     if number < CORES_PER_GPU * f.num_gpus:
-        words = f"{found}: with fewer than {CORES_PER_GPU} each the GPU may wait for data"
-        return Check(
-            "warn", "cores", words, f"--num_processes {max(1, number // CORES_PER_GPU)}, or ask for more cores"
-        )
+        text = f"{found}: with fewer than {CORES_PER_GPU} each the GPU may wait for data"
+        return Check("warn", "cores", text, f"--num_processes {max(1, number // CORES_PER_GPU)}, or ask for more cores")
     return Check("ok", "cores", found)
 
 
@@ -209,8 +207,8 @@ def _shm(f: Facts) -> Check | None:
 def _port(f: Facts) -> Check:
     if f.port_free:
         return Check("ok", "port", f"{PORT} is free")
-    words = f"{PORT} is in use. launch/*.yaml take any free port; multinode.yaml or a launch without a file needs"
-    return Check("warn", "port", words, "--main_process_port 0  # several machines: a free one, the same on each")
+    text = f"{PORT} is in use. launch/*.yaml take any free port; multinode.yaml or a launch without a file needs"
+    return Check("warn", "port", text, "--main_process_port 0  # several machines: a free one, the same on each")
 
 
 def _launcher(f: Facts) -> Check:
@@ -223,15 +221,15 @@ def _launcher(f: Facts) -> Check:
         conflicts.append(f"{config['num_processes']} processes on {f.num_gpus} GPUs")
     if not conflicts:
         return Check("ok", "launcher", "accelerate has no default configuration that interferes")
-    words = f"accelerate's default configuration asks for {' and '.join(conflicts)}. Launch with"
-    return Check("warn", "launcher", words, f"--config_file {_launcher_file(f)}")
+    text = f"accelerate's default configuration asks for {' and '.join(conflicts)}. Launch with"
+    return Check("warn", "launcher", text, f"--config_file {_launcher_file(f)}")
 
 
 def _encoder(f: Facts) -> Check:
     if f.encoder_cached:
         return Check("ok", "encoder", f"ImageNet weights of {f.encoder} are in the cache")
-    words = f"ImageNet weights of {f.encoder} are not in the cache; the first training downloads them. Offline:"
-    return Check("warn", "encoder", words, "model.encoder_weights=none")
+    text = f"ImageNet weights of {f.encoder} are not in the cache; the first training downloads them. Offline:"
+    return Check("warn", "encoder", text, "model.encoder_weights=none")
 
 
 def _processes_gb(f: Facts) -> float:

@@ -23,7 +23,7 @@ def test_a_list_of_one_needs_no_brackets():
     assert config.model.regions == ("kidney_and_mass", "tumor")
 
 
-def test_none_is_none_where_a_key_may_be_without_value():
+def test_none_is_no_value_where_a_key_is_optional():
     config = cli.load(Config, [*NEEDED, "data.pixel_mm=none", "optim.pos_weight=none", "model.encoder_weights=none"])
     assert (config.data.pixel_mm, config.optim.pos_weight, config.model.encoder_weights) == (None, None, "none")
 
@@ -34,7 +34,7 @@ def test_sizes_may_be_written_with_x_and_names_may_look_like_numbers():
 
 
 @pytest.mark.parametrize(
-    ("argument", "words"),
+    ("argument", "text"),
     [
         ("optim.lrr=1", "'lrr' not in 'OptimConfig'. Did you mean: 'lr'"),
         ("optim.lr=fast", "optim.lr=fast: Value 'fast'"),
@@ -56,19 +56,19 @@ def test_sizes_may_be_written_with_x_and_names_may_look_like_numbers():
         ("run=", "run= is empty: Folder of this run"),
     ],
 )
-def test_a_wrong_argument_is_answered_with_its_key_and_a_way_out(argument, words):
+def test_a_wrong_argument_names_its_key_and_a_fix(argument, text):
     with pytest.raises(InputError, match=None) as caught:
         cli.load(Config, [*NEEDED, argument])
-    assert words in str(caught.value)
+    assert text in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_flag_with_its_value_in_the_next_word_is_answered_in_full():
+def test_a_flag_and_its_value_are_rewritten_as_key_and_value():
     with pytest.raises(InputError, match="Write optim.lr=1e-3"):
         cli.load(Config, [*NEEDED, "--lr", "1e-3"])
 
 
-def test_no_argument_at_all_asks_for_the_first():
+def test_without_arguments_the_first_required_key_is_named():
     with pytest.raises(InputError, match="run= is missing"):
         cli.load(Config, [])
 
@@ -78,7 +78,7 @@ def test_a_missing_key_says_what_it_means():
         cli.load(Config, ["run=r"])
 
 
-def test_yaml_that_is_none_is_refused(tmp_path):
+def test_broken_yaml_is_refused(tmp_path):
     bad = tmp_path / "bad.yaml"
     bad.write_text("optim: [unclosed")
     with pytest.raises(InputError, match="not readable as yaml"):
@@ -146,7 +146,7 @@ def test_saved_configuration_loads_back_equal(tmp_path):
         (9, 1, 75, [1], ""),
     ],
 )
-def test_of_many_processes_one_speaks_first(monkeypatch, capsys, rank, local, code, waits_s, said):
+def test_one_process_of_many_prints_first(monkeypatch, capsys, rank, local, code, waits_s, said):
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("LOCAL_RANK", str(local))
     waited = []
@@ -156,7 +156,7 @@ def test_of_many_processes_one_speaks_first(monkeypatch, capsys, rank, local, co
     assert caught.value.code == code and waited == waits_s and capsys.readouterr().err.strip() == said
 
 
-def test_a_launcher_that_restarts_takes_a_requested_stop_for_done(monkeypatch, capsys):
+def test_a_requested_stop_is_a_success_to_a_launcher_that_restarts(monkeypatch, capsys):
     def main(args):
         raise Preempted("stopped as asked.")
 

@@ -59,7 +59,7 @@ def test_good_machines_have_nothing_to_fix():
 
 
 @pytest.mark.parametrize(
-    ("name", "facts", "level", "words", "fix"),
+    ("name", "facts", "level", "text", "fix"),
     [
         ("torch", Facts(torch_error="no libcudart"), "fail", "cannot be imported: no libcudart", "setup.sh"),
         # GPUs: present, some of them unusable, or none
@@ -155,9 +155,9 @@ def test_good_machines_have_nothing_to_fix():
         ("encoder", replace(LAPTOP, encoder_cached=False), "warn", "not in the cache", "model.encoder_weights=none"),
     ],
 )
-def test_judgment(name, facts, level, words, fix):
+def test_judgment(name, facts, level, text, fix):
     check = topic(name, facts)
-    assert check.level == level and words in check.found and fix in check.fix, check
+    assert check.level == level and text in check.found and fix in check.fix, check
     assert bool(check.fix) == (level != "ok")
 
 
@@ -168,7 +168,7 @@ def test_topics_that_do_not_apply_are_left_out():
 
 
 @pytest.mark.parametrize(
-    ("facts", "words"),
+    ("facts", "text"),
     [
         (LAPTOP, "--config_file launch/cpu.yaml -m kits_dist.train \\\n  config=configs/demo.yaml data.store=S run=R"),
         (replace(LAPTOP, core_ids=(0,)), "launch/single.yaml -m"),
@@ -179,9 +179,9 @@ def test_topics_that_do_not_apply_are_left_out():
         (replace(BOX, gpus=(A6000._replace(free_gb=25.3),)), "run=R data.batch_size=64 optim.accumulate=2"),
     ],
 )
-def test_the_launch_for_a_machine(facts, words):
+def test_the_launch_for_a_machine(facts, text):
     command = launch_command(facts, "S", "R")
-    assert words in command and ("accumulate" in words or "accumulate" not in command)
+    assert text in command and ("accumulate" in text or "accumulate" not in command)
     assert (ROOT / command.split()[3]).is_file()
 
 
@@ -212,15 +212,15 @@ def test_exit_codes(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("argument", "words"),
+    ("argument", "text"),
     [
         ("store=/nowhere", "no store.json there"),
         ("run=FILE", "no folder can be made there. Name another one"),
         ("--store", "Write store="),
     ],
 )
-def test_a_wrong_argument_is_answered_once(argument, words, capsys, tmp_path):
+def test_a_wrong_argument_is_answered_once(argument, text, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert exit_code(argument.replace("FILE", str(tmp_path / "file"))) == 2
     out, err = capsys.readouterr()
-    assert err.count(words) == 1 and "Traceback" not in err and out == ""
+    assert err.count(text) == 1 and "Traceback" not in err and out == ""
