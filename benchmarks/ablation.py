@@ -73,7 +73,7 @@ def main(args: Args) -> None:
 def arms(reference: tuple[str, ...], study: Study, only: tuple[str, ...]) -> tuple[Arm, ...]:
     """Return the reference, then each option of the ingredients `only` that makes another training.
 
-    Raises InputError for words that kits_dist.train would refuse.
+    Raises InputError for arguments that kits_dist.train would refuse.
     """
     same = configuration(Training(reference), study)
     found = [Arm("reference", (Training(reference),))]

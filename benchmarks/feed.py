@@ -35,7 +35,6 @@ from kits_dist.utils.errors import JobFailed, MissingPackage
 LARGE_COPY = 2**28  # bytes: a larger pinned copy is no faster
 COLD_BYTES = 2**31  # of the store, at most, read from the disk in a window
 CEILINGS = {"read": "host_copy", "to_device": "pinned_copy", "pinned": "pinned_copy", "pageable": "pinned_copy"}
-THREAD_UNIT = "ms of the training thread a batch"
 
 
 @dataclass(frozen=True)
@@ -85,13 +84,11 @@ def main(args: Args) -> None:
         recorder.write("disk", rates, from_disk, {"cache": "cold", "gb_per_s": _gb_per_s(rates, nbytes / images)})
 
     _record_views(recorder, timed["views"], batch_size)
+    threads = Recorder("feed", args, common, unit="ms of the training thread a batch", warmup_steps=data.prefetch + 2)
+    less = no_ceiling("less is better: a step's kernels are started by the same thread")
     for backend, ms in thread.items():
-        ceiling = no_ceiling("less is better: a step's kernels are started by the same thread")
-        name, config = f"thread_{backend}", {"backend": backend}
-        if isinstance(ms, str):
-            recorder.write(name, [], ceiling, config | {"failed": ms}, unit=THREAD_UNIT)
-        else:
-            recorder.write(name, ms, ceiling, config, unit=THREAD_UNIT, answer=True)
+        failed = {"failed": ms} if isinstance(ms, str) else {}
+        threads.write(f"thread_{backend}", [] if failed else ms, less, {"backend": backend} | failed, answer=not failed)
 
     answer = "to_device" if device.type == "cuda" else "read"
     rates = {name: timed[name].rates(step.images) for name, step in steps.items() if name != "views"}

@@ -148,7 +148,7 @@ def _differences(row: Row, reference: Row) -> dict[str, dict[str, Any]]:
 
 
 def _about(study: Study, arm: Arm) -> dict[str, Any]:
-    """Describe an arm: network, sizes and cases of its first training, the words of all; no folder of this machine."""
+    """Describe an arm: network, sizes and cases of its first training, arguments of all; no folder of this machine."""
     first = arm.trainings[0]
     config, store = configuration(first, study), Store(study.store_of(first))
     train, val = store.splits.select(config.data.fold)

@@ -87,8 +87,8 @@ class Study(NamedTuple):
 def check(study: Study) -> None:
     """Validate a study before hours are spent on it.
 
-    Raises InputError for names that would share a folder, for a training that does not exist, and for words that
-    kits_dist.train would refuse.
+    Raises InputError for names that would share a folder, for a training that does not exist, and for arguments
+    that kits_dist.train would refuse.
     """
     _check_distinct(study.name, [arm.name for arm in study.arms])
     for arm in study.arms:

@@ -45,7 +45,7 @@ class Setup(NamedTuple):
 class PeerBatch(NamedTuple):
     """A batch of a training that is not ours, with the two fields of `Batch` that a step reads."""
 
-    image: Tensor  # (B, 1, H, W) float, normalised, on the device
+    image: Tensor  # (B, 1, H, W) float, normalized, on the device
     label: Tensor  # (B, H, W) uint8
 
 

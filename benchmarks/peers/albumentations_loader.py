@@ -21,7 +21,7 @@ class Albumentations:
     """The peer albumentations."""
 
     package = "albumentations"
-    choices = "uint8 until the last step, one Affine in OneOf before RandomCrop, one table to clip and normalise"
+    choices = "uint8 until the last step, one Affine in OneOf before RandomCrop, one table to clip and normalize"
 
     def __init__(self, dataset: SliceDataset, changes: AugmentConfig):
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the package index for a version

@@ -3,7 +3,7 @@
 Options that are faster than the obvious ones: one RandAffined that resamples straight into the window (instead of
 RandRotated, RandZoomd and a crop), drawn by OneOf with the probabilities of "neither", "only rotated", "only scaled"
 and "both", so that "neither" is a crop; float32 instead of float64, for which RandAffined has no argument but its
-resampler an attribute (1.6 times as fast); no MetaTensor; one ScaleIntensityRanged to clip and normalise. RandAffined
+resampler an attribute (1.6 times as fast); no MetaTensor; one ScaleIntensityRanged to clip and normalize. RandAffined
 draws the scales of rows and columns separately, the other libraries draw one.
 """
 

@@ -21,7 +21,7 @@ EVERYTHING = AugmentConfig(rotate_p=0.9, scale_p=0.6, noise_p=0.5)  # most sampl
 NUM_STILL, NUM_DRAWN = 3, 5  # columns
 TILE_PX, TEXT_PX = 200, 16
 
-Pixels = tuple[np.ndarray, np.ndarray]  # (B, 1, h, w) float32 normalised, (B, h, w) labels
+Pixels = tuple[np.ndarray, np.ndarray]  # (B, 1, h, w) float32 normalized, (B, h, w) labels
 
 
 def draw_sheet(path: str, store: Store, data: DataConfig, names: list[str]) -> None:

@@ -67,7 +67,7 @@ def test_an_updated_file_keeps_what_surrounds_the_headlines(tmp_path):
     assert "| 3 times [3 .. 3] |" in text and "helper" not in text and "old" not in text  # the headline alone
     assert "| helper |" in (results / "README.md").read_text()
     assert (results / "plot.png").read_bytes()[1:4] == b"PNG"
-    report.main(report.Args(results=str(results), update=str(readme)))
+    report.update(readme, lines.read_all("results", results))
     assert readme.read_text() == text  # again changes nothing
     readme.write_text("no markers")
     with pytest.raises(InputError, match="must hold these two lines once"):
