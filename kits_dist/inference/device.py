@@ -8,7 +8,7 @@ import torch
 
 from kits_dist.config import PrecisionName
 from kits_dist.distributed.precision import Precision, choose_precision
-from kits_dist.distributed.ranks import launched
+from kits_dist.distributed.ranks import launched_ranks
 from kits_dist.utils.errors import InputError
 
 
@@ -16,7 +16,7 @@ def local_device() -> torch.device:
     """Return the GPU that belongs to this process (by the launcher's LOCAL_RANK), or the CPU where there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", launched().local_rank % torch.cuda.device_count())
+    device = torch.device("cuda", launched_ranks().local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)  # events and pinned memory follow the current device
     return device
 
