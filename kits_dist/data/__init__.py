@@ -1,6 +1,6 @@
 """From the slice store to a batch: store -> samples -> dataset -> backend -> Batch. See README.md.
 
-`build_train_loader` and `build_val_loader` are imported on first use: whoever only reads a store waits for no torch.
+`build_train_loader` and `build_val_loader` are imported on first use, so that reading a store does not import torch.
 """
 
 from typing import TYPE_CHECKING, Any

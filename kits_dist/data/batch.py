@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """B slices on this rank's device, normalised and augmented."""
+    """B slices on this rank's device, normalized and augmented."""
 
-    image: Tensor  # (B, C, H, W) float16 or float32, (HU - mean) / sd; C = 1 + 2 * context neighbours, cranial first
+    image: Tensor  # (B, C, H, W) float16 or float32, (HU - mean) / sd; C = 1 + 2 * context neighbors, cranial first
     label: Tensor  # (B, H, W) uint8: 0 background, 1 kidney, 2 tumor, 3 cyst
     case: Tensor  # (B,) int32: row of the case in the store's cases.json
     index: Tensor  # (B,) int32: slice of that case in its plane; axial slice 0 is cranial

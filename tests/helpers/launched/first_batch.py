@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-import torch._dynamo  # noqa: F401  by torch's first optimiser; here, so that no stage pays for it
+import torch._dynamo  # noqa: F401  by torch's first optimizer; here, so that no stage pays for it
 
 from kits_dist import cli, train
 from kits_dist.config import Config

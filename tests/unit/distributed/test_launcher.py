@@ -14,7 +14,7 @@ from kits_dist.utils.errors import InputError
 PROGRAM = ["-m", "kits_dist.train", "run=r", "--num_processes", "99"]  # what follows the program is not the launcher's
 
 
-def test_wishes_are_read_from_the_environment_and_from_the_command_line(tmp_path):
+def test_options_are_read_from_the_environment_and_the_command_line(tmp_path):
     yaml = tmp_path / "a.yaml"
     yaml.write_text("num_processes: 4\n")
     start = ["python", "/bin/accelerate", "launch"]
@@ -83,7 +83,7 @@ def test_a_launcher_that_restarts_needs_resume():
         refuse_restarts_without_resume("none", {"TORCHELASTIC_MAX_RESTARTS": "3"})
 
 
-def test_who_started_this_process():
+def test_which_launcher_started_this_process():
     assert started_by({"ACCELERATE_MIXED_PRECISION": "bf16", "SLURM_JOB_ID": "7"}) is None  # set by hand, under srun
     assert started_by({"ACCELERATE_DYNAMO_MODE": "default"}) == "accelerate"
     assert started_by({"ACCELERATE_DYNAMO_MODE": "default", "TORCHELASTIC_RUN_ID": "none"}) == "torchrun"

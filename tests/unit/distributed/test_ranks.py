@@ -39,4 +39,4 @@ def test_what_the_launcher_says_is_checked(monkeypatch):
 def test_a_rank_outside_the_world_is_refused(monkeypatch):
     monkeypatch.setenv("RANK", "3")
     with pytest.raises(InputError, match="RANK=3 and WORLD_SIZE=1 in the environment contradict"):
-        ranks.launched()
+        ranks.launched_ranks()

@@ -27,13 +27,13 @@ def meet(meeting_place, rank: int, world: int, timeout_s: float = 20) -> int:
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
-def test_all_ranks_leave_with_the_same_number_whoever_comes_first(meeting_place, order):
+def test_all_ranks_leave_with_the_same_number_whichever_comes_first(meeting_place, order):
     with ThreadPoolExecutor(3) as pool:
         meetings = [pool.submit(meet, meeting_place, rank, 3) for rank in order]
         assert [meeting.result() for meeting in meetings] == [1, 1, 1]
 
 
-def test_who_does_not_come_is_named(meeting_place):
+def test_a_missing_rank_is_named(meeting_place):
     with ThreadPoolExecutor(2) as pool:
         came = [pool.submit(meet, meeting_place, rank, 5, 1) for rank in (0, 3)]
     here = socket.gethostname()
@@ -46,7 +46,7 @@ def test_who_does_not_come_is_named(meeting_place):
         meet(dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False), 1, 2, 0.3)
 
 
-def test_ranks_that_are_started_again_do_not_meet_the_dead(meeting_place):
+def test_restarted_ranks_do_not_meet_dead_ones(meeting_place):
     """A launcher that restarts its ranks keeps the store of their first meeting; rank 1 may be back before rank 0."""
     with ThreadPoolExecutor(2) as pool:
         first = [pool.submit(meet, meeting_place, rank, 2) for rank in (0, 1)]
@@ -57,7 +57,7 @@ def test_ranks_that_are_started_again_do_not_meet_the_dead(meeting_place):
         assert meet(meeting_place, 0, 2) == 2 and early.result() == 2
 
 
-def test_a_rank_that_died_while_the_others_still_waited_is_replaced_at_the_next_meeting(meeting_place):
+def test_a_rank_that_died_during_the_rendezvous_is_replaced_at_the_next_one(meeting_place):
     with pytest.raises(JobFailed):
         meet(meeting_place, 1, 2, 0.3)  # gave up before anybody opened a meeting
     with ThreadPoolExecutor(2) as pool:
@@ -77,7 +77,7 @@ GLOO = (
 )
 
 
-def test_an_error_of_another_process_is_told_from_our_own(monkeypatch):
+def test_errors_of_other_processes_are_distinguished_from_our_own(monkeypatch):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")
 
@@ -108,7 +108,7 @@ def test_an_error_of_another_process_is_told_from_our_own(monkeypatch):
     assert rendezvous.explain(JobFailed("the loss is not finite")) == ""
 
 
-def test_processes_that_see_different_things_are_refused(monkeypatch):
+def test_ranks_with_different_settings_are_refused(monkeypatch):
     seen = {"optim.lr": 0.1, "the checkpoint in run": 20}
     others = [("a", seen), ("a", seen), ("b", seen | {"the checkpoint in run": 0})]
     monkeypatch.setattr(rendezvous, "gather_object", lambda mine: others[:2])
@@ -118,7 +118,7 @@ def test_processes_that_see_different_things_are_refused(monkeypatch):
         rendezvous.refuse_differences(seen)
 
 
-def test_an_environment_that_is_not_whole_is_refused(monkeypatch):
+def test_an_incomplete_environment_is_refused(monkeypatch):
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -35,7 +35,7 @@ def advance(model, optimizer, steps):
     ("kind", "more"),
     [(torch.optim.Adam, {}), (torch.optim.AdamW, {}), (torch.optim.SGD, {"momentum": 0.9}), (torch.optim.SGD, {})],
 )
-def test_going_on_after_a_restore_is_bit_equal(tmp_path, kind, more):
+def test_training_after_a_restore_is_bit_equal(tmp_path, kind, more):
     model, optimizer = trained(kind, **more)
     checkpoint.save(tmp_path, 3, model, optimizer, {"position": 30}, best=True, keep=2)
     advance(model, optimizer, 3)
@@ -70,7 +70,7 @@ def test_keeps_the_newest_and_the_best(tmp_path):
     assert content == {".safetensors", ".json", ""}  # nothing that can run code
 
 
-def test_a_damaged_one_takes_no_place_from_a_good_one(tmp_path):
+def test_damaged_checkpoints_do_not_count_among_those_kept(tmp_path):
     model, optimizer = trained()
     for step in (2, 4, 6, 8):
         checkpoint.save(tmp_path, step, model, optimizer, {"position": step}, best=False, keep=2)
@@ -88,7 +88,7 @@ def test_a_damaged_one_takes_no_place_from_a_good_one(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == kept | {"step_00000007", "step_00000006", "last"}
 
 
-def test_a_disk_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
+def test_a_disk_that_does_not_answer_is_not_damage(tmp_path, monkeypatch):
     def stale(path):
         raise OSError(errno.ESTALE, "Stale file handle", str(path))
 
@@ -99,7 +99,7 @@ def test_a_disk_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
         checkpoint.find(tmp_path)
 
 
-def test_what_a_kill_left_unlinked_is_linked(tmp_path, monkeypatch):
+def test_links_missing_after_a_kill_are_restored(tmp_path, monkeypatch):
     model, optimizer = trained()
     checkpoint.save(tmp_path, 1, model, optimizer, {}, best=True, keep=1)
     with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
@@ -121,7 +121,7 @@ def interrupted(beside, path):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
-def test_a_damaged_one_is_passed_over_and_said(tmp_path, name, damage):
+def test_a_damaged_checkpoint_is_skipped_and_reported(tmp_path, name, damage):
     model, optimizer = trained()
     for step in (1, 2):
         checkpoint.save(tmp_path, step, model, optimizer, {"position": step}, best=False, keep=2)
@@ -157,7 +157,7 @@ def as_before_SHA256SUMS(folder):
 
 
 @pytest.mark.parametrize("left", [{}, {"model.safetensors"}])
-def test_older_checkpoints_are_read_and_foreign_ones_passed_over(tmp_path, left):
+def test_older_checkpoints_are_read_and_foreign_ones_skipped(tmp_path, left):
     """Foreign: what is named has the sha256 that is named, but it is not all that a checkpoint has."""
     model, optimizer = trained()
     for step in (1, 2):
@@ -174,7 +174,7 @@ def test_older_checkpoints_are_read_and_foreign_ones_passed_over(tmp_path, left)
     assert len(said) == 1 and "step_00000002 is not a complete checkpoint (no sha256 of " in said[0]
 
 
-def test_what_another_run_wrote_is_passed_over(tmp_path):
+def test_a_checkpoint_of_another_run_is_skipped(tmp_path):
     model, optimizer = trained()
     for step, run in ((1, {"run": "ours"}), (2, {}), (3, {"run": "theirs"})):
         checkpoint.save(tmp_path, step, model, optimizer, run, best=False, keep=3)
@@ -197,7 +197,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
     with pytest.raises(InputError, match="weights of another model"):
         checkpoint.restore(found, other, torch.optim.Adam(other.parameters()))
     groups = [{"params": [p]} for p in model.parameters()]
-    with pytest.raises(InputError, match="of another optimiser"):
+    with pytest.raises(InputError, match="of another optimizer"):
         checkpoint.restore(found, model, torch.optim.Adam(groups))
 
 

@@ -14,13 +14,13 @@ FRAMES = 1 + 2 * CONTEXT
 
 
 def answers(one: nn.Module, several: nn.Module) -> tuple[Tensor, Tensor]:
-    """Logits for a slice, and for the same slice with itself as its neighbours."""
+    """Logits for a slice, and for the same slice with itself as its neighbors."""
     image = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         return one.eval()(image), several.eval()(image.expand(-1, FRAMES, -1, -1))
 
 
-def test_identical_neighbours_change_nothing_in_the_simple_unet():
+def test_identical_neighbors_change_nothing_in_the_simple_unet():
     config, models = ModelConfig("simple_unet", width=4, regions=REGIONS), []
     for channels in (1, FRAMES):
         torch.manual_seed(0)
@@ -32,7 +32,7 @@ def test_identical_neighbours_change_nothing_in_the_simple_unet():
 
 @pytest.fixture
 def weights(tmp_path) -> str:
-    """Random weights of an encoder of colour images, with batch norms that have seen something."""
+    """Random weights of an encoder of color images, with batch norms that have seen something."""
     torch.manual_seed(0)
     encoder = build_model(ModelConfig("unet", "resnet18", "none"), 3).encoder
     encoder.train()(torch.randn(4, 3, 64, 64))
@@ -40,7 +40,7 @@ def weights(tmp_path) -> str:
     return str(tmp_path / "resnet18.safetensors")
 
 
-def test_identical_neighbours_change_nothing_behind_pretrained_weights(weights):
+def test_identical_neighbors_change_nothing_behind_pretrained_weights(weights):
     config = ModelConfig("unet", "resnet18", weights, regions=REGIONS)
     models = [build_model(config, channels) for channels in (1, FRAMES)]
     for part in ("decoder", "segmentation_head"):  # not pretrained

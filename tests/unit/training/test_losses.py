@@ -5,11 +5,8 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
-from kits_dist.config import OptimConfig
-from kits_dist.evaluation.metrics import dice, volume_counts
-from kits_dist.labels import PLAIN, REGIONS
+from kits_dist.labels import REGIONS
 from kits_dist.training.losses import LOSSES, RegionLoss, region_bits, region_targets
-from kits_dist.training.lr_schedule import lr_at
 from kits_dist.training.validation import batch_counts
 
 ALL = tuple(REGIONS)
@@ -89,34 +86,6 @@ def test_focal_loss_fades_easy_pixels_and_weighs_the_inside():
     assert weighted == pytest.approx((3 * one + one) / 2)
 
 
-def brute_force_dice(a, b, labels):
-    both = size = 0
-    for x, y in zip(a.ravel().tolist(), b.ravel().tolist(), strict=True):
-        both += (x in labels) and (y in labels)
-        size += (x in labels) + (y in labels)
-    return 1.0 if size == 0 else 2 * both / size
-
-
-def test_volume_dice_equals_a_brute_force_loop():
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        a, b = (rng.choice(4, (3, 5, 6), p=rng.dirichlet(np.ones(4))).astype(np.uint8) for _ in range(2))
-        counts = volume_counts(a, b, REGIONS | PLAIN)
-        for name, labels in (REGIONS | PLAIN).items():
-            assert float(dice(counts[name])) == pytest.approx(brute_force_dice(a, b, labels), abs=1e-12)
-
-
-def test_dice_of_empty_regions_follows_the_challenge():
-    assert dice(np.array([0, 0, 0])) == 1  # both empty
-    assert dice(np.array([0, 5, 0])) == dice(np.array([0, 0, 5])) == 0  # exactly one empty
-    assert dice(np.array([2, 1, 1])) == pytest.approx(2 * 2 / (3 + 3))
-
-
-def test_shapes_must_agree():
-    with pytest.raises(ValueError, match="predicted is .* but truth is"):
-        volume_counts(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8), REGIONS)
-
-
 def test_batch_counts_are_those_of_the_painted_maps():
     torch.manual_seed(0)
     logits, label = torch.randn(3, 2, 7, 9), torch.randint(0, 4, (3, 7, 9), dtype=torch.uint8)
@@ -125,24 +94,3 @@ def test_batch_counts_are_those_of_the_painted_maps():
         for r, labels in enumerate((REGIONS["kidney_and_mass"], REGIONS["tumor"])):
             p, t = (logits[b, r] >= 0).numpy(), np.isin(label[b].numpy(), labels)
             assert counts[b, r].tolist() == [(p & t).sum(), (p & ~t).sum(), (~p & t).sum()]
-
-
-def test_rates():
-    def rate(step, world=1, **more):
-        return lr_at(step, step, 100, OptimConfig(lr=1.0, **more), world)
-
-    assert rate(0) == rate(99) == 1
-    assert rate(0, schedule="cosine") == 1 and rate(50, schedule="cosine") == pytest.approx(0.5)
-    assert rate(100, schedule="cosine") == pytest.approx(0)
-    assert rate(50, schedule="poly") == pytest.approx(0.5**0.9)
-    assert [rate(s, warmup_steps=4) for s in range(5)] == [0.25, 0.5, 0.75, 1, 1]
-    assert rate(4, warmup_steps=4, schedule="cosine") == 1
-    assert (rate(0, 4, scale_lr="linear"), rate(0, 4, scale_lr="sqrt"), rate(0, 4)) == (4, 2, 1)
-
-
-@pytest.mark.parametrize("seen", [3, 6, 24])
-def test_a_larger_or_smaller_batch_neither_begins_the_warm_up_again_nor_ends_it(seen):
-    """After 6 of 8 steps, or 12; `seen` says them in batches twice as large, as large, or a quarter of that."""
-    config = OptimConfig(lr=1.0, warmup_steps=8, schedule="cosine")
-    assert lr_at(6, seen, 100, config) == 7 / 8
-    assert lr_at(12, seen, 108, config) == pytest.approx((1 + math.cos(math.pi * max(0, seen - 8) / 100)) / 2)

@@ -1,4 +1,4 @@
-"""Which step, which rank and which slices spoilt the loss."""
+"""The first non-finite loss is reported with its step, its rank and the slices of its batch."""
 
 import itertools
 import json
@@ -19,24 +19,24 @@ from kits_dist.utils.errors import JobFailed
 def test_the_slices_named_are_those_that_the_rank_was_given(store, tmp_path):
     arguments = ["data.batch_size=2", "data.size_px=64x64", "data.backend=opencv", "optim.accumulate=3"]
     config = cli.load(Config, [f"data.store={store.path}", f"run={tmp_path}", *arguments])
-    position, begun = 7, 20  # a run that went on
+    position, begun = 7, 20  # a run that was resumed
     ranks = [Ranks(rank=rank, world=2) for rank in (0, 1)]
     loader, dataset = build_train_loader(store, config.data, config.augment, 0, ranks[1], start=position)
-    watch = NonFiniteGuard(tmp_path, dataset, ranks[0], config.data.batch_size, position, begun)
+    guard = NonFiniteGuard(tmp_path, dataset, ranks[0], config.data.batch_size, position, begun)
     losses = np.ones((2, 5, 3), np.float32)  # (ranks, steps, micro-batches)
     for step in range(5):
-        watch.saw(torch.from_numpy(losses[0, step]))
-    assert watch.mean(SimpleNamespace(gather=lambda _: torch.from_numpy(losses))) == 1.0
+        guard.record(torch.from_numpy(losses[0, step]))
+    assert guard.mean_loss(SimpleNamespace(gather=lambda _: torch.from_numpy(losses))) == 1.0
     for step in range(4):
-        watch.saw(torch.from_numpy(losses[0, step]))
+        guard.record(torch.from_numpy(losses[0, step]))
     losses = losses[:, :4].copy()
-    losses[1, 2, 1] = losses[0, 3, 0] = np.nan  # first on rank 1, at the third step since the last look
+    losses[1, 2, 1] = losses[0, 3, 0] = np.nan  # first on rank 1, at the third step since the last call
     with pytest.raises(JobFailed, match=r"the loss is nan at step 28, first on rank 1; .*not_finite.json lists"):
-        watch.mean(SimpleNamespace(gather=lambda _: torch.from_numpy(losses)))
+        guard.mean_loss(SimpleNamespace(gather=lambda _: torch.from_numpy(losses)))
     report = json.loads((tmp_path / "not_finite.json").read_text())
-    spoilt = next(itertools.islice(iter(loader), (5 + 2) * 3 + 1, None))
-    seen = [
+    bad_batch = next(itertools.islice(iter(loader), (5 + 2) * 3 + 1, None))
+    expected = [
         {"case": store.cases[case].case_id, "plane": "axial", "slice": index}
-        for case, index in zip(spoilt.case.tolist(), spoilt.index.tolist(), strict=True)
+        for case, index in zip(bad_batch.case.tolist(), bad_batch.index.tolist(), strict=True)
     ]
-    assert report == {"step": 28, "rank": 1, "loss": "nan", "slices": seen}
+    assert report == {"step": 28, "rank": 1, "loss": "nan", "slices": expected}

@@ -23,7 +23,7 @@ def event(name, us, parent=None, kernels=(), start=0, thread=1):
     )
 
 
-def test_time_is_told_apart_by_what_called_it():
+def test_an_operator_counts_for_the_group_of_its_caller():
     """A step of 1 ms; 0.4 + 0.1 + 0.09 + 0.01 + 0.05 + 0.05 + 0.1 of it in operators."""
     step = event("ProfilerStep*", 1000)
     optimizer = event("Optimizer.step#Adam.step", 10, step, start=690)
@@ -46,7 +46,7 @@ def test_time_is_told_apart_by_what_called_it():
     assert group_of(event("Memcpy HtoD", 1)) == REST
 
 
-def test_a_wait_for_other_processes_is_communication_and_what_hides_behind_computing_is_not():
+def test_waiting_for_other_processes_is_communication_unless_it_overlaps_with_computation():
     """A step of 1 ms: 0.5 convolution; gloo's thread works from 0.3 to 0.7 and ends past the step once more."""
     events = [
         event("ProfilerStep*", 1000),
@@ -80,7 +80,7 @@ def test_on_a_gpu_kernels_count_and_not_the_calls_that_start_them():
     assert found["convolution"] == 0.6 and found[IDLE] == pytest.approx(0.4)
 
 
-def test_a_training_leaves_a_trace_and_says_where_time_went(store, tmp_path, capfd):
+def test_a_training_writes_a_trace_and_prints_where_the_time_went(store, tmp_path, capfd):
     arguments = [f"data.store={store.path}", f"run={tmp_path / 'run'}", *SMALL, "log.images=0", "optim.epochs=4"]
     train.main(cli.load(Config, [*arguments, "train.profile=true"]))
     trace = json.loads((tmp_path / "run" / "profile" / "trace_0.json").read_text())

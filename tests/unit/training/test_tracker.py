@@ -4,7 +4,6 @@ from threading import Event
 
 import numpy as np
 import pytest
-import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -15,8 +14,6 @@ from tensorboard.plugins.hparams.metadata import (
 )
 
 from kits_dist.config import Config, DataConfig, OptimConfig
-from kits_dist.training import step_timer
-from kits_dist.training.step_timer import StepTimer, bottleneck_hint
 from kits_dist.training.tracker import Tracker, flat, in_markdown, log_lines
 
 CONFIG = Config(run="r", data=DataConfig(store="s", size_px=(64, 96)), optim=OptimConfig(lr=0.5))
@@ -45,7 +42,7 @@ def logged(tmp_path):
 
 
 @pytest.mark.parametrize("saved", [0, 2])
-def test_a_run_that_goes_on_has_each_step_once_and_one_row_of_hparams(logged, tmp_path, saved):
+def test_a_resumed_run_has_each_step_once_and_one_row_of_hparams(logged, tmp_path, saved):
     """Killed after step 4, saved at 2 or not at all."""
     events = logged(0, 0.5, range(1, 5), done=False)
     assert SESSION_END_INFO_TAG not in events.PluginTagToContent("hparams")  # not called a success
@@ -64,7 +61,7 @@ def test_a_run_that_goes_on_has_each_step_once_and_one_row_of_hparams(logged, tm
     assert not list((tmp_path / "tensorboard").glob("*/"))  # no folder of its own, which would be another run
 
 
-def test_what_is_not_finite_is_left_out_of_the_log(tmp_path):
+def test_non_finite_values_are_left_out_of_the_log(tmp_path):
     tracker = tracker_in(tmp_path)
     tracker.log(3, {"train/grad_norm": float("inf"), "train/loss": 1.5, "perf/verdict": "words"})
     tracker.close(False)
@@ -73,7 +70,7 @@ def test_what_is_not_finite_is_left_out_of_the_log(tmp_path):
     assert {key: found[key] for key in found if "/" in key} == {"train/loss": 1.5, "perf/verdict": "words"}
 
 
-def test_nobody_waits_for_a_picture_and_its_error_is_not_lost(tmp_path):
+def test_drawing_blocks_nothing_and_its_error_is_not_lost(tmp_path):
     tracker, went_on, drawn = tracker_in(tmp_path), Event(), []
 
     def draw() -> np.ndarray:
@@ -100,58 +97,3 @@ def test_the_configuration_in_words_and_numbers():
     page = in_markdown({"data": "phantom", "global batch": 256}, CONFIG)
     assert page.startswith("| this run | |\n|---|---|\n| data | phantom |\n| global batch | 256 |\n\n```\n")
     assert "  size_px: [64, 96]\n" in page and page.endswith("```")
-
-
-def test_the_share_of_waiting_with_several_batches_a_step(monkeypatch):
-    """Clock by hand: each step is 2 x (1 s waiting, 4 s computing), then 2 s of saving that count for nothing."""
-    clock = [0.0]
-    monkeypatch.setattr(step_timer.time, "perf_counter", lambda: clock[0])
-    timer = StepTimer(torch.device("cpu"))
-    for _ in range(3):
-        for _ in range(2):
-            timer.batch_requested()
-            clock[0] += 1
-            timer.batch_ready()
-            clock[0] += 4
-        timer.step_ended()
-        clock[0] += 2
-        timer.resume()
-    report = timer.report(images_per_step=20)
-    assert report["perf/data_wait"] == 0.2 and report["perf/images_per_s"] == 2.0
-    assert report["perf/step_ms_p50"] == report["perf/step_ms_p99"] == 10_000
-    assert timer.report(20) == {}
-    assert timer.epoch_wait() == 0.2 and timer.epoch_wait() == 0
-
-
-def test_an_epoch_counts_steps_that_were_not_reported(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(step_timer.time, "perf_counter", lambda: clock[0])
-    timer = StepTimer(torch.device("cpu"))
-    for step in range(3):
-        timer.batch_requested()
-        clock[0] += 1
-        timer.batch_ready()
-        clock[0] += 3 if step < 2 else 1
-        timer.step_ended()
-        if step == 0:
-            assert timer.report(8)["perf/images_per_s"] == 2.0
-    assert timer.epoch_wait() == 3 / 10
-    assert timer.report(8)["perf/images_per_s"] == 16 / 6  # the verdict took nothing from the report
-
-
-@pytest.mark.parametrize(
-    ("wait", "backend", "residency", "on_gpu", "resident", "words"),
-    [
-        (0.004, "dali", "mmap", True, False, "compute-bound: data wait 0.4 %"),
-        (0.38, "dali", "mmap", True, False, "input-bound 38 %: try data.residency=gpu"),
-        (0.38, "dali", "gpu", True, True, "input-bound 38 %: try more CPU cores per process"),
-        (0.38, "dali", "auto", True, True, "input-bound 38 %: try more CPU cores per process"),
-        (0.38, "dali", "auto", True, False, "input-bound 38 %: try a smaller data.batch_size, beside which the slices"),
-        (0.38, "opencv", "auto", True, False, "input-bound 38 %: try data.backend=dali"),
-        (0.2, "dali", "auto", False, False, "input-bound 20 %: try data.backend=opencv"),
-        (0.2, "opencv", "mmap", False, False, "input-bound 20 %: try a smaller data.size_px, or more CPU cores"),
-    ],
-)
-def test_the_verdict_names_the_slow_side_and_a_key(wait, backend, residency, on_gpu, resident, words):
-    said = bottleneck_hint(wait, DataConfig(store="s", backend=backend, residency=residency), on_gpu, resident)
-    assert said.startswith(words)

@@ -1,4 +1,4 @@
-"""One optimiser step: averaged weights, accumulation, what fp16 leaves out, and a step that is undone."""
+"""One optimizer step: averaged weights, accumulation, what fp16 skips, and a step that is undone."""
 
 import copy
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 class OneProcess:
-    """What a learner asks of an accelerator, without a process group; gradients pass a scaler where one is given."""
+    """What TrainStep needs of an accelerator, without a process group; gradients pass a scaler where one is given."""
 
     device = CPU
 
@@ -92,7 +92,7 @@ def test_averaged_weights_follow_by_hand():
     assert not any(p.requires_grad for p in average.model.parameters())
 
 
-def test_averaged_weights_are_what_is_judged_and_they_reach_the_decay():
+def test_averaged_weights_are_evaluated_and_reach_the_decay():
     made = train_step(ema=0.5, lr=0.1)
     stream, before = batches(), copy.deepcopy(made.plain_model.state_dict())
     for step in range(3):
@@ -122,7 +122,7 @@ def test_accumulated_steps_are_one_large_step():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)  # order of float32 sums
 
 
-def test_the_norm_is_taken_when_asked_and_clipped_to_what_is_set():
+def test_the_gradient_norm_is_computed_on_request_and_clipped_to_the_limit():
     made = train_step()
     assert made(batches(), 0.1, 0, StepTimer(CPU)).grad_norm is None
     assert made(batches(), 0.1, 0, StepTimer(CPU), want_norm=True).grad_norm > 0
@@ -133,14 +133,14 @@ def test_the_norm_is_taken_when_asked_and_clipped_to_what_is_set():
     assert moved.norm().item() == pytest.approx(1.9e-3, rel=1e-2)  # Nesterov: 1 + momentum times the gradient
 
 
-def test_steps_that_the_scaler_leaves_out_are_counted_and_saved():
+def test_steps_that_the_scaler_skips_are_counted_and_saved():
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     made = train_step(scaler, lr=0.1)
     weights = [p.detach().clone() for p in made.plain_model.parameters()]
     made(batches(factor=1e38), 0.1, 0, StepTimer(CPU))  # squares overflow: gradients are not finite
     assert all(torch.equal(p, q) for p, q in zip(made.plain_model.parameters(), weights, strict=True))
     assert made.skipped == 0 and made.read_skipped() == 1 and made.state()["skipped"] == 1
-    made.plain_model.load_state_dict(train_step().plain_model.state_dict())  # batch norm statistics were spoilt
+    made.plain_model.load_state_dict(train_step().plain_model.state_dict())  # batch norm statistics were not finite
     made(batches(), 0.1, 1, StepTimer(CPU))
     assert made.read_skipped() == 1
     assert not all(torch.equal(p, q) for p, q in zip(made.plain_model.parameters(), weights, strict=True))
@@ -149,7 +149,7 @@ def test_steps_that_the_scaler_leaves_out_are_counted_and_saved():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_the_measured_step_leaves_no_trace():
+def test_measuring_a_step_leaves_the_model_unchanged():
     accelerator = OneProcess()
     accelerator.device = torch.device("cuda")
     made = TrainStep(SimpleUNet(1, 1, 2).cuda().train(), ("kidney_and_mass",), OptimConfig(), accelerator)
@@ -166,7 +166,7 @@ def test_without_a_gpu_no_step_is_measured():
     assert made.step_bytes(2, 1, (32, 32)) == 0
 
 
-def test_synchronised_batch_norm_needs_gpus():
+def test_synchronized_batch_norm_needs_gpus():
     with pytest.raises(InputError, match="train.sync_bn=true needs GPUs"):
         place_model(SimpleUNet(1, 1, 2), TrainConfig(sync_bn=True), CPU)
 

@@ -35,9 +35,10 @@ def test_the_best_weights_survive_a_kill_between_checkpoint_and_link(store, tmp_
     def killed(link, target):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as until, pytest.raises(KeyboardInterrupt):
-        until.setattr(checkpoint, "_point", killed)
-        train.main(config(store, run, "optim.epochs=1"))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_point", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(config(store, run, "optim.epochs=1"))
     assert not (run / "checkpoint" / "best").exists() and not (run / "model.safetensors").exists()
     train.main(config(store, run, "optim.epochs=1", "resume=auto"))
     (folder,) = (run / "checkpoint").glob("step_*")
@@ -47,7 +48,7 @@ def test_the_best_weights_survive_a_kill_between_checkpoint_and_link(store, tmp_
     assert about["step"] == int(folder.name[5:]) and all(torch.equal(saved[key], exported[key]) for key in saved)
 
 
-def test_a_newer_checkpoint_of_another_run_is_passed_over(store, tmp_path, capfd):
+def test_a_newer_checkpoint_of_another_run_is_skipped(store, tmp_path, capfd):
     """Whole, and of another network: as a folder that was copied to the wrong place."""
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     train.main(config(store, ours, "optim.epochs=1"))
@@ -63,7 +64,7 @@ def test_a_newer_checkpoint_of_another_run_is_passed_over(store, tmp_path, capfd
     assert (mine.parent / f"refused_{foreign.name}" / "model.safetensors").exists()
 
 
-def test_a_run_none_of_whose_checkpoints_can_be_used_does_not_begin_again(store, tmp_path):
+def test_a_run_without_a_usable_checkpoint_does_not_start_over(store, tmp_path):
     train.main(config(store, tmp_path, "optim.epochs=1"))
     weights = (tmp_path / "checkpoint" / "last").resolve() / "model.safetensors"
     weights.write_bytes(b"cut")
@@ -76,7 +77,7 @@ def test_a_run_none_of_whose_checkpoints_can_be_used_does_not_begin_again(store,
     assert sorted(path.name for path in tmp_path.rglob("*")) == before and weights.read_bytes() == b"cut"
 
 
-def test_a_network_with_dropout_goes_on_bit_equal_after_a_resume(store, tmp_path, monkeypatch):
+def test_a_network_with_dropout_is_bit_equal_after_a_resume(store, tmp_path, monkeypatch):
     build = setup.build_model
     monkeypatch.setattr(setup, "build_model", lambda *args, **more: nn.Sequential(nn.Dropout(), build(*args, **more)))
     for run, more in (("whole", ["optim.epochs=2"]), ("parts", ["optim.epochs=1"]), ("parts", ["resume=auto"])):
@@ -85,7 +86,7 @@ def test_a_network_with_dropout_goes_on_bit_equal_after_a_resume(store, tmp_path
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_what_a_network_draws_differs_between_steps_and_ranks_and_comes_again():
+def test_dropout_differs_between_steps_and_ranks_and_is_reproducible():
     def drawn(*of):
         seed_step(*of)
         return torch.rand(()).item()
@@ -146,18 +147,18 @@ def test_the_log_names_each_kernel_that_is_not_deterministic_once(store, tmp_pat
 
 
 @pytest.mark.parametrize("what", ["plain_model", "average"])
-def test_weights_that_the_last_update_spoilt_are_never_saved(store, tmp_path, monkeypatch, what):
+def test_non_finite_weights_are_never_saved(store, tmp_path, monkeypatch, what):
     """The loss of that step, taken before, is finite: only a look at the weights tells."""
     step = TrainStep.__call__
 
-    def spoiling(self, *args, **more):
-        outcome = step(self, *args, **more)
+    def make_non_finite(self, *args, **more):
+        result = step(self, *args, **more)
         model = self.average.model if what == "average" else self.plain_model
         with torch.no_grad():
             next(model.parameters()).view(-1)[0] = float("inf")
-        return outcome
+        return result
 
-    monkeypatch.setattr(TrainStep, "__call__", spoiling)
+    monkeypatch.setattr(TrainStep, "__call__", make_non_finite)
     with pytest.raises(JobFailed, match="the weights are not finite after step 1, which is not saved"):
         train.main(config(store, tmp_path / "run", "optim.ema=0.9", "train.save_every_steps=1"))
     assert not list((tmp_path / "run").glob("checkpoint/step_*"))
