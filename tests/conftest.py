@@ -1,4 +1,4 @@
-"""Tiny data sets that every test may use; made here, nothing is downloaded."""
+"""Tiny data sets for all tests, generated here: nothing is downloaded."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from kits_dist import prepare
 from kits_dist.data.store import Store
 from kits_dist.imaging.nifti import kits_geometry, write_nifti
 
-# slices of several sizes, odd ones and non-square ones among them
+# slices of several sizes, odd and non-square ones included
 SHAPES = [(5, 64, 80), (4, 63, 65), (6, 64, 64), (3, 96, 70), (7, 64, 64), (4, 71, 64)]
 
 
 def write_case(root: Path, number: int, shape: tuple[int, int, int], spacing_mm=(3.0, 0.8, 0.8), seed: int = 0) -> None:
-    """A body disc with a kidney, a tumor and (even numbers) a cyst: enough for everything but learning."""
+    """Write a body disc with a kidney, a tumor and (even numbers) a cyst: enough for everything but learning."""
     generator = np.random.default_rng([seed, number])
     _, h, w = shape
     y, x = np.mgrid[:h, :w]
@@ -30,7 +30,7 @@ def write_case(root: Path, number: int, shape: tuple[int, int, int], spacing_mm=
         if value == 3 and number % 2:
             continue
         inside = (y - row * h) ** 2 + (x - column * w) ** 2 < (radius * min(h, w)) ** 2
-        label[1:, inside] = value  # the most cranial slice holds none
+        label[1:, inside] = value  # the most cranial slice is empty
         image[1:, inside] = hu
     image += generator.normal(0, 12, shape).astype(np.float32)
     geometry = kits_geometry(shape, spacing_mm)
@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory) -> Path:
-    """KiTS21 layout, six cases of different sizes. Read only: tests that change files copy it."""
+    """Six cases of different sizes in the KiTS21 layout. Read-only: a test that changes files makes a copy."""
     root = tmp_path_factory.mktemp("raw")
     for number, shape in enumerate(SHAPES):
         write_case(root, number, shape)

@@ -18,7 +18,7 @@ SMOOTHING_VOXELS = (0.0, 1.0)  # sd of the in-plane Gaussian: none, or enough to
 
 
 class ThresholdFit(NamedTuple):
-    """The best interval [low_hu, high_hu] after smoothing, mean tumor Dice where it was fitted and on unseen cases."""
+    """The best interval [low_hu, high_hu] after smoothing, with the mean tumor Dice on fitted and on unseen cases."""
 
     low_hu: float
     high_hu: float

@@ -42,16 +42,18 @@ def exchanged(tmp_path_factory) -> tuple[list[dict[str, Tensor]], dict]:
     folder = tmp_path_factory.mktemp("exchange")
     fork_server.run("tests.helpers.launched.exchange", folder, world=2)
     found = [load_file(folder / f"rank_{rank}.safetensors") for rank in (0, 1)]
-    return found, json.loads((folder / "ways.json").read_text())
+    return found, json.loads((folder / "variants.json").read_text())
 
 
 @pytest.mark.slow
 def test_ddp_was_asked_for_what_the_keys_say(exchanged):
     _, said = exchanged
-    assert {way for way, about in said.items() if about.get("static_graph")} == {"static", "all"}
-    hooks = {way: about.get("comm_hook", "") for way, about in said.items()}
-    assert {way for way, hook in hooks.items() if hook == "bf16_compress_hook"} == {"bf16", "all"}
-    sizes = {way: said[way]["bucket_cap_bytes"] >> 20 for way in ("default", "bucket_1", "bucket_100", "all")}
+    assert {variant for variant, about in said.items() if about.get("static_graph")} == {"static", "all"}
+    hooks = {variant: about.get("comm_hook", "") for variant, about in said.items()}
+    assert {variant for variant, hook in hooks.items() if hook == "bf16_compress_hook"} == {"bf16", "all"}
+    sizes = {
+        variant: said[variant]["bucket_cap_bytes"] >> 20 for variant in ("default", "bucket_1", "bucket_100", "all")
+    }
     assert sizes == {"default": 25, "bucket_1": 1, "bucket_100": 100, "all": 1}
 
 
@@ -60,9 +62,9 @@ def test_all_ranks_hold_equal_weights_which_only_bf16_changes(exchanged):
     (zero, one), _ = exchanged
     for name in zero:
         assert torch.equal(zero[name], one[name]) == (name != "alone.gradient"), name
-    for way in ("static", "bucket_1", "bucket_100"):  # the sum of two numbers does not depend on the bucket
+    for variant in ("static", "bucket_1", "bucket_100"):  # the sum of two numbers does not depend on the bucket
         for kind in ("gradient", "weights"):
-            assert torch.equal(zero[f"{way}.{kind}"], zero[f"default.{kind}"]), (way, kind)
+            assert torch.equal(zero[f"{variant}.{kind}"], zero[f"default.{kind}"]), (variant, kind)
     for kind in ("gradient", "weights", "accumulated"):
         assert not torch.equal(zero[f"bf16.{kind}"], zero[f"default.{kind}"])
     for kind in ("gradient", "weights"):
@@ -78,8 +80,8 @@ def test_accumulated_batches_are_one_large_batch(exchanged):
 @pytest.mark.slow
 def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(exchanged):
     (zero, _), _ = exchanged
-    for way in ("default", "all"):
-        assert torch.equal(zero[f"{way}.resumed"], zero[f"{way}.weights"])
+    for variant in ("default", "all"):
+        assert torch.equal(zero[f"{variant}.resumed"], zero[f"{variant}.weights"])
 
 
 @pytest.mark.slow

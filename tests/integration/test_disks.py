@@ -1,4 +1,4 @@
-"""Folders that cannot be written, disks that fill up, and a store that changes while a run reads it."""
+"""Read-only folders, full disks, and a store that changes while a run reads it."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from tests.helpers.small_run import SMALL
 
 @pytest.fixture
 def mounted(tmp_path):
-    """mount(options) -> an empty folder on a tmpfs of its own."""
+    """mount(options) -> an empty folder, the root of a new tmpfs."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -31,7 +31,7 @@ def mounted(tmp_path):
     subprocess.run(["umount", str(folder)], capture_output=True)
 
 
-def said(capsys, main, schema, *arguments) -> tuple[int, str]:
+def failure(capsys, main, schema, *arguments) -> tuple[int, str]:
     with pytest.raises(SystemExit) as caught:
         cli.run(main, schema, [str(argument) for argument in arguments])
     return caught.value.code, capsys.readouterr().err.splitlines()[-1]
@@ -44,20 +44,20 @@ def test_a_folder_that_cannot_be_written_is_named(mounted, raw, store, capsys):
         (phantom.main, phantom.Args, (f"output={disk / 'raw'}", "cases=1", "size=[8,64,64]")),
         (training.main, Config, (f"data.store={store.path}", f"run={disk / 'run'}", *SMALL)),
     ):
-        code, message = said(capsys, main, schema, *arguments)
+        code, message = failure(capsys, main, schema, *arguments)
         assert code == 2
         assert f"Read-only file system: {disk}" in message and "Name another file or folder" in message
 
 
 def test_prepare_on_a_full_disk_keeps_what_is_finished(mounted, raw, tmp_path, capsys):
     disk = mounted("size=200k")
-    code, message = said(capsys, prepare.main, prepare.Args, f"source={raw}", f"store={disk / 'store'}", "workers=1")
+    code, message = failure(capsys, prepare.main, prepare.Args, f"source={raw}", f"store={disk / 'store'}", "workers=1")
     assert code == 1 and "No space left on device" in message and "make room and run again" in message
     whole = sorted((disk / "store" / "axial").iterdir())
     assert whole and all((case / "case.json").is_file() for case in whole)  # nothing half-written
     assert not (disk / "store" / "store.json").exists()  # and no store that lacks cases
     subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
-    code = said(capsys, prepare.main, prepare.Args, f"source={raw}", f"store={disk / 'store'}", "workers=1")[0]
+    code = failure(capsys, prepare.main, prepare.Args, f"source={raw}", f"store={disk / 'store'}", "workers=1")[0]
     assert code == 0
 
 

@@ -25,7 +25,7 @@ from tests.helpers.small_run import SMALL
 
 
 def train(store, run_folder, *more, launcher=()) -> str:
-    """A training with pictures, to its end; what it said."""
+    """Train to the end, with pictures, and return the output."""
     words = [f"data.store={store.path}", f"run={run_folder}", *SMALL, *more]
     if not launcher:
         return fork_server.run("kits_dist.train", *words)
@@ -50,13 +50,13 @@ def test_other_launchers_train_to_the_end(store, tmp_path, launcher, world):
 
 @pytest.fixture(scope="module")
 def trained(store, tmp_path_factory):
-    """A run that one process began and two launched ones went on with."""
+    """A run that one process started and two launched ones continued, and the output of these."""
     folder = tmp_path_factory.mktemp("run") / "run"
     training.main(cli.load(Config, [f"data.store={store.path}", f"run={folder}", *SMALL, "optim.epochs=1"]))
     return folder, train(store, folder, "optim.epochs=12", "resume=auto", launcher=LAUNCH)
 
 
-def test_two_launched_processes_train_and_write_what_is_promised(trained):
+def test_two_launched_processes_train_and_write_the_run_folder(trained):
     folder, said = trained
     assert "2 processes x batch 3 x accumulate 1 = 6 a step" in said and "continuing from step_00000007" in said
     steps = 7 + -(-(12 * 20 - 7 * 3) // 6)  # of 3 for one epoch of 20 samples, then of 6 for the rest of twelve
@@ -79,7 +79,7 @@ def test_two_launched_processes_train_and_write_what_is_promised(trained):
     assert {"train/lr", "train/grad_norm", "perf/images_per_s", "perf/data_wait"} <= set(lines[0])
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["torch"] and len(environment["store_sha256"]) == 64 and environment["data"] == "kits"
-    assert said.count("epoch 3:") == 1  # one process speaks
+    assert said.count("epoch 3:") == 1  # one process prints
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     tags = events.Tags()
@@ -92,7 +92,7 @@ def test_evaluate_and_predict_agree_on_the_native_grid(trained, raw, tmp_path):
     evaluate.main(evaluate.Args(run=str(folder)))
     output = folder / "evaluation" / "test"
     summary = json.loads((output / "summary.json").read_text())
-    assert list(summary["regions"]) == ["kidney_and_mass", "tumor"]  # what it cannot predict is absent
+    assert list(summary["regions"]) == ["kidney_and_mass", "tumor"]  # regions that it does not predict are absent
     assert (
         summary["step"] > 0
         and summary["store_sha256"] == json.loads((folder / "environment.json").read_text())["store_sha256"]
@@ -111,7 +111,7 @@ def test_evaluate_and_predict_agree_on_the_native_grid(trained, raw, tmp_path):
     truth = read_labels(raw / case_id / "aggregated_MAJ_seg.nii.gz")
     assert np.array_equal(ours.array, theirs.array) and ours.array.any()
     assert same_grid(ours.geometry, truth.geometry) and same_grid(theirs.geometry, truth.geometry)
-    # the separate evaluator, given only the files, comes to the same figures
+    # scoring the files alone gives the same numbers
     evaluate.main(
         evaluate.Args(
             predictions=str(output / "predictions"),
@@ -134,7 +134,7 @@ def test_a_score_on_cases_that_were_trained_on_is_refused(trained, store, tmp_pa
         evaluate.main(evaluate.Args(run=str(folder), store=str(other)))
 
 
-def test_what_predict_takes(trained, raw, tmp_path):
+def test_inputs_of_predict(trained, raw, tmp_path):
     folder, _ = trained
     one_case = raw / "case_00003"
     predict.main(predict.Args(run=str(folder), input=str(one_case), output=str(tmp_path / "a")))
@@ -156,7 +156,7 @@ def test_what_predict_takes(trained, raw, tmp_path):
 
 
 def _only(raw: Path, summary: dict, output: Path, tmp_path: Path) -> Path:
-    """A truth folder with the predicted cases alone."""
+    """Make a truth folder with the predicted cases alone."""
     (tmp_path / "truth").mkdir()
     for path in (output / "predictions").iterdir():
         case_id = path.name.removesuffix(".nii.gz")
@@ -175,7 +175,7 @@ def consumed(store, tmp_path_factory):
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_consume_disjoint_slices_whose_union_is_the_epoch_and_score_as_one(consumed, world):
+def test_ranks_consume_disjoint_slices_that_make_up_the_epoch_and_score_as_one_process(consumed, world):
     one = json.loads((consumed[1] / "rank_0.json").read_text())
     ranks = [json.loads((consumed[world] / f"rank_{r}.json").read_text()) for r in range(world)]
     assert [one["world"], *(r["world"] for r in ranks)] == [1, *[world] * world]
@@ -191,7 +191,7 @@ def test_ranks_consume_disjoint_slices_whose_union_is_the_epoch_and_score_as_one
 
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("loss", ["bce", "bce_dice"])
-def test_ranks_learn_what_one_process_of_the_whole_batch_learns(consumed, world, loss):
+def test_ranks_learn_what_one_process_learns_from_the_global_batch(consumed, world, loss):
     """Batch norm frozen; the Dice term, clipping, schedule and averaged weights are those of the global batch."""
     one = load_file(consumed[1] / f"rank_0_{loss}.safetensors")
     ranks = [load_file(consumed[world] / f"rank_{r}_{loss}.safetensors") for r in range(world)]
@@ -210,15 +210,14 @@ def test_resumed_training_is_bit_equal_to_uninterrupted(store, tmp_path):
     assert same_weights(whole, parts)
     exported = parts / "model.safetensors"
     kept = exported.read_bytes()
-    exported.write_bytes(kept[:-9])  # as a kill between checkpoint and export would leave another, or none
+    exported.write_bytes(kept[:-9])  # as after a kill between checkpoint and export
     again = train(store, parts, "optim.epochs=4", "train.deterministic=true", "log.images=0", "resume=auto")
     assert "already finished (4 epochs done)" in again
     assert exported.read_bytes() == kept
 
 
-def test_saved_and_killed_within_an_epoch_it_goes_on_where_it_was(store, tmp_path):
-    """train.save_every_steps before the first validation; the newest checkpoint is then damaged and the one before
-    used."""
+def test_a_run_saved_within_an_epoch_resumes_there(store, tmp_path):
+    """It is saved before the first validation; when the newest checkpoint is damaged, the one before is used."""
     common = ["optim.epochs=3", "train.deterministic=true", "log.images=0", "train.save_every_steps=2", "train.keep=3"]
     train(store, tmp_path / "whole", *common)
     train(store, tmp_path / "parts", *common)
@@ -241,7 +240,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(store, tmp_p
     assert not list((tmp_path / "nan").glob("checkpoint/step_*"))
 
 
-def test_out_of_memory_says_what_to_try(store, tmp_path, monkeypatch):
+def test_out_of_memory_suggests_smaller_settings(store, tmp_path, monkeypatch):
     class Greedy(torch.nn.Conv2d):
         def forward(self, x):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
@@ -257,10 +256,11 @@ def test_out_of_memory_says_what_to_try(store, tmp_path, monkeypatch):
         training.main(cli.load(Config, arguments))
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     said = out_of_memory.advice(cli.load(Config, arguments[:-1]), torch.OutOfMemoryError("CUDA out of memory."))
-    assert "precision bf16, " in said and "train.precision" not in said  # the launcher's, and nothing left to gain
+    # the launcher set the precision, and a smaller one does not exist
+    assert "precision bf16, " in said and "train.precision" not in said
 
 
-def test_what_an_epoch_is_made_of_is_said_and_kept(store, tmp_path, monkeypatch, capfd):
+def test_the_composition_of_an_epoch_is_printed_and_saved(store, tmp_path, monkeypatch, capfd):
     def far_enough(*_):
         raise InputError("far enough")
 
@@ -277,7 +277,7 @@ def test_what_an_epoch_is_made_of_is_said_and_kept(store, tmp_path, monkeypatch,
     assert f"each epoch of sampler=case: {', '.join(first)}, ... 5 in all, in sampler.json" in capfd.readouterr().out
 
 
-def test_two_runs_are_never_mixed_in_one_folder(store, trained, tmp_path):
+def test_two_runs_cannot_share_a_folder(store, trained, tmp_path):
     folder, _ = trained
     arguments = [f"data.store={store.path}", f"run={folder}", *SMALL]
     with pytest.raises(InputError, match="already holds a run. Continue it with resume=auto"):
@@ -302,7 +302,7 @@ def test_two_runs_are_never_mixed_in_one_folder(store, trained, tmp_path):
         training.main(cli.load(Config, [f"data.store={store.path}", f"run={folder / 'log.jsonl'}"]))
 
 
-def test_a_wrong_argument_under_the_launcher_is_said_once():
+def test_a_wrong_argument_under_the_launcher_is_reported_once():
     done = run_program([*LAUNCH, "-m", "kits_dist.train", "data.store=/nowhere", "run=/tmp/never"], code=1)
     assert (done.stdout + done.stderr).count("data.store=/nowhere: no store.json there") == 1
     assert not Path("/tmp/never").exists()
@@ -322,8 +322,8 @@ def test_every_program_answers_help(program):
     assert caught.value.code == 0
 
 
-def test_the_best_of_a_run_without_learning_is_poor(store, tmp_path):
-    """With optim.lr=0 nothing is learnt: the score comes from training, not from the pipeline."""
+def test_a_run_without_learning_scores_poorly(store, tmp_path):
+    """With optim.lr=0 nothing is learned: good scores come from training, not from the pipeline."""
     folder = tmp_path / "still"
     train(store, folder, "optim.epochs=1", "optim.lr=0", "log.images=0")
     evaluate.main(evaluate.Args(run=str(folder)))
@@ -336,7 +336,9 @@ def test_two_launched_processes_evaluate_as_one(trained, store, tmp_path):
     folder, _ = trained
     other = shutil.copytree(store.path, tmp_path / "store")
     splits = json.loads((other / "splits.json").read_text())
-    splits["test"] += splits["folds"][1]  # validation cases of this run: two cases that were not trained on
+    splits["test"] += splits["folds"][
+        1
+    ]  # the validation cases of this run, so that there are two cases it was not trained on
     splits["folds"][1] = []
     (other / "splits.json").write_text(json.dumps(splits))
     tables = ("cases.csv", "summary.json", "panel.png")

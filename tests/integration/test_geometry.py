@@ -1,6 +1,6 @@
-"""Whole programs on cases whose answer is known: axis orders and flips, one slice, odd sizes, windows, other pixels.
+"""Whole programs on cases with a known answer: axis orders and flips, one slice, odd sizes, windows, other pixel sizes.
 
-The models here are fakes that threshold HU, so that a prediction is the truth as seen through the run's window.
+The networks are fakes that threshold HU, so the prediction equals the truth inside the window of the run.
 """
 
 import csv
@@ -45,7 +45,7 @@ def scored(predictions, truth, output) -> list[dict[str, str]]:
 
 
 def body(shape) -> np.ndarray:
-    """(D, H, W) int16 HU: noise, brighter towards one corner, in a box of air that lies off centre."""
+    """(D, H, W) int16 HU: noise, brighter towards one corner, in a box of air that lies off center."""
     _, h, w = shape
     hu = np.random.default_rng(5).integers(-100, 120, shape) + np.linspace(0, 90, w).astype(int)
     hu[:, : h // 9] = hu[:, :, : w // 5] = -1000
@@ -53,7 +53,7 @@ def body(shape) -> np.ndarray:
 
 
 def torso() -> Volume:
-    """21 slices of a real scan, as a case of its own."""
+    """Return 21 slices of a real scan as a case."""
     whole = read_image(REAL_CT)
     array = whole.array[40:61]
     return Volume(array, kits_geometry(array.shape, whole.spacing_mm))
@@ -246,7 +246,7 @@ def test_other_pixels_come_back_to_the_right_place(tmp_path, monkeypatch, pixel_
         assert np.abs(np.nanmean(moved, axis=0)).max() < 0.1
 
 
-def test_at_other_pixels_too_what_lies_outside_the_window_is_background(tmp_path, monkeypatch):
+def test_outside_the_window_is_background_at_other_pixel_sizes_too(tmp_path, monkeypatch):
     shape, spacing = (3, 131, 127), (3.0, 0.8, 0.8)
     label = np.zeros(shape, np.uint8)
     label[1:, 10:120, 10:120] = 1
@@ -298,7 +298,7 @@ def test_evaluation_covers_every_slice_whatever_was_trained_on(tmp_path, monkeyp
 
 
 class Seer(nn.Module):
-    """Answers with the truth as its window shows it, slice by slice: any CT will do."""
+    """A network that answers with the truth inside its window, slice by slice, whatever the CT."""
 
     def __init__(self, label, matrix, size_px):
         super().__init__()

@@ -53,7 +53,7 @@ def test_only_a_launched_process_ends_with_its_parent():
         assert (done.returncode, done.stdout) == (code, printed), done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=4)
 def test_one_process_saves_within_an_epoch_and_leaves_with_75(store, uninterrupted, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     (process,) = start_ranks(store, run, log, world=1)
@@ -66,7 +66,7 @@ def test_one_process_saves_within_an_epoch_and_leaves_with_75(store, uninterrupt
     assert same_weights(run, uninterrupted(1))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=4)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_a_signal_to_the_launcher_of_one_process(store, tmp_path, number):
     """It has no handler, so it ends at once and forwards nothing; its process notices and saves."""
@@ -80,7 +80,7 @@ def test_a_signal_to_the_launcher_of_one_process(store, tmp_path, number):
     assert (run / "requeue").is_file() and (run / "checkpoint" / "last").exists(), log.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=4)
 @pytest.mark.parametrize(
     ("number", "world"),
     [(signal.SIGTERM, 2), (signal.SIGTERM, 3), (signal.SIGINT, 2), (signal.SIGUSR1, 2), (signal.SIGKILL, 2)],
@@ -103,7 +103,7 @@ def test_a_signal_to_the_launcher_of_several(store, uninterrupted, tmp_path, num
     assert same_weights(run, uninterrupted(world))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=4)
 def test_a_rank_that_is_killed_ends_the_others_and_the_run_resumes(store, uninterrupted, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     process = start_training(store, run, log, LAUNCH, "train.save_every_steps=5")

@@ -126,7 +126,7 @@ def preempt(slurm: Cluster, job: str) -> None:
         time.sleep(0.3)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=3)
 @pytest.mark.parametrize(("nodes", "disturb"), [(1, time_is_up), (2, preempt)], ids=["time_is_up", "preempted"])
 def test_a_stopped_job_saves_is_requeued_and_ends_with_the_weights_of_an_uninterrupted_run(
     slurm, store, tmp_path, nodes, disturb
@@ -150,7 +150,7 @@ def test_a_stopped_job_saves_is_requeued_and_ends_with_the_weights_of_an_uninter
     assert same_weights(run, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=3)
 def test_a_cancelled_job_saves_and_is_not_requeued(slurm, store, tmp_path):
     run = tmp_path / "run"
     job = submit(slurm, store, run, 2)
@@ -163,7 +163,7 @@ def test_a_cancelled_job_saves_and_is_not_requeued(slurm, store, tmp_path):
     assert slurm.state(job) == "CANCELLED"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=3)
 def test_a_failed_job_is_not_requeued(slurm, store, tmp_path):
     """A `requeue` file from an earlier start does not send it into a loop."""
     run = tmp_path / "run"

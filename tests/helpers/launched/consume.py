@@ -1,7 +1,8 @@
-"""Run under a launcher by test_end_to_end: what each rank consumes, how a fixed model is scored, and what it learns.
+"""Run by test_end_to_end: record what each rank consumes, how it scores a fixed network, and what it learns.
 
-python -m tests.helpers.launched.consume STORE OUTPUT; each rank writes OUTPUT/rank_R.json and
-OUTPUT/rank_R_LOSS.safetensors.
+python -m tests.helpers.launched.consume STORE OUTPUT
+
+Rank R writes OUTPUT/rank_R.json and, for each loss, OUTPUT/rank_R_LOSS.safetensors.
 """
 
 import itertools
@@ -42,7 +43,7 @@ def main(store_path: str, output: str) -> None:
     cases = [case.case_id for case in store.cases]
     torch.manual_seed(0)
     model = build_model(ModelConfig("simple_unet", width=2, regions=REGIONS, prior=0.5), 1).to(runtime.device)
-    if runtime.ranks.rank:  # other batch norm statistics than rank 0's must not matter
+    if runtime.ranks.rank:  # batch norm statistics that differ from those of rank 0 must not matter
         for buffer in model.buffers():
             buffer.add_(1)
     val_loader, val_dataset = build_val_loader(
@@ -61,15 +62,15 @@ def main(store_path: str, output: str) -> None:
     }
     (Path(output) / f"rank_{runtime.ranks.rank}.json").write_text(json.dumps(content))
     for name in ("bce", "bce_dice"):
-        weights = learnt(store, runtime, name)
+        weights = learned_weights(store, runtime, name)
         save_file(weights, Path(output) / f"rank_{runtime.ranks.rank}_{name}.safetensors")
     runtime.accelerator.end_training()
 
 
-def learnt(store: Store, runtime, loss: str) -> dict[str, torch.Tensor]:
-    """Weights after three steps of six slices, everything on: clipping, schedule, average.
+def learned_weights(store: Store, runtime, loss: str) -> dict[str, torch.Tensor]:
+    """Return the weights after three steps of six slices with clipping, a schedule and averaged weights.
 
-    Batch norm is frozen on a CPU, and synchronised over ranks on GPUs.
+    Batch norm is frozen on a CPU, and synchronized over ranks on GPUs.
     """
     world = runtime.ranks.world
     optim = OptimConfig(name="sgd", lr=0.1, loss=loss, clip_norm=0.5, ema=0.5, schedule="cosine", pos_weight=(1.0, 3.0))

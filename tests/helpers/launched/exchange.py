@@ -1,11 +1,15 @@
-"""Run under a launcher by test_communication: what each way of exchanging gradients makes of the same batches.
+"""Run by test_communication: train on the same batches with each variant of exchanging gradients.
 
-python -m tests.helpers.launched.exchange OUTPUT; rank R writes OUTPUT/rank_R.safetensors: WAY.weights after three
-steps,
-WAY.gradient of one batch at the first weights, alone.gradient of this rank before any exchange, WAY.accumulated weights
-after three clipped steps of two batches, WAY.resumed weights after two steps, a checkpoint and one more; weights after
-three steps with batch norm set aside, parts: of two batches each, whole: of one batch twice as large.
-OUTPUT/ways.json: what DDP says of each way.
+python -m tests.helpers.launched.exchange OUTPUT
+
+Rank R writes OUTPUT/rank_R.safetensors:
+VARIANT.weights       after three steps
+VARIANT.gradient      of one batch at the initial weights
+VARIANT.accumulated   weights after three clipped steps of two batches each
+VARIANT.resumed       weights after two steps, a checkpoint and one more step
+alone.gradient        of this rank, before any exchange
+parts, whole          weights after three steps with frozen batch norm, of two batches each or of one twice as large
+OUTPUT/variants.json holds the logging data of DDP for each variant.
 """
 
 import itertools
@@ -27,7 +31,7 @@ from kits_dist.training.step_timer import StepTimer
 from kits_dist.training.train_step import TrainStep
 from kits_dist.utils import files
 
-WAYS = {
+VARIANTS = {
     "default": {},
     "static": {"static_graph": True},
     "bucket_1": {"bucket_mb": 1},
@@ -40,29 +44,29 @@ SGD, CLIPPED = OptimConfig(name="sgd"), OptimConfig(name="sgd", accumulate=2, cl
 
 
 def main(output: Path) -> None:
-    ways = {name: TrainConfig(precision="fp32", **way) for name, way in WAYS.items()}
-    runtime = start(ways["all"], 1, output, seed=0)
-    assert runtime.accelerator.ddp_handler == ddp_settings(ways["all"])
+    variants = {name: TrainConfig(precision="fp32", **options) for name, options in VARIANTS.items()}
+    runtime = start(variants["all"], 1, output, seed=0)
+    assert runtime.accelerator.ddp_handler == ddp_settings(variants["all"])
     rank, found, said = runtime.ranks.rank, {}, {}
-    for name, train in ways.items():
+    for name, train in variants.items():
         train_step = train_step_of(runtime, train)
         said[name] = train_step.model._get_ddp_logging_data()
         found[f"{name}.gradient"] = gradient(train_step, rank)
         found[f"{name}.weights"] = weights(train_step_of(runtime, train), rank)
     for name in ("default", "bf16"):
-        found[f"{name}.accumulated"] = weights(train_step_of(runtime, ways[name], CLIPPED), rank)
+        found[f"{name}.accumulated"] = weights(train_step_of(runtime, variants[name], CLIPPED), rank)
     for name in ("default", "all"):
-        found[f"{name}.resumed"] = resumed(runtime, ways[name], output / name)
+        found[f"{name}.resumed"] = resumed(runtime, variants[name], output / name)
     for name, optim, size in (("parts", replace(SGD, accumulate=2), 2), ("whole", SGD, 4)):
-        still = train_step_of(runtime, ways["default"], optim)
+        still = train_step_of(runtime, variants["default"], optim)
         still.model.eval()
         found[name] = weights(still, rank, size=size)
-    quiet = train_step_of(runtime, ways["default"])
+    quiet = train_step_of(runtime, variants["default"])
     with quiet.accelerator.no_sync(quiet.model):
         found["alone.gradient"] = gradient(quiet, rank)
     save_file(found, output / f"rank_{rank}.safetensors")
     if rank == 0:
-        files.write_json(output / "ways.json", said)
+        files.write_json(output / "variants.json", said)
     runtime.accelerator.end_training()
 
 
@@ -89,7 +93,7 @@ def batches(rank: int, device: torch.device, size: int = 2) -> Iterator[Batch]:
 
 
 def gradient(train_step: TrainStep, rank: int) -> Tensor:
-    """(n,) float32 of this rank's first batch, exchanged if the learner does."""
+    """(n,) float32 of this rank's first batch, exchanged if the train step does."""
     batch = next(batches(rank, train_step.accelerator.device))
     train_step.accelerator.backward(train_step.loss_fn.global_value(train_step.model(batch.image, batch.label)))
     return torch.cat([p.grad.flatten() for p in train_step.plain_model.parameters()]).cpu()

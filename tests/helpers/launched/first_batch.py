@@ -1,9 +1,9 @@
-"""What `kits_dist.train` takes to its first batch: seconds of each stage, and memory that a rank then holds.
+"""Measure how long `kits_dist.train` takes to its first batch, and the memory that a rank then holds.
 
 python -m tests.helpers.launched.first_batch key=value ...   keys of kits_dist.train. Prints one line of JSON:
 
-seconds        {what was done: seconds from the start, imports done}
-anonymous_mb   of this process: memory that is no mapped file; interpreter and libraries included
+seconds        {stage: seconds from the start, after the imports}
+anonymous_mb   memory of this process that is no mapped file, interpreter and libraries included
 """
 
 import functools
@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-import torch._dynamo  # noqa: F401  by torch's first optimizer; here, so that no stage pays for it
+import torch._dynamo  # noqa: F401  imported by torch's first optimizer; here, so that no stage pays for it
 
 from kits_dist import cli, train
 from kits_dist.config import Config
@@ -29,7 +29,7 @@ STAGES = {  # name in kits_dist.training.setup or .instruments
 
 
 class FirstBatch(Exception):
-    """It is there; nothing is learnt from it."""
+    """The first batch has arrived; training ends here."""
 
 
 def main(words: list[str]) -> None:

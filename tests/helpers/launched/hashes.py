@@ -1,8 +1,9 @@
-"""Run under a launcher by test_pure_function: every sample a rank is given, as it is given.
+"""Run by test_pure_function: write a hash of every sample that a rank receives.
 
-python -m tests.helpers.launched.hashes STORE OUTPUT BACKEND SAMPLER BATCH START STOP RANK DIE
-Each rank appends `position case index plane sha256` lines to OUTPUT/rank_R.txt until position STOP.
-After DIE batches RANK kills itself; -1: none does.
+python -m tests.helpers.launched.hashes STORE OUTPUT BACKEND SAMPLER BATCH START STOP VICTIM AFTER
+
+Each rank appends lines `position case index plane sha256` to OUTPUT/rank_R.txt until position STOP. Rank VICTIM kills
+itself after AFTER batches; -1: none does.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from kits_dist.distributed.runtime import start
 
 
 def main(store_path: str, output: str, backend: str, sampler: str, *numbers: int) -> None:
-    batch_size, first, stop, mortal, die = numbers
+    batch_size, first, stop, victim, after = numbers
     store = Store(store_path)
     ranks = start(TrainConfig(), 1, Path(output), seed=0).ranks
     shape = {"batch_size": batch_size, "size_px": (64, 64), "context": 1}
@@ -31,7 +32,7 @@ def main(store_path: str, output: str, backend: str, sampler: str, *numbers: int
             positions = train_positions(step, batch_size, ranks.rank, ranks.world, first)
             if positions[0] - ranks.rank >= stop:
                 return
-            if step == die and ranks.rank == mortal:
+            if step == after and ranks.rank == victim:
                 os.kill(os.getpid(), signal.SIGKILL)
             names = (batch.case.tolist(), batch.index.tolist(), batch.plane.tolist())
             for k, name in enumerate(zip(positions, *names, strict=True)):
