@@ -102,9 +102,10 @@ def test_a_disk_that_does_not_answer_is_not_damage(tmp_path, monkeypatch):
 def test_links_missing_after_a_kill_are_restored(tmp_path, monkeypatch):
     model, optimizer = trained()
     checkpoint.save(tmp_path, 1, model, optimizer, {}, best=True, keep=1)
-    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
-        killed.setattr(checkpoint.os, "replace", interrupted)
-        checkpoint.save(tmp_path, 2, model, optimizer, {}, best=True, keep=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(tmp_path, 2, model, optimizer, {}, best=True, keep=1)
     found, _ = checkpoint.find(tmp_path)
     assert found.best and (tmp_path / "best").resolve().name == "step_00000001"
     checkpoint.link(tmp_path, found.folder, found.best)
