@@ -3,8 +3,7 @@
 #
 #   bash launch/demo.sh
 #
-# All output goes to runs/demo/. SEED=7 bash launch/demo.sh generates other patients, in runs/demo_seed7/. CASES=64 generates
-# fewer of them: less to wait for, and a lower Dice.
+# All output goes to runs/demo/. SEED=7 bash launch/demo.sh generates other patients, in runs/demo_seed7/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/setup.sh
@@ -15,11 +14,11 @@ demo=runs/demo
 [ "$seed" = 0 ] || demo=runs/demo_seed$seed
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 if [ "$gpus" -gt 0 ]; then
-  size=64x256x256 cases=${CASES:-60} config=configs/demo_gpu.yaml
+  size=64x256x256 cases=60 config=configs/demo_gpu.yaml
   launch=(--config_file launch/single.yaml)
   [ "$gpus" = 1 ] || launch=(--config_file launch/ddp.yaml --num_processes "$gpus")
 else
-  size=32x128x128 cases=${CASES:-96} config=configs/demo.yaml
+  size=32x128x128 cases=96 config=configs/demo.yaml
   launch=(--config_file launch/cpu.yaml)
 fi
 
