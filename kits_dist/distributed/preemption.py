@@ -10,6 +10,7 @@ import datetime
 import os
 import signal
 import sys
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -39,7 +40,8 @@ class StopRequest:
         timeout_s   how long to wait for a rank that does not answer; one that is gone is noticed at once
         """
         timeout = datetime.timedelta(seconds=timeout_s)
-        self._group = dist.new_group(backend="gloo", timeout=timeout) if world > 1 else None
+        if world > 1:
+            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
         self._previous_handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def __exit__(self, error: type | None, *_: object) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch.distributed as dist
 from accelerate.utils import gather_object
+from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from kits_dist.distributed.launcher import environ_int
 from kits_dist.utils.errors import InputError, JobFailed
@@ -57,7 +58,7 @@ def join(backend: str, timeout_s: int, collective_timeout_s: int | None = None) 
         number = _meet(store, rank, world, timeout_s, f"{host}:{port}")
         dist.init_process_group(
             backend,
-            store=dist.PrefixStore(f"meeting_{number}", store),
+            store=PrefixStore(f"meeting_{number}", store),
             rank=rank,
             world_size=world,
             timeout=timedelta(seconds=collective_timeout_s or timeout_s),
@@ -110,14 +111,12 @@ def refuse_differences(settings: dict[str, Any]) -> None:
                 )
 
 
-def _store(host: str, port: int, rank: int, world: int, timeout_s: int) -> dist.Store:
+def _store(host: str, port: int, rank: int, world: int, timeout_s: int) -> Store:
     """Return the store of the launcher (torchrun, accelerate) if it has one, else one that rank 0 serves."""
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if not serves:  # TCPStore waits, too, but prints a page of C++ frames when its time is up
         _wait_for_port(host, port, rank, world, timeout_s)
-    return dist.TCPStore(
-        host, port, world, serves, timedelta(seconds=timeout_s), wait_for_workers=False, multi_tenant=True
-    )
+    return TCPStore(host, port, world, serves, timedelta(seconds=timeout_s), wait_for_workers=False, multi_tenant=True)
 
 
 def _wait_for_port(host: str, port: int, rank: int, world: int, timeout_s: float) -> None:
@@ -137,7 +136,7 @@ def _wait_for_port(host: str, port: int, rank: int, world: int, timeout_s: float
             ) from error
 
 
-def _meet(store: dist.Store, rank: int, world: int, timeout_s: float, place: str) -> int:
+def _meet(store: Store, rank: int, world: int, timeout_s: float, place: str) -> int:
     """Wait until all ranks are there. Returns the number of their meeting.
 
     Rank 0 opens a meeting each time it is started. A rank does not enter a meeting that an earlier process of its rank

@@ -7,7 +7,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -77,6 +77,11 @@ def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
     half = accelerator.device.type == "cuda" and precision.autocast != "no"
     ranks = Ranks(accelerator.process_index, accelerator.num_processes, accelerator.local_process_index, local_world)
     return Runtime(accelerator, precision, ranks, torch.float16 if half else torch.float32)
+
+
+def reduce_sum(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a tensor over all ranks, on each of them. All ranks must call it."""
+    return cast(torch.Tensor, accelerator.reduce(tensor, "sum"))
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

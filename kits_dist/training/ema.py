@@ -25,6 +25,8 @@ class AveragedModel:
         mine = self.model.state_dict()
         theirs = source.state_dict()
         moving = [name for name, value in mine.items() if value.is_floating_point()]
-        torch._foreach_lerp_([mine[name] for name in moving], [theirs[name] for name in moving], share)
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            [mine[name] for name in moving], [theirs[name] for name in moving], share
+        )
         for name in mine.keys() - set(moving):
             mine[name].copy_(theirs[name])

@@ -9,6 +9,7 @@ import torch
 from kits_dist.data import augment_reference
 from kits_dist.data.samples import Samples, samples_to_show
 from kits_dist.data.store import PLANE_NAMES, Normalization
+from kits_dist.distributed.runtime import reduce_sum
 from kits_dist.figures.contours import PanelRow, contour_panel
 from kits_dist.labels import regions_to_labels
 from kits_dist.models.probabilities import region_probabilities
@@ -103,7 +104,7 @@ class EpochEnd:
     def _refuse_non_finite(self, step: int) -> None:
         """Raise JobFailed, on all ranks alike. The last loss was finite, but it is older than the last update."""
         non_finite = torch.tensor(int(not self.train_step.is_finite()), device=self.accelerator.device)
-        if int(self.accelerator.reduce(non_finite, "sum")):  # sync
+        if int(reduce_sum(self.accelerator, non_finite)):  # sync
             raise JobFailed(
                 f"the weights are not finite after step {step}, which is not saved. Lower optim.lr, set "
                 f"optim.clip_norm=1, or use train.precision=fp32. The checkpoints in {self.run.folder}/checkpoint are "

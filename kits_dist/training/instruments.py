@@ -69,6 +69,7 @@ class Instruments:
         """
         run = self._run
         epoch = (progress.position - run.global_batch) // run.num_samples
+        assert grad_norm is not None  # asked for at log steps
         scalars = {"train/loss": mean_loss, "train/lr": rate, "train/grad_norm": float(grad_norm)}  # sync
         scalars["train/epoch"] = epoch
         scalars |= self.timer.report(run.global_batch)

@@ -56,6 +56,7 @@ def introduction(
         f"{facts['validation cases']} validation cases; {config.optim.epochs} epochs = {facts['steps']} steps"
     )
     if config.data.sampler != "natural":
+        assert dataset.order is not None  # training slices have one
         shares = dataset.order.shares()
         named = [f"{group['an_epoch']} {name} (of {group['members']})" for name, group in shares.items()]
         more = f", ... {len(shares)} in all, in sampler.json" if len(named) > 3 else ""

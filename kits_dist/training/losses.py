@@ -7,6 +7,7 @@ validation loss does not depend on how slices were distributed over batches and 
 To add a loss: write its sums and value functions and add a Term to LOSSES at the end of this file.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -35,6 +36,10 @@ class RegionLoss(nn.Module):
     In a process group it is the loss of the global batch, and its gradient is such that DDP's mean over ranks is the
     gradient of that loss.
     """
+
+    bits: Tensor
+    pos_weight: Tensor | None
+    region_weight: Tensor
 
     def __init__(
         self,
@@ -69,7 +74,8 @@ class RegionLoss(nn.Module):
     def value(self, sums: Tensor) -> Tensor:
         """Return the loss that belongs to (R, K) sums: terms added per region, then the weighted mean of regions."""
         parts = sums.split([term.columns for term in self.terms], dim=1)
-        by_region = sum(term.value(part) for part, term in zip(parts, self.terms, strict=True))
+        values = [term.value(part) for part, term in zip(parts, self.terms, strict=True)]
+        by_region = functools.reduce(torch.add, values)
         return (by_region * self.region_weight.to(sums)).sum()
 
     def global_value(self, sums: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def training_flop(model: nn.Module, frames: int, size_px: tuple[int, int]) -> in
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, FlopCounterMode(display=False) as counter:
         named = (*model.named_parameters(), *model.named_buffers())
-        state = {name: fake.from_tensor(tensor) for name, tensor in named}
+        state: dict[str, torch.Tensor] = {name: fake.from_tensor(tensor) for name, tensor in named}
         image = torch.zeros(
             2, frames, *size_px, device=next(model.parameters()).device
         )  # batch norm may fail on a batch of one

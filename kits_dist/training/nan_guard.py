@@ -1,7 +1,7 @@
 """Stop a run at the first loss that is not finite, and name the step, the rank and the slices of that batch."""
 
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import numpy as np
 import torch
@@ -37,7 +37,9 @@ class NonFiniteGuard:
     def mean_loss(self, accelerator: Accelerator) -> float:
         """Return the mean over all ranks since the last call. All ranks call it. Raises JobFailed if non-finite."""
         recorded = torch.stack(self._losses)
-        losses = accelerator.gather(recorded[None]).cpu().numpy()  # (ranks, steps, accumulate)  # sync
+        losses = (
+            cast(torch.Tensor, accelerator.gather(recorded[None])).cpu().numpy()
+        )  # (ranks, steps, accumulate)  # sync
         first_step = self._step
         self._step += len(self._losses)
         self._losses = []
@@ -53,6 +55,7 @@ class NonFiniteGuard:
         """batches: how many each rank had consumed since the loader started."""
         # a batch is a pure function of its positions, so any rank can name the slices of another
         positions = train_positions(batches, self.batch_size, rank, self.ranks.world, self._start_position)
+        assert self.dataset.order is not None  # training slices have one
         samples = self.dataset.order.at(positions)[1]
         table, rows = self.dataset.store.slices, self.dataset.rows[samples]
         slices = []

@@ -9,6 +9,7 @@ another process uses. Validation and saving are left out.
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -44,14 +45,19 @@ class StepProfile:
         self._trace = folder / f"trace_{accelerator.process_index}.json"
         activities = ["cpu", "cuda"] if accelerator.device.type == "cuda" else ["cpu"]
         schedule = {"wait": WAIT, "warmup": WARMUP, "active": ACTIVE, "repeat": 1}
-        settings = ProfileKwargs(activities=activities, schedule_option=schedule, on_trace_ready=self._recorded)
+        # accelerate takes names, whatever its annotation says
+        settings = ProfileKwargs(
+            activities=activities,  # pyright: ignore[reportArgumentType]
+            schedule_option=schedule,
+            on_trace_ready=self._recorded,
+        )
         self._context = accelerator.profile(settings)
 
     def __enter__(self) -> "StepProfile":
         self._profiler = self._context.__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._context.__exit__(*error)
 
     def step(self) -> str:
@@ -65,7 +71,7 @@ class StepProfile:
         unfinished = self._trace.with_suffix(".part")
         profiler.export_chrome_trace(str(unfinished))
         os.replace(unfinished, self._trace)
-        self.table = shares(profiler.events())
+        self.table = shares(profiler.events() or [])
 
 
 def shares(events: Iterable[FunctionEvent]) -> dict[str, float]:

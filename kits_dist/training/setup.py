@@ -196,6 +196,7 @@ def _describe(
 
     name = write_description(config, store, about)
     if config.data.sampler != "natural":
+        assert dataset.order is not None  # training slices have one
         files.write_json(Path(config.run) / "sampler.json", dataset.order.shares())
     if opened.checkpoint:
         repair(config, store, name, opened.checkpoint, train_step.plain_model)

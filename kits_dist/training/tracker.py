@@ -7,9 +7,10 @@ HPARAMS whose metrics are the tags best/*.
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -32,7 +33,7 @@ class Tracker:
         if self._is_main:
             _drop_after(run / "log.jsonl", step)
             self._lines = open(run / "log.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115  closed in `close`
-            self.writer = accelerator.get_tracker("tensorboard", unwrap=True)
+            self.writer: Any = accelerator.get_tracker("tensorboard", unwrap=True)  # a SummaryWriter
             self._drawing_thread = ThreadPoolExecutor(1)  # one picture at a time
             self._drawn: Future | None = None
 
@@ -47,13 +48,13 @@ class Tracker:
             _, begun, self._done = hparams(facts | flat(config), {})
             self.writer.file_writer.add_summary(begun, self._step)
 
-    def log(self, step: int, values: dict[str, float | str]) -> None:
+    def log(self, step: int, values: Mapping[str, float | str]) -> None:
         """Log numbers as scalars and strings as TEXT.
 
         log.jsonl leaves out what is not finite, such as a gradient that fp16's scaler skips: JSON has no number for it.
         """
         if self._is_main:
-            self._accelerator.log(values, step=step)
+            self._accelerator.log(dict(values), step=step)
             line = {"step": step, "time_s": round(time.time(), 3)}
             line |= {name: v for name, v in values.items() if isinstance(v, str) or math.isfinite(v)}
             self._lines.write(json.dumps(line, allow_nan=False) + "\n")
@@ -95,7 +96,7 @@ def flat(config: Config) -> dict[str, float | str]:
     return {key: value if type(value) in (int, float) else _as_text(value) for key, value in found.items()}
 
 
-def _as_text(value: str | bool | list | None) -> str:
+def _as_text(value: str | bool | int | float | list | None) -> str:
     """Return a value as text: none, true, 512,512."""
     if isinstance(value, list):
         return ",".join(map(str, value))

@@ -104,6 +104,7 @@ class TrainStep:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if scaler:  # it skips a step whose gradient is not finite, without telling the host
+            assert norm is not None
             self._skipped += ~norm.isfinite()
         if self.average:
             self.average.update(self.plain_model, step)

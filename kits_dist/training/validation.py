@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from kits_dist.data.batch import Batch
+from kits_dist.distributed.runtime import reduce_sum
 from kits_dist.evaluation.metrics import mean_dice
 from kits_dist.training.losses import RegionLoss, region_targets
 from kits_dist.utils.errors import JobFailed
@@ -54,7 +55,7 @@ def validate(
         num_seen += len(batch.label)
         counts.index_add_(0, batch.case.long(), batch_counts(logits.float(), region_targets(batch.label, loss_fn.bits)))
     model.train(was_training)
-    sums, counts, num_seen = (accelerator.reduce(tensor, "sum") for tensor in (sums, counts, num_seen))
+    sums, counts, num_seen = (reduce_sum(accelerator, tensor) for tensor in (sums, counts, num_seen))
     if int(num_seen) != num_slices:  # sync
         raise JobFailed(
             f"validation saw {int(num_seen)} slices instead of {num_slices}; is every rank on the same store?"
