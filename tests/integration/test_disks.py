@@ -46,13 +46,13 @@ def test_a_folder_that_cannot_be_written_is_named(mounted, raw, store, capsys):
     ):
         code, message = failure(capsys, main, schema, *arguments)
         assert code == 2
-        assert f"Read-only file system: {disk}" in message and "Name another file or folder" in message
+        assert str(disk) in message and "Read-only file system" in message and "Name another f" in message
 
 
 def test_prepare_on_a_full_disk_keeps_what_is_finished(mounted, raw, tmp_path, capsys):
     disk = mounted("size=200k")
     code, message = failure(capsys, prepare.main, prepare.Args, f"source={raw}", f"store={disk / 'store'}", "workers=1")
-    assert code == 1 and "No space left on device" in message and "make room and run again" in message
+    assert code == 1 and "No space left on device" in message and "free some space and run again" in message
     whole = sorted((disk / "store" / "axial").iterdir())
     assert whole and all((case / "case.json").is_file() for case in whole)  # nothing half-written
     assert not (disk / "store" / "store.json").exists()  # and no store that lacks cases
