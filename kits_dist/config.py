@@ -45,7 +45,7 @@ class DataConfig:
     fold: int | str = 0
     """Validation fold, counted from 0; `all` trains and validates on every case outside the test set."""
     batch_size: int = 128
-    """Slices per process and step; the global batch is this times the number of processes."""
+    """Slices per process and step; a step takes this times the number of processes times optim.accumulate."""
     size_px: tuple[int, int] = (512, 512)
     """Height and width of the network's input, multiples of 32; 256x256 is also accepted."""
     pixel_mm: float | None = None

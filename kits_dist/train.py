@@ -43,7 +43,7 @@ def main(config: Config) -> None:
 
 
 def train(config: Config, request: StopRequest) -> None:
-    """Train until nothing is left to do. Raises Preempted when `request` ended it before: saved, ready to resume."""
+    """Train until nothing is left to do. Raises Preempted if `request` stops it early, saved and ready to resume."""
     run = set_up(config, request)
     progress = run.start
     reason = run.finished(progress)
@@ -61,7 +61,7 @@ def train(config: Config, request: StopRequest) -> None:
             rate = run.learning_rate(before)
             seed_step(config.seed, before.step, run.ranks.rank)
             want_norm = before.step % config.log.every_steps == 0
-            result = run.train_step(batches, rate, before.step, instruments.timer, want_norm)  # never waits for the GPU
+            result = run.train_step(batches, rate, before.step, instruments.timer, want_norm)
 
             run.nan_guard.record(result.losses)
             progress = before.advanced(run.global_batch)
@@ -70,7 +70,7 @@ def train(config: Config, request: StopRequest) -> None:
 
             if due.anything:  # before anything is saved: no checkpoint holds a non-finite network
                 mean_loss = run.nan_guard.mean_loss(run.accelerator)  # sync
-                run.train_step.read_skipped()
+                run.train_step.update_skipped()
                 if due.log:
                     instruments.log(progress, mean_loss, rate, result.grad_norm)
             with outside_steps():

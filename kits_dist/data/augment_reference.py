@@ -24,8 +24,8 @@ def noise_bank(size: int) -> np.ndarray:
 
     size   normals that one sample takes: a slice of the bank that begins at the sample's noise_offset
 
-    With a bank a batch is a pure function of its sample ids, where the random operators of DALI depend on the batch and
-    its order. It is faster, too: a slice of an array instead of a generator per sample.
+    The bank makes noise a pure function of seed, round and sample, whereas the random operators of DALI depend on the
+    batch and its order. A slice of an array is also faster than a generator per sample.
     """
     generator = np.random.Generator(np.random.Philox(key=[0, 0]))
     return generator.standard_normal(max(2**22, 2 * size) + size, dtype=np.float32)

@@ -35,13 +35,13 @@ def build_train_loader(
     start        global position in the stream of samples to begin at (see `sampler`)
     step_bytes   measures the GPU memory of one training step, for data.residency=auto
 
-    Raises InputError where one global batch is larger than an epoch.
+    Raises InputError when the batches of all ranks together are larger than an epoch.
     """
     samples = select_samples(store, store.splits.select(data.fold)[0], data, training=True)
     largest_batch = len(samples.rows) // ranks.world
     if data.batch_size > largest_batch:
         raise InputError(
-            f"data.batch_size={data.batch_size} on {ranks.world} processes is larger than the {len(samples.rows)} "
+            f"data.batch_size={data.batch_size} times {ranks.world} processes is more than the {len(samples.rows)} "
             f"training slices. "
             + (f"Use {largest_batch} or less, or fewer processes." if largest_batch else "Use fewer processes.")
         )

@@ -100,7 +100,7 @@ def choose_residency(
 
     auto: in GPU memory where the slices fit in addition to a training step and the batches in DALI's queues.
 
-    step_bytes   measures the GPU memory of a training step (`TrainStep.__call___bytes`), called only where the answer
+    step_bytes   measures the GPU memory of a training step (`TrainStep.step_bytes`), called only where the answer
                  depends on it; None: half of what is free
 
     Raises InputError for data.residency=gpu without an NVIDIA GPU, without DALI, or without enough memory.

@@ -113,16 +113,16 @@ def _score_pair(
     spacing_mm = truth.spacing_mm
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     true_surfaces = _surfaces(truth, regions)
-    (ours, theirs), _ = crop_to_common_box([predicted, truth])
+    (predicted_labels, true_labels), _ = crop_to_common_box([predicted, truth])
 
     scored: dict[str, Metrics] = {}
-    for name, rows in slice_counts(ours, theirs, regions).items():
+    for name, rows in slice_counts(predicted_labels, true_labels, regions).items():
         tp, fp, fn = counts = rows.sum(axis=0)
         rows = rows[rows.any(axis=1)]
         surface = surface_scores(surfaces[name], true_surfaces[name], spacing_mm, TOLERANCES_MM.get(name))
         scored[name] = {
             "dice": float(dice(counts)),
-            "surface_dice": surface.surface_dice,
+            **({"surface_dice": surface.surface_dice} if name in TOLERANCES_MM else {}),
             "dice_slice": float(dice(rows).mean()) if len(rows) else None,
             "hd95_mm": surface.hd95_mm,
             "assd_mm": surface.assd_mm,
@@ -134,16 +134,14 @@ def _score_pair(
             "truth_ml": (tp + fn) * voxel_ml,
             "predicted_ml": (tp + fp) * voxel_ml,
         }
-        if name not in TOLERANCES_MM:
-            del scored[name]["surface_dice"]
-    lesions = _lesions(ours, theirs, voxel_ml) if "tumor" in regions else {}
+    lesions = _lesions(predicted_labels, true_labels, voxel_ml) if "tumor" in regions else {}
     return CaseScore(case_id, scored, lesions)
 
 
 def _lesions(predicted: np.ndarray, truth: np.ndarray, voxel_ml: float) -> Metrics:
-    ours, theirs = (region_mask(array, REGIONS["tumor"]) for array in (predicted, truth))
-    box = bounding_box(ours | theirs)
-    detection = detect(ours[box], theirs[box], voxel_ml)
+    predicted_tumor, true_tumor = (region_mask(array, REGIONS["tumor"]) for array in (predicted, truth))
+    box = bounding_box(predicted_tumor | true_tumor)
+    detection = detect(predicted_tumor[box], true_tumor[box], voxel_ml)
     metrics: Metrics = {
         "true": len(detection.lesions),
         "found": sum(lesion.dice > 0 for lesion in detection.lesions),

@@ -30,7 +30,7 @@ from kits_dist.utils.environment import environment
 
 @dataclass(frozen=True)
 class Run:
-    """A training that is ready for its next step: the same on every rank, except for `facts` and `name`."""
+    """A training that is ready for its next step. Loaders and runtime belong to this rank."""
 
     config: Config
     store: Store
@@ -42,7 +42,7 @@ class Run:
     val_dataset: SliceDataset
     nan_guard: NonFiniteGuard
     start: Progress  # where training begins or resumes
-    images_per_s_at_peak: float | None  # of one process at its device's data-sheet peak; None where not known
+    images_per_s_at_peak: float | None  # of one process at its device's peak; rank 0 only, None where not known
     facts: Facts  # for TensorBoard; rank 0 only
     name: str  # by which checkpoints know their run; rank 0 only
 
@@ -72,7 +72,7 @@ class Run:
         return len(self.dataset.rows)
 
     def learning_rate(self, progress: Progress) -> float:
-        """Return the rate of the next step. Steps that fp16's scaler skipped do not advance the schedule."""
+        """Return the rate of the next step. Steps that fp16's scaler is known to have skipped do not count."""
         skipped = self.train_step.skipped
         taken = progress.step - skipped
         seen = progress.position // self.global_batch - skipped
@@ -187,12 +187,12 @@ def _describe(
     opened: OpenedRun,
     dataset: SliceDataset,
     train_step: TrainStep,
-    train_cases: int,
-    val_cases: int,
+    num_train_cases: int,
+    num_val_cases: int,
 ) -> tuple[Facts, str]:
     """Write what the run is into its folder, print it, and return its facts and name. Rank 0 only."""
     about = environment()
-    facts = facts_of(about, runtime, config, dataset, val_cases, total_steps(config, dataset, runtime.ranks))
+    facts = facts_of(about, runtime, config, dataset, num_val_cases, total_steps(config, dataset, runtime.ranks))
 
     name = write_description(config, store, about)
     if config.data.sampler != "natural":
@@ -201,7 +201,7 @@ def _describe(
     if opened.checkpoint:
         repair(config, store, name, opened.checkpoint, train_step.plain_model)
 
-    for line in introduction(facts, runtime, config, dataset, train_cases):
+    for line in introduction(facts, runtime, config, dataset, num_train_cases):
         print(line)
     print(*opened.notes, sep="\n", end="\n" if opened.notes else "")
     return facts, name

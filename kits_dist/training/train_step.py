@@ -28,8 +28,8 @@ class StepResult(NamedTuple):
 class TrainStep:
     """Model, optimizer, loss and averaged weights of this rank; calling it takes one step.
 
-    `plain_model` and `plain_optimizer` are what DDP, torch.compile and Accelerate wrap. Order of use: `restore` (if the
-    run is resumed), `step_bytes` (if memory matters), `wrap`, then steps.
+    `plain_model` and `plain_optimizer` are what DDP, torch.compile and Accelerate wrap. Order of use: `step_bytes`
+    (if memory matters), `restore` (if the run is resumed), `wrap`, then steps.
     """
 
     def __init__(self, model: nn.Module, regions: tuple[str, ...], optim: OptimConfig, accelerator: Accelerator):
@@ -43,8 +43,8 @@ class TrainStep:
         self.loss_fn = loss.to(accelerator.device)
         self.model = WithLoss(model, self.loss_fn)  # what trains
         self.average = AveragedModel(model, optim.ema) if optim.ema else None
-        self.skipped = 0  # steps that fp16's scaler skipped, as of the last `read_skipped`
-        self._skipped = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+        self.skipped = 0  # steps that fp16's scaler skipped, as of the last `update_skipped`
+        self._skipped_on_device = torch.zeros((), dtype=torch.int64, device=accelerator.device)
         self._scaler_state: dict | None = None  # of a checkpoint, until `wrap`
 
     def restore(self, found: Checkpoint, weight_decay: float) -> None:
@@ -52,8 +52,8 @@ class TrainStep:
         restore(found, self.plain_model, self.plain_optimizer, self.average and self.average.model)
         for group in self.plain_optimizer.param_groups:
             group["weight_decay"] = weight_decay  # may change when a run is resumed; the rate is set at each step
-        self._skipped += found.state.get("skipped", 0)
-        self.skipped = int(self._skipped)
+        self._skipped_on_device += found.state.get("skipped", 0)
+        self.skipped = int(self._skipped_on_device)
         self._scaler_state = found.state["scaler"]
 
     def wrap(self, train: TrainConfig) -> None:
@@ -71,7 +71,7 @@ class TrainStep:
     def __call__(
         self, batches: Iterator[Batch], rate: float, step: int, timer: StepTimer, want_norm: bool = False
     ) -> StepResult:
-        """Take one optimizer step on the next `accumulate` batches. Never waits for the device.
+        """Take one optimizer step on the next `accumulate` batches, without waiting for it to end.
 
         rate        learning rate
         step        number of this step, from 0
@@ -105,18 +105,17 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         if scaler:  # it skips a step whose gradient is not finite, without telling the host
             assert norm is not None
-            self._skipped += ~norm.isfinite()
+            self._skipped_on_device += ~norm.isfinite()
         if self.average:
             self.average.update(self.plain_model, step)
 
         timer.step_ended()
         return StepResult(torch.stack(losses), norm)
 
-    def read_skipped(self) -> int:
-        """Return how many steps fp16's scaler skipped so far. Waits for the device, so it is for log steps only."""
+    def update_skipped(self) -> None:
+        """Bring `skipped` up to date. Waits for the device: to be called where the host waits anyway."""
         if self.accelerator.scaler:
-            self.skipped = int(self._skipped)  # sync
-        return self.skipped
+            self.skipped = int(self._skipped_on_device)  # sync
 
     def is_finite(self) -> bool:
         """Return whether everything that a checkpoint keeps is finite: weights, averages, buffers and moments."""
@@ -130,13 +129,14 @@ class TrainStep:
     def state(self) -> dict:
         """Return what a checkpoint keeps in addition to tensors."""
         scaler = self.accelerator.scaler
-        return {"scaler": scaler.state_dict() if scaler else None, "skipped": self.read_skipped()}
+        self.update_skipped()
+        return {"scaler": scaler.state_dict() if scaler else None, "skipped": self.skipped}
 
     def step_bytes(self, batch_size: int, frames: int, size_px: tuple[int, int]) -> int:
         """Return the GPU memory of a training step in bytes, without what is allocated already; 0 without a GPU.
 
-        A step on zeros is taken and undone. To be called before `wrap`, so that no other rank is needed. What comes
-        later is added: DDP's gradient buckets and the optimizer's moments, of which there are two at most.
+        Runs one forward and backward pass on zeros and discards it. To be called before `wrap`, so that gradients are
+        not exchanged. What comes later is added: DDP's gradient buckets and the optimizer's moments, two at most.
         """
         device = self.accelerator.device
         if device.type != "cuda":

@@ -340,7 +340,7 @@ def test_context_repeats_the_end_slices():
 
 def test_a_batch_larger_than_the_data_is_refused(store):
     with pytest.raises(
-        InputError, match=r"data.batch_size=500 on 2 processes is larger than the \d+ training slices. Use \d+ or less"
+        InputError, match=r"data.batch_size=500 times 2 processes is more than the \d+ training slices. Use \d+ or less"
     ):
         build_train_loader(store, data(store, batch_size=500), ALL_DRAWN, 0, Ranks(world=2))
 

@@ -106,7 +106,7 @@ def test_the_rate_counts_steps_taken_and_samples_seen_but_none_that_fp16_skipped
     def skip_one(self):
         self.skipped = 1
 
-    monkeypatch.setattr(TrainStep, "read_skipped", skip_one)  # looked at after step 8
+    monkeypatch.setattr(TrainStep, "update_skipped", skip_one)  # looked at after step 8
     train.main(config(store, tmp_path / "run", "optim.epochs=2", "data.batch_size=6", "resume=auto"))
     assert asked == [(7, 3, 7), (8, 4, 7), (8, 4, 7), (9, 5, 7)]
 
