@@ -22,6 +22,7 @@ from kits_dist.data.loaders import build_val_loader
 from kits_dist.data.store import Store
 from kits_dist.distributed.runtime import start
 from kits_dist.training.losses import RegionLoss
+from kits_dist.training.validation import validate
 from kits_dist.utils import files
 
 
@@ -64,7 +65,7 @@ def main(args: Args) -> None:
         setup = Setup(runtime, store, data, AugmentConfig(), network, optim, TrainConfig(), args.seed)
         if setup.device.type == "cpu":
             setup = with_backend(setup, "opencv")
-        validate = _validation(setup)
+        mean_dice = _validation(setup)
         begin = time.perf_counter()
         training = _build(args.system, setup)
         watch = Watch(training.model)
@@ -80,7 +81,7 @@ def main(args: Args) -> None:
                 drain(setup.device)
                 trained_s += time.perf_counter() - begin
                 images = watch.images
-                curve.append([round(trained_s, 3), round(validate(training), 5)])
+                curve.append([round(trained_s, 3), round(mean_dice(training), 5)])
                 watch.images = images  # without those of the validation
                 check_at = trained_s + args.check_s
                 begin = time.perf_counter()
@@ -114,11 +115,11 @@ def _validation(setup: Setup):
     loss_fn = RegionLoss(setup.optim.loss, setup.network.regions).to(setup.device)
     rows = [store.row[case] for case in cases]
 
-    def validate(training: Training) -> float:
+    def mean_dice(training: Training) -> float:
         found = validate(training.model, loss_fn, loader, rows, len(dataset.rows), accelerator)
         return sum(found.dice.values()) / len(found.dice)
 
-    return validate
+    return mean_dice
 
 
 if __name__ == "__main__":

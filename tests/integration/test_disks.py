@@ -11,7 +11,7 @@ from kits_dist import train as training
 from kits_dist.config import Config
 from kits_dist.data.store import Store
 from tests.helpers import fork_server
-from tests.helpers.launching import start_ranks, wait_until
+from tests.helpers.launching import LAUNCH, rank_pids, start_training, still_running, wait_until
 from tests.helpers.small_run import SMALL
 
 
@@ -83,13 +83,15 @@ def test_training_on_a_full_disk_keeps_its_checkpoints(mounted, store):
 )
 def test_all_ranks_end_soon_when_the_store_changes_under_them(store, tmp_path, change, words):
     copy, log = Store(shutil.copytree(store.path, tmp_path / "store")), tmp_path / "log"
-    ranks = start_ranks(copy, tmp_path / "run", log, "optim.epochs=100000")
+    run = start_training(copy, tmp_path / "run", log, LAUNCH, "optim.epochs=100000")
     try:
-        wait_until(lambda: "epoch 2:" in log.read_text(), ranks[0], log)
+        wait_until(lambda: "epoch 2:" in log.read_text(), run, log)
+        ranks = rank_pids(run)
+        assert len(ranks) == 2
         for path in sorted(copy.path.glob("axial/*/image.npy")):
             change(path)
-        assert 0 not in [rank.wait(60) for rank in ranks]
+        assert run.wait(timeout=60) != 0
+        assert not still_running(ranks)
     finally:
-        for rank in ranks:
-            rank.kill()
+        run.kill()
     assert log.read_text().count(words) == 1 and "the store changed while it was read" in log.read_text()
