@@ -167,10 +167,10 @@ def _steps(root: Path) -> list[Path]:
 
 
 def _point(link: Path, target: Path) -> None:
-    beside = files.temporary_path(link)
-    beside.unlink(missing_ok=True)
-    beside.symlink_to(target.name)
-    os.replace(beside, link)
+    temporary = files.temporary_path(link)
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    os.replace(temporary, link)
     files.sync_folder(link.parent)
 
 

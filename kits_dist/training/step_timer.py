@@ -106,7 +106,7 @@ def bottleneck_hint(wait: float, data: DataConfig, on_gpu: bool, resident: bool)
     elif resident:
         tip = "more CPU cores per process"
     elif data.residency == "auto":
-        tip = "a smaller data.batch_size, beside which the slices fit in GPU memory"
+        tip = "a smaller data.batch_size, so that the slices fit in GPU memory, too"
     else:
         tip = "data.residency=gpu"
     return f"input-bound {wait:.0%}: try {tip}".replace("%", " %")

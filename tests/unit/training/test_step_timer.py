@@ -50,7 +50,7 @@ def test_an_epoch_counts_steps_that_were_not_reported(monkeypatch):
         (0.38, "dali", "mmap", True, False, "input-bound 38 %: try data.residency=gpu"),
         (0.38, "dali", "gpu", True, True, "input-bound 38 %: try more CPU cores per process"),
         (0.38, "dali", "auto", True, True, "input-bound 38 %: try more CPU cores per process"),
-        (0.38, "dali", "auto", True, False, "input-bound 38 %: try a smaller data.batch_size, beside which the slices"),
+        (0.38, "dali", "auto", True, False, "input-bound 38 %: try a smaller data.batch_size, so that the slices"),
         (0.38, "opencv", "auto", True, False, "input-bound 38 %: try data.backend=dali"),
         (0.2, "dali", "auto", False, False, "input-bound 20 %: try data.backend=opencv"),
         (0.2, "opencv", "mmap", False, False, "input-bound 20 %: try a smaller data.size_px, or more CPU cores"),
