@@ -20,6 +20,7 @@ from kits_dist.training import out_of_memory
 from kits_dist.training.epoch_end import EpochEnd
 from kits_dist.training.instruments import Instruments
 from kits_dist.training.profiling import outside_steps
+from kits_dist.training.progress import is_logged
 from kits_dist.training.run_folder import how_to_resume
 from kits_dist.training.setup import set_up
 from kits_dist.utils import files
@@ -60,7 +61,7 @@ def train(config: Config, request: StopRequest) -> None:
             before = progress
             rate = run.learning_rate(before)
             seed_step(config.seed, before.step, run.ranks.rank)
-            want_norm = before.step % config.log.every_steps == 0
+            want_norm = is_logged(before.step, config)
             result = run.train_step(batches, rate, before.step, instruments.timer, want_norm)
 
             run.nan_guard.record(result.losses)

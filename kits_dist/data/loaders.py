@@ -15,7 +15,6 @@ from kits_dist.data.slice_cache import choose_residency
 from kits_dist.data.store import Store
 from kits_dist.distributed.ranks import Ranks
 from kits_dist.utils.errors import InputError
-from kits_dist.utils.parallel import available_cores
 
 
 def build_train_loader(
@@ -82,5 +81,5 @@ def _build(
 ) -> Iterable[Batch]:
     if plan.num_batches == 0:
         return ()
-    threads = dataset.data.threads or max(1, available_cores() // ranks.local_world)
+    threads = dataset.data.threads or ranks.cores
     return loader_class(dataset.data.backend)(dataset, plan, torch.device(device), dtype, threads)

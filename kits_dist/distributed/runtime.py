@@ -18,7 +18,6 @@ from kits_dist.config import TrainConfig
 from kits_dist.distributed import launcher, rendezvous
 from kits_dist.distributed.precision import Precision, launched_precision
 from kits_dist.distributed.ranks import Ranks
-from kits_dist.utils.parallel import available_cores
 
 
 class Runtime(NamedTuple):
@@ -64,8 +63,9 @@ def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
     )
     launcher.refuse_other_world_size(options, launcher.environ_int("WORLD_SIZE", 1), accelerator.num_processes)
     local_world = launcher.environ_int("LOCAL_WORLD_SIZE", accelerator.num_processes)
+    ranks = Ranks(accelerator.process_index, accelerator.num_processes, accelerator.local_process_index, local_world)
     if accelerator.device.type == "cpu":
-        torch.set_num_threads(max(1, available_cores() // local_world))  # torchrun sets OMP_NUM_THREADS=1
+        torch.set_num_threads(ranks.cores)  # torchrun sets OMP_NUM_THREADS=1
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision.mode != "fp32"
     torch.backends.cudnn.benchmark = not train.deterministic
     if train.deterministic:
@@ -75,7 +75,6 @@ def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
     np.random.seed(seed)
     torch.manual_seed(seed)
     half = accelerator.device.type == "cuda" and precision.autocast != "no"
-    ranks = Ranks(accelerator.process_index, accelerator.num_processes, accelerator.local_process_index, local_world)
     return Runtime(accelerator, precision, ranks, torch.float16 if half else torch.float32)
 
 

@@ -38,7 +38,7 @@ class EpochEnd:
         Returns the progress with the best score brought up to date, and a sentence for the user. Raises JobFailed for a
         validation loss that is not finite.
         """
-        epoch = (progress.position - self.run.global_batch) // self.run.num_samples
+        epoch = self.run.epoch_before(progress)
         validation = self.validate()
         if not math.isfinite(validation.loss):
             raise JobFailed(

@@ -34,7 +34,6 @@ class Instruments:
             "slice",
             run.config.optim.epochs * run.num_samples,
             run.start.position,
-            disable=not accelerator.is_main_process,
         )
         self._stack = contextlib.ExitStack()
 
@@ -68,7 +67,7 @@ class Instruments:
         grad_norm   scalar on the device, before clipping
         """
         run = self._run
-        epoch = (progress.position - run.global_batch) // run.num_samples
+        epoch = run.epoch_before(progress)
         assert grad_norm is not None  # asked for at log steps
         scalars = {"train/loss": mean_loss, "train/lr": rate, "train/grad_norm": float(grad_norm)}  # sync
         scalars["train/epoch"] = epoch

@@ -36,6 +36,11 @@ class Due(NamedTuple):
         return self.log or self.validate or self.save
 
 
+def is_logged(step: int, config: Config) -> bool:
+    """Return whether the optimizer step number `step`, from 0, is logged."""
+    return step % config.log.every_steps == 0
+
+
 def due_after(before: Progress, now: Progress, num_samples: int, config: Config, stop: bool) -> Due:
     """Return what is due between `before` and `now`, which are one optimizer step apart.
 
@@ -44,7 +49,7 @@ def due_after(before: Progress, now: Progress, num_samples: int, config: Config,
     """
     every = config.train.save_every_steps
     return Due(
-        log=before.step % config.log.every_steps == 0,
+        log=is_logged(before.step, config),
         validate=now.position // num_samples > before.position // num_samples,
         save=stop or (every > 0 and now.step % every == 0),
         stop=stop,

@@ -71,6 +71,10 @@ class Run:
         """Training samples per epoch."""
         return len(self.dataset.rows)
 
+    def epoch_before(self, progress: Progress) -> int:
+        """Return the epoch, from 0, of the step that led to `progress`."""
+        return (progress.position - self.global_batch) // self.num_samples
+
     def learning_rate(self, progress: Progress) -> float:
         """Return the rate of the next step. Steps that fp16's scaler is known to have skipped do not count."""
         skipped = self.train_step.skipped

@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kits_dist import cli, train
 from kits_dist.config import Config
-from kits_dist.distributed import runtime
+from kits_dist.distributed import ranks
 from kits_dist.labels import COLORS
 from kits_dist.training import instruments, setup
 from kits_dist.training.hardware import CpuMonitor
@@ -46,9 +46,8 @@ def board(store, tmp_path_factory) -> tuple[Path, str]:
     keys = [f"data.store={store.path}", f"run={folder}", *SMALL, "model.width=2", "optim.epochs=2"]
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
-        patch.setattr(
-            runtime, "available_cores", lambda: 1
-        )  # for operators this small, threads cost more than they save
+        # for operators this small, threads cost more than they save
+        patch.setattr(ranks, "available_cores", lambda: 1)
         patch.setattr(setup, "images_per_s_at_peak", lambda *args: AT_PEAK)
         patch.setattr(instruments, "build_monitor", lambda device, local_world: Counted(1.0))
         train.main(cli.load(Config, [*keys, "data.backend=opencv"]))
