@@ -84,7 +84,7 @@ def joined() -> Iterator[Ranks]:
 
     from kits_dist.distributed import rendezvous  # imports torch, which one process alone does not need
 
-    rendezvous.join("gloo", JOIN_TIMEOUT_S, GATHER_TIMEOUT_S)
+    rendezvous.join("gloo", JOIN_TIMEOUT_S, GATHER_TIMEOUT_S, timeout_name="timeout_s")
     try:
         yield ranks
     finally:

@@ -32,12 +32,15 @@ _PACKAGE = Path(__file__).parents[1]
 _SIOCGIFADDR = 0x8915  # ioctl(2): the address of an interface
 
 
-def join(backend: str, timeout_s: int, collective_timeout_s: int | None = None) -> None:
+def join(
+    backend: str, timeout_s: int, collective_timeout_s: int | None = None, timeout_name: str = "train.timeout_s"
+) -> None:
     """Create the default process group of all launched processes; a process that was started alone needs none.
 
     backend                nccl or gloo
     timeout_s              how long to wait for the others here
     collective_timeout_s   how long to wait for them in each collective; None: `timeout_s`, too
+    timeout_name           what messages call `timeout_s`: the configuration key, where there is one
 
     Raises JobFailed naming the missing ranks, InputError when the launcher's environment is incomplete.
     """
@@ -54,8 +57,8 @@ def join(backend: str, timeout_s: int, collective_timeout_s: int | None = None) 
         if interface:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     try:
-        store = _store(host, port, rank, world, timeout_s)
-        number = _meet(store, rank, world, timeout_s, f"{host}:{port}")
+        store = _store(host, port, rank, world, timeout_s, timeout_name)
+        number = _meet(store, rank, world, timeout_s, f"{host}:{port}", timeout_name)
         dist.init_process_group(
             backend,
             store=PrefixStore(f"meeting_{number}", store),
@@ -111,15 +114,15 @@ def refuse_differences(settings: dict[str, Any]) -> None:
                 )
 
 
-def _store(host: str, port: int, rank: int, world: int, timeout_s: int) -> Store:
+def _store(host: str, port: int, rank: int, world: int, timeout_s: int, timeout_name: str) -> Store:
     """Return the store of the launcher (torchrun, accelerate) if it has one, else one that rank 0 serves."""
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if not serves:  # TCPStore waits, too, but prints a page of C++ frames when its time is up
-        _wait_for_port(host, port, rank, world, timeout_s)
+        _wait_for_port(host, port, rank, world, timeout_s, timeout_name)
     return TCPStore(host, port, world, serves, timedelta(seconds=timeout_s), wait_for_workers=False, multi_tenant=True)
 
 
-def _wait_for_port(host: str, port: int, rank: int, world: int, timeout_s: float) -> None:
+def _wait_for_port(host: str, port: int, rank: int, world: int, timeout_s: float, timeout_name: str) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -130,13 +133,15 @@ def _wait_for_port(host: str, port: int, rank: int, world: int, timeout_s: float
                 time.sleep(_POLL_S)
                 continue
             raise JobFailed(
-                f"rank {rank} of {world} found no process at {host}:{port} within train.timeout_s={timeout_s:g} "
+                f"rank {rank} of {world} found no process at {host}:{port} within {timeout_name}={timeout_s:g} "
                 f"({error}). "
                 "Was rank 0 started, with this address and port? Between machines: is the port open?"
             ) from error
 
 
-def _meet(store: Store, rank: int, world: int, timeout_s: float, place: str) -> int:
+def _meet(
+    store: Store, rank: int, world: int, timeout_s: float, place: str, timeout_name: str = "train.timeout_s"
+) -> int:
     """Wait until all ranks are there. Returns the number of their meeting.
 
     Rank 0 opens a meeting each time it is started. A rank does not enter a meeting that an earlier process of its rank
@@ -157,10 +162,12 @@ def _meet(store: Store, rank: int, world: int, timeout_s: float, place: str) -> 
         time.sleep(_POLL_S)
     came = [other for other in everyone if store.check([f"{number}/{other}"])]
     there = {other: store.get(f"{number}/{other}").decode().split()[0] for other in came}
-    raise JobFailed(missing_ranks(there | {rank: socket.gethostname()}, world, place, timeout_s))
+    raise JobFailed(missing_ranks(there | {rank: socket.gethostname()}, world, place, timeout_s, timeout_name))
 
 
-def missing_ranks(present: dict[int, str], world: int, place: str, timeout_s: float) -> str:
+def missing_ranks(
+    present: dict[int, str], world: int, place: str, timeout_s: float, timeout_name: str = "train.timeout_s"
+) -> str:
     """Return the message about ranks that did not come. present: {rank: machine} of those that did."""
     machines: dict[str, list[int]] = {}
     for rank, machine in present.items():
@@ -168,7 +175,7 @@ def missing_ranks(present: dict[int, str], world: int, place: str, timeout_s: fl
     came = "; ".join(f"{machine}: rank {_listed(ranks)}" for machine, ranks in machines.items())
     absent = [rank for rank in range(world) if rank not in present]
     return (
-        f"{len(present)} of {world} processes joined at {place} within train.timeout_s={timeout_s:g} ({came}). "
+        f"{len(present)} of {world} processes joined at {place} within {timeout_name}={timeout_s:g} ({came}). "
         f"Missing: rank {_listed(absent)}. Was the launcher started on every machine, and did those "
         "processes print anything?"
     )

@@ -2,8 +2,9 @@ import pytest
 
 from kits_dist.distributed import launcher, ranks
 from kits_dist.distributed.ranks import Ranks
-from kits_dist.utils.errors import InputError
+from kits_dist.utils.errors import InputError, JobFailed
 from kits_dist.utils.parallel import available_cores
+from tests.helpers.slurm_cluster import free_ports
 
 
 def test_every_item_goes_to_one_process():
@@ -40,3 +41,13 @@ def test_a_rank_outside_the_world_is_refused(monkeypatch):
     monkeypatch.setenv("RANK", "3")
     with pytest.raises(InputError, match="RANK=3 and WORLD_SIZE=1 in the environment contradict"):
         ranks.launched_ranks()
+
+
+def test_a_program_without_the_key_names_missing_ranks_and_no_key(monkeypatch):
+    (port,) = free_ports(1)
+    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in (place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ranks, "JOIN_TIMEOUT_S", 1)
+    with pytest.raises(JobFailed, match=r"within timeout_s=1 .*Missing: rank 1\."), ranks.joined():
+        pass
