@@ -25,8 +25,6 @@ ORDER = {
     "model": [],
     "end_to_end": [],
     "overhead": [],
-    "core_seconds": [],
-    "settings": [],
     "scaling": [],
     "prepare": [],
     "predict": [],
@@ -36,7 +34,7 @@ ORDER = {
     "nnunet": [],
 }
 WITH_PEERS = {"loader", "end_to_end", "prepare", "time_to_dice"}
-WITH_STORE = {"feed", "loader", "end_to_end", "core_seconds", "settings", "agreement", "time_to_dice"}
+WITH_STORE = {"feed", "loader", "end_to_end", "agreement", "time_to_dice"}
 LIMIT_S = 1800.0
 
 

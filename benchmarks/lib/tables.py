@@ -17,8 +17,6 @@ QUESTIONS = {  # a benchmark, and what it measures
     "model": "training step on a batch in device memory",
     "end_to_end": "training step with the data path",
     "overhead": "the trainer against a bare loop",
-    "core_seconds": "CPU time of an image against its parts",
-    "settings": "defaults against other settings",
     "scaling": "several processes",
     "prepare": "CT files to a slice store",
     "predict": "segmenting a volume, file to file",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import agreement, core_seconds, evaluate, feed, gpu_suite, loader, nnunet, peers, predict, settings
+from benchmarks import agreement, evaluate, feed, gpu_suite, loader, nnunet, peers, predict
 from benchmarks.lib import gunzip, harness, host_copy, lines, pixels
 from benchmarks.lib.scaling_rank import RankGroup
 from benchmarks.lib.stores import POSTER, dataset_of
@@ -74,37 +74,6 @@ def test_loader_runs(store, tmp_path):
     loader.main(loader.Args(store=str(store.path), out=str(tmp_path), quick=True))
     found = valid(tmp_path, "loader")
     assert found["dali_cpu_1_poster"].ratio > 0 and found["opencv_1_poster"].ratio > 0
-
-
-def test_core_seconds_runs(store, tmp_path):
-    core_seconds.main(core_seconds.Args(store=str(store.path), out=str(tmp_path), quick=True))
-    found = valid(tmp_path, "core_seconds")
-    assert list(found) == ["step", "loader", "together"] and all(line.value > 0 for line in found.values())
-    assert found["together"].ceiling.value == pytest.approx(found["step"].value + found["loader"].value, rel=0.5)
-    assert [line.answer for line in found.values()] == [False, False, True]
-
-
-def test_cpu_time_is_counted_from_rest_to_rest(monkeypatch):
-    """What threads still do after the last step belongs to the window that asked for it."""
-    used = [0.0]
-
-    def work(seconds: float) -> None:
-        used[0] += seconds
-
-    monkeypatch.setattr(core_seconds, "cpu_seconds", lambda: used[0])
-    monkeypatch.setattr(core_seconds, "settle", lambda: work(1.0))
-    meter = core_seconds.CpuMeter(lambda: work(2.0))
-    harness.time_window(harness.Candidate(meter.step, meter.before, meter.after), 3, torch.device("cpu"))
-    assert meter.seconds == [7.0]
-
-
-def test_settings_runs(store, tmp_path):
-    values = ("data.prefetch=4", "train.channels_last=false")
-    settings.main(settings.Args(store=str(store.path), out=str(tmp_path), quick=True, values=values))
-    found = valid(tmp_path, "settings")
-    assert found["default"].ratio is None and found["data.prefetch=4"].ratio > 0
-    assert [found[name].config["prefetch"] for name in ("default", *values)] == [2, 4, 2]
-    assert [found[name].config["train"]["channels_last"] for name in ("default", *values)] == [True, True, False]
 
 
 def test_agreement_runs_and_agrees(store, tmp_path):

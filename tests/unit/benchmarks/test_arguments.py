@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import benchmarks.all
-from benchmarks import loader, model, scaling, settings
+from benchmarks import loader, model, scaling
 from benchmarks.lib import lines
 from kits_dist.utils.errors import InputError
 
@@ -38,12 +38,6 @@ def test_on_a_gpu_the_loader_is_measured_from_mapped_files_and_from_gpu_memory()
 def test_a_device_that_is_not_here_is_refused():
     with pytest.raises(InputError, match=r"devices=\[tpu\]: this machine has cpu"):
         loader.Args(devices=("cpu", "tpu"))
-
-
-def test_a_setting_that_changes_the_batch_is_refused():
-    for words in ("data.size_px=64x64", "model.width=4", "data.batch_size=2"):
-        with pytest.raises(InputError, match="leave the batch as it is"):
-            settings.changed(words, [])
 
 
 def test_scaling_to_one_process_and_half_a_size_are_refused():
