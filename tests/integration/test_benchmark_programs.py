@@ -1,14 +1,13 @@
-"""Benchmarks as processes: CPU time of children, exit codes, commands that run again, and all of them in one go."""
+"""Benchmarks as processes: CPU time of children, exit codes, and all of them in one go."""
 
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import pytest
 
 import benchmarks.all
-from benchmarks import gpu_suite, rerun, scaling
+from benchmarks import gpu_suite, scaling
 from benchmarks.lib import harness, lines, programs
 from benchmarks.lib.programs import Task
 from kits_dist.utils.errors import JobFailed
@@ -36,12 +35,6 @@ def test_a_loss_beyond_the_noise_ends_with_code_1(tmp_path):
     assert done.returncode == 1, done.stderr
     assert "demo x: 100 -> 95 images/s, 0.950 +- 0.021: LOST" in done.stdout
     assert "1 of 1 lost more than their noise: demo x." in done.stderr and "Traceback" not in done.stderr
-
-
-def test_a_recorded_command_is_run_again(tmp_path):
-    lines.record(replace(made([1.0], variant="x"), command="python -m benchmarks.loader store=DIR"), tmp_path)
-    with pytest.raises(JobFailed, match="no store.json there"):
-        rerun.main(rerun.Args(results=str(tmp_path), store=str(tmp_path / "nowhere")))
 
 
 def test_ranks_that_fail_are_quoted(monkeypatch):

@@ -1,10 +1,10 @@
-"""Two sets of lines are compared with their noise, and recorded values are checked against a repetition."""
+"""Two sets of lines are compared with their noise."""
 
 from dataclasses import replace
 
 import pytest
 
-from benchmarks import compare, rerun
+from benchmarks import compare
 from benchmarks.lib import lines
 from kits_dist.utils.errors import InputError, JobFailed
 from tests.helpers.benchmark_lines import made
@@ -50,19 +50,3 @@ def test_other_machines_and_quick_lines_are_not_compared(tmp_path, capsys):
     for new in (elsewhere, made([1.0], variant="x", quick=True)):
         with pytest.raises(InputError, match="have no value in common. Machines:"):
             compared(tmp_path / str(new.quick), [old], [new], capsys)
-
-
-def test_a_figure_comes_again_within_twice_its_spread():
-    old = made([90.0, 100.0, 105.0], variant="x")  # reaches 10: twice that is allowed
-    assert rerun.verdict(old, made([81.0])) == ("demo x: 100 +- 20, now 81 images/s: reproduced", True)
-    assert rerun.verdict(old, made([79.0])) == ("demo x: 100 +- 20, now 79 images/s: MISSED", False)
-    assert rerun.verdict(old, None)[1] is False
-
-
-def test_a_recorded_command_without_its_store_or_variant_is_refused(tmp_path):
-    line = replace(made([1.0], variant="x"), command="python -m benchmarks.loader store=DIR")
-    lines.record(line, tmp_path)
-    with pytest.raises(InputError, match="store=DIR: name that store with store=FOLDER"):
-        rerun.main(rerun.Args(results=str(tmp_path)))
-    with pytest.raises(InputError, match="no such line has a value"):
-        rerun.main(rerun.Args(results=str(tmp_path), variant="y"))

@@ -98,6 +98,6 @@ def test_curves_are_drawn(tmp_path):
 def test_every_benchmark_has_its_row_in_the_readme_of_the_folder():
     text = (ROOT / "benchmarks" / "README.md").read_text()
     names = [name for name in benchmarks.all.ORDER if (ROOT / "benchmarks" / f"{name}.py").exists()]
-    names += ["all", "gpu_suite", "report", "compare", "rerun", "plan", *tables.STUDIES]
+    names += ["all", "gpu_suite", "report", "compare", "plan", *tables.STUDIES]
     assert not [name for name in names if f"`python -m benchmarks.{name}" not in text]
     assert set(tables.QUESTIONS) == {*benchmarks.all.ORDER, "phantom_dice"}
