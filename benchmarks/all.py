@@ -24,7 +24,6 @@ ORDER = {
     "loader": ["size_px=352x448"],
     "model": [],
     "end_to_end": [],
-    "overhead": [],
     "scaling": [],
     "prepare": [],
     "predict": [],

@@ -16,7 +16,6 @@ QUESTIONS = {  # a benchmark, and what it measures
     "loader": "augmented batches without training",
     "model": "training step on a batch in device memory",
     "end_to_end": "training step with the data path",
-    "overhead": "the trainer against a bare loop",
     "scaling": "several processes",
     "prepare": "CT files to a slice store",
     "predict": "segmenting a volume, file to file",
