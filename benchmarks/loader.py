@@ -6,7 +6,7 @@ memory, each without augmentation and with the poster's; and their ceiling, the 
 thread and left as they are (benchmarks.feed). `benchmarks.end_to_end` says whether a U-Net ever waits for them.
 
 `peers=true` adds albumentations, MONAI and batchgeneratorsv2 with as many workers as there are cores, and how many
-times faster ours are; `sheet=FILE.png` shows that all of them make the same pictures.
+times faster ours are.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,6 @@ from benchmarks.lib.harness import Candidate, checked, interleave, pick_device, 
 from benchmarks.lib.host_copy import host_steps
 from benchmarks.lib.lines import A_RATIO, Ceiling, Recorder, median, rounds
 from benchmarks.lib.stores import POSTER, STILL, dataset_of, described, open_store, plain
-from benchmarks.peers.sheet import draw_sheet
 from kits_dist import cli
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data.dataset import SliceDataset
@@ -49,8 +48,6 @@ class Args(TimedArgs):
     """Cpu, cuda or both; empty: all that this machine has."""
     peers: tuple[str, ...] = ()
     """Other libraries, of albumentations, monai, batchgenerators; true: all."""
-    sheet: str = ""
-    """PNG to write: the same slices from every loader."""
     window_s: float = 1.5
     """Seconds per window, approximately."""
 
@@ -113,8 +110,6 @@ def main(args: Args) -> None:
             **timing,
         )
         common = plain(data) | described(store, dataset)
-        if args.sheet:
-            draw_sheet(args.sheet, store, replace(data, batch_size=cpu_batch), names)
 
     recorder = Recorder("loader", args, common, warmup_steps=timing["warmup_steps"])
     ceiling = Ceiling("feed (slices read, nothing done)", median(timed["read"].rates(batch_size))[0])

@@ -18,7 +18,7 @@ from kits_dist.utils.errors import InputError, MissingInput
 
 RESULTS = Path(__file__).parent.parent / "results"
 QUICK_RESULTS = "runs/benchmarks"  # where several programs put lines that prove nothing but that they run
-_PLACEHOLDERS = {"store": "DIR", "truth": "DIR", "sheet": "FILE.png"}  # arguments that name a place of this machine
+_PLACEHOLDERS = {"store": "DIR", "truth": "DIR"}  # arguments that name a place of this machine
 
 
 class Ceiling(NamedTuple):

@@ -252,13 +252,12 @@ def test_the_deformed_copy_is_near_the_truth_and_holds_its_labels():
 
 def test_a_peer_that_is_not_installed_is_a_line_that_says_so(store, tmp_path, monkeypatch):
     monkeypatch.setattr(peers.PEERS["monai"], "package", "monai-of-nowhere")
-    sheet = tmp_path / "sheet.png"
-    loader.main(loader.Args(store=str(store.path), peers=("monai",), sheet=str(sheet), out=str(tmp_path), quick=True))
+    loader.main(loader.Args(store=str(store.path), peers=("monai",), out=str(tmp_path), quick=True))
     (path,) = tmp_path.glob("*_loader.jsonl")
     found = {line.config["variant"]: line for line in lines.read(path)}
     assert found["monai"].value is None and "monai-of-nowhere is not installed" in found["monai"].config["failed"]
     assert not [name for name in found if "against" in name]
-    assert sheet.stat().st_size > 1000 and str(tmp_path) not in path.read_text()
+    assert str(tmp_path) not in path.read_text()
 
 
 @pytest.mark.slow
