@@ -1,9 +1,8 @@
 """Run every benchmark, one after another, and make one table: `python -m benchmarks.all`.
 
 Each is a process of its own; one that fails or takes too long is named at the end, the others are measured, and the
-exit code is 1. Lines go to `out` as they come, with a plot of all of them; `python -m benchmarks.report
-update=README.md` puts the headlines into the README. quick=true runs all of it on tiny images, into `runs/benchmarks`:
-its values mean nothing.
+exit code is 1. Lines go to `out` as they come; `python -m benchmarks.report update=README.md` puts the headlines
+into the README. quick=true runs all of it on tiny images, into `runs/benchmarks`: its values mean nothing.
 """
 
 import tempfile
@@ -12,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.lib.lines import QUICK_RESULTS, RESULTS, Line
-from benchmarks.lib.plot import draw
 from benchmarks.lib.programs import Runner, Task
 from benchmarks.lib.tables import table
 from kits_dist import cli
-from kits_dist.utils.errors import InputError, JobFailed, MissingPackage
+from kits_dist.utils.errors import InputError, JobFailed
 
 # in the order in which they explain each other: the parts of a step, the step, what surrounds it
 ORDER = {
@@ -48,7 +46,7 @@ class Args:
     peers: bool = True
     """Compare with other libraries; those that are not installed get a line that says so."""
     out: str = ""
-    """Folder for lines and plot; empty: benchmarks/results, or runs/benchmarks with quick=true."""
+    """Folder for lines; empty: benchmarks/results, or runs/benchmarks with quick=true."""
     quick: bool = False
     """Tiny images, single steps: proves that they run."""
 
@@ -70,12 +68,6 @@ def main(args: Args) -> None:
 
         runner.run_all(tasks(args, runner.lines_folder, keep))
     print(f"\n{table(lines)}\n", flush=True)
-    try:
-        draw(lines, out / "plot.png")
-        print(f"plot: {out / 'plot.png'}")
-    except MissingPackage as error:
-        print(error)
-
     print(*(note for note in runner.notes if not note.startswith("    ")), sep="\n")
     if runner.failed:
         raise JobFailed(f"{len(runner.failed)} benchmarks failed: {', '.join(runner.failed)}. See above.")

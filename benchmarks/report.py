@@ -1,6 +1,6 @@
 """Turn recorded lines into tables, so that no number is typed: `python -m benchmarks.report` prints markdown.
 
-`update=README.md` writes the headlines between the two markers of that file, and all lines into README.md and plot.png
+`update=README.md` writes the headlines between the two markers of that file, and all lines into README.md
 of the folder of results.
 """
 
@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.lib.lines import RESULTS, Line, read_all
-from benchmarks.lib.plot import draw
 from benchmarks.lib.tables import everything, headlines, table
 from kits_dist import cli
 from kits_dist.utils import files
-from kits_dist.utils.errors import InputError, MissingInput, MissingPackage
+from kits_dist.utils.errors import InputError, MissingInput
 
 BEGIN, END = "<!-- results: python -m benchmarks.report update=README.md -->", "<!-- end of results -->"
 
@@ -27,7 +26,7 @@ class Args:
     question: str = ""
     """Only this benchmark; empty: all."""
     update: str = ""
-    """Markdown file with the two markers: the text between them is replaced, with README.md and plot.png."""
+    """Markdown file with the two markers: the text between them is replaced, with README.md of the results."""
 
 
 def main(args: Args) -> None:
@@ -42,10 +41,6 @@ def main(args: Args) -> None:
     update(Path(args.update), lines)
     folder = where.parent if where.is_file() else where
     files.write_bytes(folder / "README.md", f"{everything(lines)}\n".encode())
-    try:
-        draw(lines, folder / "plot.png")
-    except MissingPackage as error:
-        print(error)
 
 
 def update(path: Path, lines: Iterable[Line]) -> None:

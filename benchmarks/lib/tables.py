@@ -80,7 +80,7 @@ def everything(lines: Iterable[Line]) -> str:
     """Return the page of all lines."""
     return (
         "# Every recorded line\n\nWritten by `python -m benchmarks.report update=README.md` from the `.jsonl` files "
-        f"here. The columns are explained in [../README.md](../README.md).\n\n![all ratios](plot.png)\n\n{table(lines)}"
+        f"here. The columns are explained in [../README.md](../README.md).\n\n{table(lines)}"
     )
 
 

@@ -176,7 +176,6 @@ def test_one_command_runs_them_tiny_as_processes(tmp_path):
     command = [sys.executable, "-m", "benchmarks.all", f"out={tmp_path}", "quick=true", f"only=[{','.join(there)}]"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert (tmp_path / "plot.png").stat().st_size > 5000
     found = {name: lines_of(tmp_path, name) for name in there}
 
     model = found["model"]

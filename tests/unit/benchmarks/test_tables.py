@@ -7,7 +7,7 @@ import pytest
 
 import benchmarks.all
 from benchmarks import report
-from benchmarks.lib import harness, lines, plot, tables
+from benchmarks.lib import harness, lines, tables
 from kits_dist.utils.errors import InputError, MissingInput
 from tests.helpers.benchmark_lines import made
 
@@ -66,7 +66,6 @@ def test_an_updated_file_keeps_what_surrounds_the_headlines(tmp_path):
     assert text.startswith(f"before\n{report.BEGIN}\n\n| what |") and text.endswith(f"{report.END}\nafter\n")
     assert "| 3 times [3 .. 3] |" in text and "helper" not in text and "old" not in text  # the headline alone
     assert "| helper |" in (results / "README.md").read_text()
-    assert (results / "plot.png").read_bytes()[1:4] == b"PNG"
     report.update(readme, lines.read_all("results", results))
     assert readme.read_text() == text  # again changes nothing
     readme.write_text("no markers")
@@ -87,12 +86,6 @@ def test_a_headline_is_the_latest_line_with_its_hardware():
 def test_every_headline_has_a_recorded_line():
     recorded = lines.read_all("results", lines.RESULTS)
     assert len(tables.headlines(recorded).splitlines()) == 2 + len(tables.HEADLINES)
-
-
-def test_curves_are_drawn(tmp_path):
-    line = made([2.0], variant="kits_dist", curves=[[[1.0, 0.2], [2.0, 0.8]], [[1.0, 0.3]]], target_dice=0.7)
-    plot.draw([line, made([1.5], unit="times", variant="a against b"), made([], failed="x")], tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").stat().st_size > 5000
 
 
 def test_every_benchmark_has_its_row_in_the_readme_of_the_folder():
