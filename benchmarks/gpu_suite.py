@@ -1,7 +1,7 @@
 """Measure what matters on a machine with a GPU, in eight minutes: `python -m benchmarks.gpu_suite out=DIR`.
 
-Tests marked gpu; agreement of DALI on GPU and CPU; feed, loader, model and end_to_end at 512x512 and 256x256, batch
-128; predict; a short training on phantoms and its Dice on the test cases; then, as far as time allows, the compiled
+Tests marked gpu (DALI's pixels on GPU and CPU among them); feed, loader, model and end_to_end at 512x512 and 256x256,
+batch 128; predict; a short training on phantoms and its Dice on the test cases; then, as far as time allows, the compiled
 model, several GPUs, the smaller size and time_to_dice against plain PyTorch and MONAI. Each task is a process of its
 own with a time limit; one that fails is noted with its last lines and the next begins. OUT holds results.jsonl, log.txt
 and table.txt, written as they come. Without a GPU only quick=true runs: the same tasks, tiny, to prove that the suite
@@ -107,7 +107,6 @@ class Suite(Runner):
         return [
             Task("pytest -m gpu", ["pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"], 75),
             *phantoms("bench", cases, raw_size),
-            bench("agreement", 60, bench_store),
             *measured,
             *([] if quick else phantoms("demo", 60, "64x256x256")),
             Task("train", train, 110, reserved=True, after=self._keep_training),

@@ -20,7 +20,6 @@ QUESTIONS = {  # a benchmark, and what it measures
     "prepare": "CT files to a slice store",
     "predict": "segmenting a volume, file to file",
     "evaluate": "scoring a volume",
-    "agreement": "pixels against their definition, on an idle and a busy device",
     "time_to_dice": "training to a validation Dice",
     "nnunet": "comparison with nnU-Net v2's trainer",
     "phantom_dice": "test Dice of a short training",

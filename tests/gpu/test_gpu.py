@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.lib import pixels
 from kits_dist import phantom, prepare
 from kits_dist.config import DataConfig
 from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.store import Store
 from kits_dist.distributed.ranks import Ranks
+from tests.helpers import pixels
 
 pytestmark = [
     pytest.mark.gpu,

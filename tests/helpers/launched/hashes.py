@@ -12,12 +12,12 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks.lib.pixels import DRAWN
 from kits_dist.config import DataConfig, TrainConfig
 from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.store import Store
 from kits_dist.distributed.runtime import start
+from tests.helpers.pixels import DRAWN
 
 
 def main(store_path: str, output: str, backend: str, sampler: str, *numbers: int) -> None:

@@ -9,7 +9,6 @@ from scipy.optimize import minimize_scalar
 
 from benchmarks import peers
 from benchmarks.lib import stores
-from benchmarks.lib.pixels import reference
 from benchmarks.lib.stores import POSTER, STILL
 from benchmarks.lib.training import Setup, Watch
 from kits_dist.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
@@ -19,6 +18,7 @@ from kits_dist.distributed.precision import Precision
 from kits_dist.distributed.ranks import Ranks
 from kits_dist.distributed.runtime import Runtime
 from kits_dist.utils.errors import InputError, MissingPackage
+from tests.helpers.pixels import reference
 
 
 @pytest.fixture(params=list(peers.PEERS))

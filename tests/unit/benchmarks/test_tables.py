@@ -37,7 +37,7 @@ def test_recorded_lines_are_whole_and_name_no_folder():
         assert "/" not in text, path.name
         for line in lines.read(path):
             assert not line.quick, f"{path.name} holds a quick line"
-            few = line.question in ("agreement", "time_to_dice", *tables.STUDIES) or line.value is None
+            few = line.question in ("time_to_dice", *tables.STUDIES) or line.value is None
             assert few or line.windows >= harness.MIN_WINDOWS
             assert line.question in tables.QUESTIONS | tables.STUDIES
 

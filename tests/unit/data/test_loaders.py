@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.lib import pixels
 from kits_dist import prepare
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment_reference
@@ -24,6 +23,7 @@ from kits_dist.distributed.ranks import Ranks
 from kits_dist.imaging.nifti import kits_geometry, write_nifti
 from kits_dist.utils.errors import InputError, MissingPackage
 from tests.conftest import write_case
+from tests.helpers import pixels
 
 ALL_DRAWN = replace(pixels.DRAWN, crop=0.8)
 STILL = AugmentConfig(rotate_p=0, flip=0, scale_p=0, crop=0, noise_p=0)
@@ -381,3 +381,17 @@ def test_image_and_label_stay_together(dots, backend, pixel_mm):
             apart.append(bright - labelled)
     assert sum(turned) > 30 and np.abs(np.array(apart)[turned]).max() < 0.1
     assert np.abs(np.mean(apart, axis=0)).max() < 0.03 and np.abs(apart).max() < 0.5
+
+
+def test_batches_are_intact_when_the_device_is_busy_and_the_host_runs_ahead(store, backend):
+    """A buffer that is reused too early shows as a batch that differs. tests/gpu asks the same of a GPU."""
+    assert pixels.busy_differences(store, data(store, backend), pixels.Backend(backend), batches=6) == []
+
+
+def test_a_batch_that_changed_has_another_digest(store, backend):
+    (batch,) = take(build_train_loader(store, data(store, backend), ALL_DRAWN, 0, Ranks())[0], 1)
+    changed = batch._replace(image=batch.image.clone())
+    assert pixels.digest(changed) == pixels.digest(batch)
+    changed.image[1, 0, 5, 5] += 1e-3
+    assert pixels.digest(changed) != pixels.digest(batch)
+    assert pixels.digest(batch._replace(label=batch.label.flip(0))) != pixels.digest(batch)
