@@ -1,11 +1,11 @@
 """Measure what matters on a machine with a GPU, in eight minutes: `python -m benchmarks.gpu_suite out=DIR`.
 
 Tests marked gpu (DALI's pixels on GPU and CPU among them); feed, loader, model and end_to_end at 512x512 and 256x256,
-batch 128; predict; a short training on phantoms and its Dice on the test cases; then, as far as time allows, the compiled
-model, several GPUs, the smaller size and time_to_dice against plain PyTorch and MONAI. Each task is a process of its
-own with a time limit; one that fails is noted with its last lines and the next begins. OUT holds results.jsonl, log.txt
-and table.txt, written as they come. Without a GPU only quick=true runs: the same tasks, tiny, to prove that the suite
-works.
+batch 128; predict; a short training on phantoms and its Dice on the test cases; then, as far as time allows, the
+compiled model, several GPUs, the smaller size and time_to_dice against plain PyTorch and MONAI. Each task is a process
+of its own with a time limit; one that fails is noted with its last lines and the next begins. OUT holds results.jsonl,
+log.txt and table.txt, written as they come. Without a GPU only quick=true runs: the same tasks, tiny, to prove that the
+suite works.
 """
 
 import dataclasses
