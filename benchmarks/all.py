@@ -29,7 +29,7 @@ ORDER = {
     "time_to_dice": [],
     "nnunet": [],
 }
-WITH_PEERS = {"loader", "end_to_end", "prepare", "time_to_dice"}
+WITH_PEERS = {"loader", "end_to_end", "time_to_dice"}
 WITH_STORE = {"feed", "loader", "end_to_end", "time_to_dice"}
 LIMIT_S = 1800.0
 

@@ -1,20 +1,17 @@
 """How many cases a minute does `kits_dist.prepare` turn into a slice store? `python -m benchmarks.prepare`.
 
 The whole command, from its start to its end, on as many processes as there are cores, against the least work possible:
-unpacking the same files and writing as many bytes (benchmarks/lib/gunzip.py). `peers=true` adds what users of MONAI and
-nnU-Net run instead; that is different work, and their lines say which.
+unpacking the same files and writing as many bytes (benchmarks/lib/gunzip.py).
 """
 
 import shutil
 import tempfile
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from benchmarks import peers
 from benchmarks.lib import programs
 from benchmarks.lib.arguments import RunArgs
 from benchmarks.lib.harness import Candidate, interleave
@@ -22,21 +19,6 @@ from benchmarks.lib.lines import Baseline, Recorder, no_ceiling
 from kits_dist import cli, phantom
 from kits_dist.imaging.datasets import find_cases
 from kits_dist.utils.parallel import available_cores
-
-# name -> (package, program, what differs)
-PEERS = {
-    "monai": (
-        "monai",
-        "benchmarks.peers.monai_prepare",
-        "different work: float32 volumes in a PersistentDataset; no checks, statistics or slice table",
-    ),
-    "nnunet": (
-        "nnunetv2",
-        "benchmarks.peers.nnunet",
-        "different work: fingerprint, plan, resampling to one spacing, float32 in blosc2",
-    ),
-}
-
 
 OURS = "uint8 slices, checked, with statistics and a table of slices"
 
@@ -47,15 +29,12 @@ class Args(RunArgs):
 
     source: str = ""
     """Folder of cases; empty: phantoms, 12 of 32x256x256."""
-    peers: tuple[str, ...] = ()
-    """Other systems, of monai, nnunet; true: both."""
     windows: int = 5
     """How often each is run, at least 5."""
 
 
 def main(args: Args) -> None:
     """Run the programs in turns, and write their lines."""
-    names = peers.chosen(args.peers, PEERS)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(args.source or Path(folder) / "raw"), Path(folder) / "made"
         if not args.source:
@@ -68,10 +47,6 @@ def main(args: Args) -> None:
             "prepare": ["kits_dist.prepare", f"source={source}", f"store={target}"],
             "gunzip": ["benchmarks.lib.gunzip", f"source={source}", f"output={target}"],
         }
-        for name in names:
-            package, program, _ = PEERS[name]
-            if find_spec(package):
-                commands[name] = [program, f"source={source}", f"output={target}"]
         remove = partial(shutil.rmtree, target, ignore_errors=True)
         candidates = {name: Candidate(partial(programs.run, words), after=remove) for name, words in commands.items()}
         cpu = torch.device("cpu")
@@ -84,10 +59,6 @@ def main(args: Args) -> None:
     recorder.write("gunzip", rates["gunzip"], no_ceiling("this is the least work possible"))
     floor = Baseline("gunzip and write as many bytes", rates["gunzip"])
     recorder.write("prepare", rates["prepare"], floor, {"work": OURS}, answer=True)
-    for name in names:
-        package, _, work = PEERS[name]
-        failed = {} if name in commands else {"failed": f"{package} is not installed"}
-        recorder.write(name, rates.get(name, []), floor, {"work": work} | failed)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,13 @@
-"""nnU-Net v2 with its own programs: `python -m benchmarks.peers.nnunet source=DIR output=DIR`.
-
-Converts a data set, extracts its fingerprint, plans, and preprocesses for the 2d configuration; `open_trainer` opens
-nnU-Net's own trainer on the result. Different work than kits_dist.prepare: resampled to one spacing, z-scored float32
-in blosc2, sampled foreground.
-"""
+"""nnU-Net v2: `prepare` converts, plans and preprocesses a data set, `open_trainer` opens its own trainer on the result."""
 
 import contextlib
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kits_dist import cli
-from kits_dist.cli import MISSING
 from kits_dist.imaging.datasets import find_cases
 from kits_dist.utils.parallel import available_cores
 
@@ -23,24 +15,9 @@ NUMBER, NAME = 220, "Dataset220_KiTS"
 REGIONS = {"kidney_and_mass": [1, 2, 3], "mass": [2, 3], "tumor": 2}  # as in nnU-Net's KiTS converter
 
 
-@dataclass(frozen=True)
-class Args:
-    """Arguments of the program."""
-
-    source: str = MISSING
-    """Folder of cases."""
-    output: str = MISSING
-    """Folder for nnU-Net's raw and preprocessed data."""
-
-
-def main(args: Args) -> None:
-    """Prepare a data set."""
-    print(f"{prepare(Path(args.source), Path(args.output))} cases")
-
-
-def prepare(source: Path, folder: Path) -> int:
-    """Fill FOLDER/raw and FOLDER/preprocessed. Returns the number of cases."""
-    count = convert(source, folder / "raw" / NAME)
+def prepare(source: Path, folder: Path) -> None:
+    """Fill FOLDER/raw and FOLDER/preprocessed for the 2d configuration."""
+    convert(source, folder / "raw" / NAME)
     with at(folder):
         from nnunetv2.experiment_planning.plan_and_preprocess_api import (
             extract_fingerprint_dataset,
@@ -51,11 +28,10 @@ def prepare(source: Path, folder: Path) -> int:
         extract_fingerprint_dataset(NUMBER, num_processes=available_cores(), verbose=False, show_progress_bar=False)
         plan_experiment_dataset(NUMBER)
         preprocess_dataset(NUMBER, configurations=("2d",), num_processes=(available_cores(),), show_progress_bar=False)
-    return count
 
 
-def convert(source: Path, raw: Path) -> int:
-    """Link the cases into nnU-Net's raw layout. Returns their number."""
+def convert(source: Path, raw: Path) -> None:
+    """Link the cases into nnU-Net's raw layout."""
     cases = find_cases(source).cases
     for folder, paths in (("imagesTr", [case.image for case in cases]), ("labelsTr", [case.label for case in cases])):
         (raw / folder).mkdir(parents=True, exist_ok=True)
@@ -70,7 +46,6 @@ def convert(source: Path, raw: Path) -> int:
         "file_ending": ".nii.gz",
     }
     (raw / "dataset.json").write_text(json.dumps(about))
-    return len(cases)
 
 
 def open_trainer(folder: Path, device: torch.device) -> Any:
@@ -101,7 +76,3 @@ def at(folder: Path):
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-if __name__ == "__main__":
-    cli.run(main, Args)
