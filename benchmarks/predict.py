@@ -1,20 +1,19 @@
-"""How many CT volumes a minute does a model segment, how much of it in the network? `python -m benchmarks.predict`.
+"""How many CT volumes a minute does a model segment? `python -m benchmarks.predict`.
 
 `Predictor.predict` on one scan after another, from HU in memory to labels in memory: plainly, with mirrored slices,
 compiled, on a GPU also in TF32; and with reading the NIfTI file and writing the label map, as kits_dist.predict does
-it. The ceiling of each is its own network alone on as many slices in batches of the same size, in device memory.
+it. The ceiling of each is its own network alone on as many slices in batches of the same size, in device memory: the
+ratio is the share of the time in the network.
 Weights are random: speed does not depend on them.
 """
 
 import itertools
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from benchmarks.lib import roofline
@@ -86,18 +85,16 @@ def main(args: Args) -> None:
         paths = sorted((place / "raw").glob("*/imaging.nii.gz"))
         volumes = [read_image(path) for path in paths]
 
-        runs, networks = {}, {}
+        predictors, steps, networks = {}, {}, {}
         for name, one in settings.items():
-            predictor = Predictor(
+            predictors[name] = predictor = Predictor(
                 place / "run", args.batch_size, one.tta, precision=one.precision, compiled=one.compiled
             )
             scans = itertools.cycle(paths if one.files else volumes)
-            runs[name] = TimedPrediction(predictor, scans, place / "labels.nii.gz")
+            steps[name] = prediction(predictor, scans, place / "labels.nii.gz")
             networks.setdefault(one.network, network_alone(predictor.members[0], slices, size))
-        candidates = {name: Candidate(step) for name, step in networks.items()}
-        candidates |= {name: Candidate(run.step, run.before, run.after) for name, run in runs.items()}
-        timed = interleave(candidates, device, **timing)
-        gflop = roofline.forward_gflop(runs["predict"].predictor.members[0].model, (1, 1, *size))
+        timed = interleave({name: Candidate(step) for name, step in (networks | steps).items()}, device, **timing)
+        gflop = roofline.forward_gflop(predictors["predict"].members[0].model, (1, 1, *size))
 
     common = {
         "device": device.type,
@@ -112,63 +109,29 @@ def main(args: Args) -> None:
     rates = {name: [60 * rate for rate in timed[name].rates(1)] for name in timed}
     about = {name: {"slices_per_s": round(median(rates[name])[0] * slices / 60, 2)} for name in timed}
     for name, one in settings.items():
-        about[name]["precision"] = runs[name].predictor.precision
-        about[one.network]["precision"] = runs[name].predictor.precision
+        about[name]["precision"] = about[one.network]["precision"] = predictors[name].precision
     for name in networks:
         recorder.write(name, rates[name], no_ceiling("this is the network itself: see benchmarks.model"), about[name])
 
     for name, one in settings.items():
-        summary = runs[name].summary(args.windows, timed[name].steps)
         times = 2 if one.tta == "flip" else 1
         alone = [rate / times for rate in rates[one.network]]
         ceiling = Baseline(f"{one.network} alone on as many slices{', each twice' if times == 2 else ''}", alone)
-        recorder.write(name, rates[name], ceiling, about[name] | summary, answer=name == "file_to_file")
-        print(
-            f"  {about[name]['slices_per_s']:g} slices/s, {100 * summary['share_in_network']:.0f} % of the time in the "
-            f"network; a volume p50 {summary['volume_s']['p50']:.3f} p90 {summary['volume_s']['p90']:.3f} s"
-        )
+        recorder.write(name, rates[name], ceiling, about[name], answer=name == "file_to_file")
+        print(f"  {about[name]['slices_per_s']:g} slices/s")
 
 
-class TimedPrediction:
-    """Predicts a volume per step and keeps its times. The labels are in host memory, so nothing is left to drain."""
+def prediction(predictor: Predictor, scans: Iterator[Volume | Path], output: Path) -> Callable[[], None]:
+    """Return the prediction of the next scan: one in memory, or a file whose label map is then written to `output`."""
 
-    def __init__(self, predictor: Predictor, scans: Iterator[Volume | Path], output: Path):
-        """Take `scans` in memory, or files whose label maps are then written to `output`."""
-        self.predictor, self._scans, self._output = predictor, scans, output
-        self._window: list[float] = []
-        self._network_s = 0.0  # when the window began
-        self.seconds: list[float] = []  # of each volume
-        self.shares: list[float] = []  # of each window, spent in the network
-
-    def step(self) -> None:
-        """Predict the next scan."""
-        begin = time.perf_counter()
-        scan = next(self._scans)
+    def work() -> None:
+        scan = next(scans)
         image = read_image(scan) if isinstance(scan, Path) else scan
-        labels = self.predictor.predict(image)
+        labels = predictor.predict(image)
         if isinstance(scan, Path):
-            write_nifti(self._output, labels, image.geometry)
-        self._window.append(time.perf_counter() - begin)
+            write_nifti(output, labels, image.geometry)
 
-    def before(self) -> None:
-        """Start a window."""
-        self._network_s = self.predictor.network_s
-        self._window = []
-
-    def after(self) -> None:
-        """Keep the times of the window."""
-        self.seconds += self._window
-        self.shares.append((self.predictor.network_s - self._network_s) / sum(self._window))
-
-    def summary(self, windows: int, steps: int) -> dict[str, Any]:
-        """Return the share of time in the network, and seconds of a volume, over the last windows."""
-        share, spread = median(self.shares[-windows:])
-        p50, p90 = (round(float(s), 4) for s in np.percentile(self.seconds[-windows * steps :], [50, 90]))
-        return {
-            "share_in_network": round(share, 4),
-            "share_spread": [round(value, 4) for value in spread],
-            "volume_s": {"p50": p50, "p90": p90},
-        }
+    return work
 
 
 def network_alone(run: RunModel, slices: int, size: tuple[int, int]) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""nnU-Net v2: `prepare` converts, plans and preprocesses a data set, `open_trainer` opens its own trainer on the result."""
+"""nnU-Net v2: `prepare` converts, plans and preprocesses a data set, `open_trainer` opens its trainer on the result."""
 
 import contextlib
 import json

@@ -1,6 +1,5 @@
 """Each benchmark runs and writes the lines that it promises; tiny, so their figures mean nothing."""
 
-import itertools
 import json
 import os
 import subprocess
@@ -83,26 +82,7 @@ def test_predict_runs(tmp_path):
     for name in ways:
         config = found[name].config
         assert config["slices_per_s"] == pytest.approx(found[name].value / 60 * slices, rel=0.01)
-        assert 0 < config["share_in_network"] < 1 and 0 < config["volume_s"]["p50"] <= config["volume_s"]["p90"]
-
-
-def test_the_time_in_the_network_is_that_of_the_window(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(predict.time, "perf_counter", lambda: now[0])
-
-    class Seer:
-        network_s = 9.0  # before the window: not counted
-
-        def predict(self, image):
-            self.network_s += 0.25
-            now[0] += 1.25
-
-    run = predict.TimedPrediction(Seer(), itertools.repeat("a scan"), None)
-    run.before()
-    run.step()
-    run.step()
-    run.after()
-    assert run.shares == [0.5 / 2.5] and run.seconds == [1.25, 1.25]
+        assert found[name].ratio > 0 and found[name].ceiling.name.startswith("network")
 
 
 def test_the_floor_of_prepare_writes_as_many_bytes_as_the_store_holds(raw, store, tmp_path):
