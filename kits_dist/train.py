@@ -88,7 +88,7 @@ def train(config: Config, request: StopRequest) -> None:
                 epoch_end.request_requeue()
                 break
 
-    instruments.finish(progress, done=bool(reason))
+    instruments.finish(done=bool(reason))
     if not reason:
         raise Preempted(
             f"stopped as asked, saved at step {progress.step}. The same command with resume=auto continues."

@@ -90,14 +90,9 @@ class Instruments:
         self.tracker.log(progress.step, {"perf/verdict": hint})
         self._print(f"{sentence}  {hint}")
 
-    def finish(self, progress: Progress, done: bool) -> None:
+    def finish(self, done: bool) -> None:
         """Close the logs. done: nothing is left to train, which HPARAMS calls a success."""
         self.tracker.close(done)
-        self._monitor.close()
-        images = (progress.position - self._run.start.position) // self._run.ranks.world
-        sentence = self._monitor.energy(images)
-        if sentence:
-            self._run.accelerator.print(sentence)
 
     def _print(self, sentence: str) -> None:
         if self._is_main:

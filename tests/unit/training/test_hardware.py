@@ -1,4 +1,4 @@
-"""What is sampled, averaged and left out, with stand-ins for NVML and for the clocks."""
+"""What is read and left out, with stand-ins for NVML and for the clocks."""
 
 import sys
 import time
@@ -17,70 +17,31 @@ class NvmlError(Exception):
     pass
 
 
-class Gpu:
-    """Answers as torch.cuda does: percent, then milliwatts. Its second sample fails."""
-
-    def __init__(self):
-        self.samples, self.devices = 0, set()
-
-    def utilization(self, device):
-        self.devices.add(device)
-        self.samples += 1
-        if self.samples == 2:
-            raise NvmlError
-        return 50 if self.samples == 1 else 100
-
-    def power_draw(self, device):
-        return 100_000 if self.samples == 1 else 300_000
-
-
 @pytest.fixture
 def gpu(monkeypatch):
-    made = Gpu()
+    """Answers as torch.cuda does: percent, and milliwatts."""
     monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=NvmlError))
-    monkeypatch.setattr(torch.cuda, "utilization", made.utilization)
-    monkeypatch.setattr(torch.cuda, "power_draw", made.power_draw)
-    monkeypatch.setattr(hardware, "PERIOD_S", 0.001)
-    return made
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: {GPU: 50}[device])
+    monkeypatch.setattr(torch.cuda, "power_draw", lambda device: {GPU: 300_000}[device])
 
 
-def test_means_since_the_last_read_and_the_energy(gpu):
-    begin = time.perf_counter()
+def test_a_gpu_is_read_in_shares_and_watts(gpu):
     monitor = build_monitor(GPU, local_world=2)
-    while gpu.samples < 4:
-        time.sleep(0.001)
-    monitor.close()
-    elapsed_s = time.perf_counter() - begin
-    found, count = monitor.read(), gpu.samples - 1  # the failed sample is left out
-
-    assert isinstance(monitor, GpuMonitor) and gpu.devices == {GPU}
-    assert found["gpu/util"] == pytest.approx((0.5 + (count - 1)) / count)
-    assert found["gpu/power_w"] == pytest.approx((100 + 300 * (count - 1)) / count)
-    assert monitor.read() == {}
-
-    said = monitor.energy(3_000)
-    joules = 3_000 / float(said.split()[0])
-    assert 0 < joules < 300 * elapsed_s * 1.01 and "training images per joule of rank 0's GPU: 3000 images" in said
+    assert isinstance(monitor, GpuMonitor) and monitor.read() == {"gpu/util": 0.5, "gpu/power_w": 300.0}
 
 
-def test_a_gpu_that_does_not_answer_is_left_out(gpu, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "utilization", lambda device: gpu.utilization(device) and raised(RuntimeError()))
-    monitor = GpuMonitor(GPU)
-    while gpu.samples < 3:
-        time.sleep(0.001)
-    monitor.close()
-    assert monitor.read() == {} and monitor.energy(100) == ""
+@pytest.mark.parametrize("error", [NvmlError(), RuntimeError()])
+def test_a_gpu_that_does_not_answer_is_left_out(gpu, monkeypatch, error):
+    def silent(device):
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "power_draw", silent)
+    assert GpuMonitor(GPU).read() == {}
 
 
-def test_without_nvml_nothing_is_sampled(gpu, monkeypatch):
+def test_without_nvml_nothing_is_read(gpu, monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    monitor = GpuMonitor(GPU)
-    monitor.close()
-    assert gpu.samples == 0 and monitor.read() == {}
-
-
-def raised(error: Exception):
-    raise error
+    assert GpuMonitor(GPU).read() == {}
 
 
 def test_without_a_gpu_it_is_the_cpu_time_of_this_process(monkeypatch):
@@ -91,8 +52,6 @@ def test_without_a_gpu_it_is_the_cpu_time_of_this_process(monkeypatch):
     monitor = build_monitor(torch.device("cpu"), local_world=2)
     assert isinstance(monitor, CpuMonitor) and monitor.read() == {"perf/cpu_util": 0.75}
     assert monitor.read() == {}  # no time has passed
-    assert monitor.energy(100) == ""
-    monitor.close()
 
 
 def test_time_asleep_is_not_cpu_time():
