@@ -23,7 +23,7 @@ class Args:
     """Arguments of the command line."""
 
     store: str = ""
-    """Slice store to check: whether it fits into memory and how fast its disk reads."""
+    """Slice store to check: what it holds, and whether it fits into memory."""
     run: str = ""
     """Folder of a future run, existing or not: whether its disk has enough space."""
 

@@ -23,13 +23,12 @@ class Gpu(NamedTuple):
 
 
 class StoreFacts(NamedTuple):
-    """A slice store and the disk that holds it."""
+    """A slice store."""
 
     cases: int
     slices: int
     gb: float
     data: str  # kits, phantom or painted
-    read_mb_s: float | None  # slices at random; None: too little data to time
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,6 @@ class Facts:
 
     store: StoreFacts | None = None
     run_free_gb: float | None = None  # space on the disk of the run
-    accelerate_config: dict = field(default_factory=dict)  # the user's default configuration
-    encoder: str = "resnet34"
-    encoder_cached: bool = False
 
     @property
     def num_gpus(self) -> int:

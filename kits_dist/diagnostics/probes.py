@@ -4,27 +4,18 @@ import contextlib
 import ctypes
 import os
 import platform
-import random
 import shutil
 import socket
 import subprocess
 import sys
-import time
 import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from kits_dist.config import ModelConfig
-from kits_dist.data.store import Store, array_path
+from kits_dist.data.store import Store
 from kits_dist.diagnostics.checks import PORT
 from kits_dist.diagnostics.facts import Facts, Gpu, StoreFacts
-
-BLOCK = 2 * 512 * 512  # bytes of a slice and its label
-PROBE_BYTES = 256_000_000  # read at most
-PROBE_S = 0.8  # and for no longer than this
 
 
 def probe(store: Store | None, run: Path | None) -> Facts:
@@ -35,15 +26,11 @@ def probe(store: Store | None, run: Path | None) -> Facts:
         found["shm_gb"] = shutil.disk_usage("/dev/shm").total / 1e9
     if run is not None:
         found["run_free_gb"] = shutil.disk_usage(run).free / 1e9
-    encoder = ModelConfig().encoder
     return Facts(
         system=platform.system(),
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
         port_free=is_free(PORT),
         store=None if store is None else store_facts(store),
-        accelerate_config=accelerate_config(),
-        encoder=encoder,
-        encoder_cached=encoder_cached(encoder),
         **found,
     )
 
@@ -177,60 +164,10 @@ def is_free(port: int) -> bool:
 
 
 def store_facts(store: Store) -> StoreFacts:
-    """Report what a store holds and how fast its slices are read."""
-    arrays = [
-        array_path(store.path, "axial", case.case_id, kind) for case in store.cases for kind in ("image", "label")
-    ]
+    """Report what a store holds."""
     gb = sum(entry["bytes"] for entry in store.meta["files"].values()) / 1e9
     slices = sum(case.shape[0] for case in store.cases)
-    return StoreFacts(len(store.cases), slices, gb, store.meta["data"], read_speed(arrays))
-
-
-def read_speed(paths: list[Path]) -> float | None:
-    """Return MB/s of reading blocks of one slice at random from the disk; None when there are too few blocks.
-
-    Pages that another process has mapped stay in the page cache: next to a running training the result is too high.
-    """
-    order = random.Random(0)
-    paths = order.sample(paths, min(len(paths), 100))  # open at once
-    blocks = [(path, start) for path in paths for start in range(0, path.stat().st_size - BLOCK + 1, BLOCK)]
-    order.shuffle(blocks)
-    if len(blocks) < 16:
-        return None
-
-    with contextlib.ExitStack() as stack:
-        files = {path: stack.enter_context(open(path, "rb", buffering=0)) for path in paths}
-        if hasattr(os, "posix_fadvise"):
-            for file in files.values():
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        total = 0
-        began = time.perf_counter()
-        for path, start in blocks[: PROBE_BYTES // BLOCK]:
-            files[path].seek(start)
-            total += len(files[path].read(BLOCK))
-            if time.perf_counter() - began > PROBE_S:
-                break
-        return total / (time.perf_counter() - began) / 1e6
-
-
-def accelerate_config() -> dict:
-    """Return accelerate's default configuration of this user, which a launch without --config_file follows."""
-    with contextlib.suppress(ImportError, OSError, yaml.YAMLError):
-        from accelerate.commands.config.config_args import default_config_file
-
-        config = yaml.safe_load(Path(default_config_file).read_text())  # JSON is yaml
-        return config if isinstance(config, dict) else {}
-    return {}
-
-
-def encoder_cached(name: str) -> bool:
-    """Return whether the hub's cache holds the weights. The table of repository names takes 6 s to import."""
-    try:
-        from huggingface_hub import constants
-    except ImportError:
-        return False
-    snapshots = Path(constants.HF_HUB_CACHE) / f"models--smp-hub--{name}.imagenet" / "snapshots"
-    return any(snapshots.glob("*/model.safetensors"))
+    return StoreFacts(len(store.cases), slices, gb, store.meta["data"])
 
 
 def _text(path: Path) -> str:

@@ -22,9 +22,9 @@ def test_doctor_on_this_machine(store, tmp_path, capsys):
     said = capsys.readouterr().out
     checks = [line for line in said.splitlines() if line[:4] in ("ok  ", "warn", "fail")]
     assert code == any(line.startswith("fail") for line in checks)
-    assert len(checks) >= 11
+    assert len(checks) >= 9
     assert "6 cases, 29 slices" in said  # the depths in conftest: 5 + 4 + 6 + 3 + 7 + 4
-    assert "too small to time" in said and "GB free; a run takes" in said
+    assert "GB free; a run takes" in said
     assert said.splitlines()[-2].startswith("accelerate launch --config_file launch/")
     assert f"data.store={store.path} run={tmp_path / 'not' / 'yet'}" in said.splitlines()[-1]
     assert platform.node() not in said.replace(str(store.path), "").replace(str(tmp_path), "")

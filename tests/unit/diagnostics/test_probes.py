@@ -1,16 +1,14 @@
 """What is found out about a machine: files as a kernel or a cache writes them, libraries as they answer."""
 
-import os
 import socket
 import subprocess
 import sys
 import warnings
-from importlib.util import find_spec
-from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from kits_dist.diagnostics import probes
 from kits_dist.diagnostics.facts import Gpu
@@ -66,7 +64,6 @@ def test_the_driver_names_its_gpus_and_its_cuda(code, cuda, monkeypatch, tmp_pat
 @pytest.fixture
 def two_gpus(monkeypatch):
     """torch.cuda as it answers on a machine with two GPUs of which the second cannot compute."""
-    import torch
 
     def ones(size, device):
         if device == "cuda:1":
@@ -93,8 +90,6 @@ def test_each_gpu_computes_or_says_why_not():
 
 @pytest.mark.filterwarnings("error")
 def test_the_reason_why_torch_sees_no_gpu_is_kept(monkeypatch):
-    import torch
-
     def too_old() -> bool:
         warnings.warn("CUDA initialization: The NVIDIA driver on your system is too old", stacklevel=1)
         return False
@@ -145,44 +140,3 @@ def test_a_port_in_use_is_seen():
         one.listen()
         assert not probes.is_free(one.getsockname()[1])
     assert probes.is_free(0)
-
-
-def test_reading_is_timed_from_the_disk_for_less_than_a_second(tmp_path, monkeypatch):
-    clock = count()
-    monkeypatch.setattr(probes, "time", SimpleNamespace(perf_counter=lambda: 0.25 * next(clock)))
-    forgotten = []
-    monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: forgotten.append(arguments[3]), raising=False)
-    monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
-    path = tmp_path / "slices"
-    path.write_bytes(bytes(15 * probes.BLOCK))
-    assert probes.read_speed([path]) is None  # too few
-    path.write_bytes(bytes(16 * probes.BLOCK))
-    # starts at 0; the fourth block ends at 1.0 s, beyond 0.8; the clock's last answer is 1.25: 4 * 0.524288 MB / 1.25 s
-    assert probes.read_speed([path]) == pytest.approx(1.6777, rel=1e-4)
-    assert forgotten == [4]
-
-
-def test_the_default_configuration_of_accelerate(tmp_path, monkeypatch):
-    from accelerate.commands.config import config_args
-
-    monkeypatch.setattr(config_args, "default_config_file", str(tmp_path / "default_config.yaml"))
-    assert probes.accelerate_config() == {}
-    for content, config in (
-        ("distributed_type: FSDP", {"distributed_type": "FSDP"}),
-        ("a: [", {}),
-        ("- 1", {}),
-    ):
-        (tmp_path / "default_config.yaml").write_text(content)
-        assert probes.accelerate_config() == config
-
-
-def test_weights_in_the_cache_are_found_where_the_library_puts_them(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert not probes.encoder_cached("resnet34")
-    write(tmp_path, "models--smp-hub--resnet34.imagenet/snapshots/abc/model.safetensors", "")
-    assert probes.encoder_cached("resnet34")
-    # the name is a guess of ours: it must be the library's (read, not imported: that takes 6 s)
-    table = Path(find_spec("segmentation_models_pytorch").origin).parent / "encoders" / "resnet.py"
-    assert '"repo_id": "smp-hub/resnet34.imagenet"' in table.read_text()
