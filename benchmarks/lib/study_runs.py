@@ -84,32 +84,6 @@ class Study(NamedTuple):
         return self.seed_folder(arm, seed) / "evaluation" / name
 
 
-def check(study: Study) -> None:
-    """Validate a study before hours are spent on it.
-
-    Raises InputError for names that would share a folder, for a training that does not exist, and for arguments
-    that kits_dist.train would refuse.
-    """
-    _check_distinct(study.name, [arm.name for arm in study.arms])
-    for arm in study.arms:
-        names = [training.name for training in arm.trainings]
-        _check_distinct(f"{study.name}, trainings of {arm.name}", names)
-        _check_distinct(f"{study.name}, evaluations of {arm.name}", [one.name for one in arm.evaluations])
-        for evaluation in arm.evaluations:
-            unknown = sorted(set(evaluation.runs) - set(names))
-            if unknown:
-                raise InputError(f"{study.name}, {arm.name}: there is no training {unknown}. Choose from {names}.")
-        for training in arm.trainings:
-            configuration(training, study)
-
-
-def _check_distinct(where: str, names: list[str]) -> None:
-    folders = [slug(name) for name in names]
-    twice = sorted({name for name in folders if folders.count(name) > 1})
-    if twice:
-        raise InputError(f"{where}: several would share the folder {twice[0] or 'of the seed'!r}. Rename one of them.")
-
-
 def configuration(training: Training, study: Study, seed: int = 0) -> Config:
     """Return the configuration that kits_dist.train will make of the words. Raises InputError."""
     return cli.load(Config, [*training.words, f"data.store={study.store_of(training)}", "run=-", f"seed={seed}"])
@@ -138,10 +112,9 @@ def places(jobs: int = 0) -> list[Place]:
 def run(study: Study, jobs: int = 0) -> dict[str, str]:
     """Train and evaluate what is not yet done: all arms with their first seed, then with their second, ...
 
-    Returns {arm: why it failed}; the others are finished. Raises InputError, before anything runs, for what `check`
-    refuses and for a folder that holds another training.
+    Returns {arm: why it failed}; the others are finished. Raises InputError, before anything runs, for arguments that
+    kits_dist.train would refuse and for a folder that holds another training.
     """
-    check(study)
     waiting = deque((arm, seed) for seed in study.seeds for arm in study.arms)
     for arm, seed in waiting:
         _state(study, arm, seed)

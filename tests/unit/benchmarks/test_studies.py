@@ -242,8 +242,6 @@ def test_what_cannot_work_is_refused_at_once(store, tmp_path):
         with pytest.raises(InputError, match=words):
             study_runs.run(study_of(store, tmp_path, *arms))
 
-    refused("several would share the folder 'a-b'", one("a b"), one("A-b", "optim.loss=dice"))
-    refused(r"there is no training \['y'\]", one("a")._replace(evaluations=(Evaluation("", ("y",)),)))
     refused("optim.loss=hinge", one("a", "optim.loss=hinge"))
     refused("config=nowhere.yaml: no such file", one("a", "config=nowhere.yaml"))
 
