@@ -4,13 +4,16 @@ Timed in turns: `SliceDataset.batch` alone (draws and views, no pixel is read), 
 one host batch, and on a GPU that batch brought to the device from pinned and from pageable memory. Their ceilings: a
 copy of as many bytes within the host's memory, and the largest pinned copy to the device. Measured before them: what
 the disk gives when the page cache holds nothing of the store. Measured after them: how long each loader occupies the
-training thread for a batch, of which `SliceDataset.batch` is a part.
+training thread for a batch, and by how much a thread that starts kernels is delayed while another one makes batches,
+because the two share Python's lock.
 """
 
 import contextlib
 import itertools
 import os
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from benchmarks.lib.lines import Baseline, Recorder, median, no_ceiling
 from benchmarks.lib.stores import POSTER, dataset_of, described, open_store, plain
 from kits_dist import cli
 from kits_dist.config import DataConfig
+from kits_dist.data.backends.stacking import Stacker
 from kits_dist.data.dataset import SliceDataset
 from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.sampler import train_positions
@@ -73,6 +77,7 @@ def main(args: Args) -> None:
             steps |= _device_steps(dataset, batch_size, device)
         timed = interleave({name: Candidate(step.run) for name, step in steps.items()}, device, **timing)
         thread = {name: _thread_ms(store, data, name, device, args.windows) for name in ("opencv", "dali")}
+        delay = [_delay_ms(dataset, batch_size, device, args.window_s) for _ in range(args.windows)]
         common = plain(data) | described(store, dataset) | {"augment": plain(POSTER), "device": device.type}
 
     recorder = Recorder("feed", args, common, warmup_steps=timing["warmup_steps"])
@@ -89,6 +94,8 @@ def main(args: Args) -> None:
     for backend, ms in thread.items():
         failed = {"failed": ms} if isinstance(ms, str) else {}
         threads.write(f"thread_{backend}", [] if failed else ms, less, {"backend": backend} | failed, answer=not failed)
+
+    threads.write("launch_delay", delay, no_ceiling("less is better"), {"backend": "dali"}, answer=True)
 
     answer = "to_device" if device.type == "cuda" else "read"
     rates = {name: timed[name].rates(step.images) for name, step in steps.items() if name != "views"}
@@ -133,6 +140,37 @@ def _thread_ms(store: Store, data: DataConfig, backend: str, device: torch.devic
         next(stream)
         found.append(1e3 * (time.thread_time() - begin))
     return found
+
+
+def _delay_ms(dataset: SliceDataset, batch_size: int, device: torch.device, window_s: float) -> float:
+    """Return by how many ms a batch, made in another thread, delays a thread that calls small operators of PyTorch.
+
+    Each call gives up Python's lock and may have to wait for it, as each start of a kernel does.
+    """
+    small = torch.zeros(1, device=device)
+
+    def calls_until(done: Callable[[], bool]) -> tuple[int, float]:
+        calls, begin = 0, time.perf_counter()
+        while not done():
+            for _ in range(100):
+                small.add_(1)
+            calls += 100
+        return calls, time.perf_counter() - begin
+
+    end = time.perf_counter() + window_s / 2
+    calls, seconds = calls_until(lambda: time.perf_counter() > end)
+    seconds_per_call = seconds / calls
+
+    batches, stacker = 8, Stacker(pinned=device.type == "cuda")
+
+    def make_batches():
+        for step in range(batches):
+            stacker.give_back(stacker.stack(dataset.batch(train_positions(step, batch_size, 0, 1))))
+
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(make_batches)
+        calls, seconds = calls_until(work.done)
+    return 1e3 * (seconds - calls * seconds_per_call) / batches
 
 
 def _device_steps(dataset: SliceDataset, batch_size: int, device: torch.device) -> dict[str, CopyStep]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment_params, augment_reference
@@ -13,16 +14,17 @@ from kits_dist.data.samples import Samples, build_groups
 from kits_dist.data.slice_cache import GpuSlices, MappedSlices
 from kits_dist.data.store import PLANE_NAMES, Normalization, SliceGeometry, Store
 
-_NO_NOISE = np.empty((0, 0, 0), np.float32)
-
 
 class HostBatch(NamedTuple):
-    """B samples as views of slices and drawn parameters. Slices differ in size from case to case."""
+    """B samples: their slices, which nothing has changed yet, and the parameters drawn for them.
 
-    slabs: list  # B times (F, H, W, 1) uint8, F = 1 + 2 * context; arrays, or tensors in GPU memory
-    labels: list  # B times (H, W, 1) uint8
+    Slices of mapped files are lists of views, because they differ in size from case to case; slices in GPU memory are
+    one tensor, padded with 0 at the bottom and on the right.
+    """
+
+    slabs: list[np.ndarray] | Tensor  # B times (F, H, W, 1) uint8, F = 1 + 2 * context
+    labels: list[np.ndarray] | Tensor  # B times (H, W, 1) uint8
     params: AugmentParams
-    noise: list[np.ndarray]  # B times (F, h, w) float32 standard normals; empty where no noise was drawn
     identity: np.ndarray  # (B, 3) int32: case, slice index, plane
 
 
@@ -74,11 +76,11 @@ class SliceDataset:
 
         geometries = [self._geometry(sample, *stack) for sample, stack in zip(samples, stacks, strict=True)]
         params = self._params(rounds, samples, geometries)
+        slabs, labels = self.slice_source.take(places)
         return HostBatch(
-            slabs=[self.slice_source.slab(stack, i) for stack, i in places],
-            labels=[self.slice_source.label(stack, i) for stack, i in places],
+            slabs=slabs,
+            labels=labels,
             params=params,
-            noise=self._noise(params),
             identity=np.stack([case, index, plane], axis=1).astype(np.int32),
         )
 
@@ -92,24 +94,18 @@ class SliceDataset:
         if self.augment is None:
             return augment_params.centered(self.grid, geometries)
         u = augment_params.uniforms(self.seed, rounds, self._keys[samples])
-        offsets = augment_reference.noise_offsets(self._noise_size)
+        offsets = augment_reference.noise_offsets(self.noise_size)
         return augment_params.draw(self.augment, self.grid, geometries, self.store.window, u, offsets)
 
     @property
-    def _noise_size(self) -> int:
+    def noise_size(self) -> int:
         """Normals that one sample takes."""
         return self.frames * self.data.size_px[0] * self.data.size_px[1]
 
-    def _noise(self, params: AugmentParams) -> list[np.ndarray]:
-        """Return views of the noise bank. Only samples with noise have any, so that no other is copied to the GPU."""
-        if not (params.noise_sd > 0).any():
-            return [_NO_NOISE] * len(params.noise_sd)
-        bank = augment_reference.noise_bank(self._noise_size)
-        shape = (self.frames, *self.data.size_px)
-        return [
-            bank[offset : offset + self._noise_size].reshape(shape) if sd > 0 else _NO_NOISE
-            for sd, offset in zip(params.noise_sd, params.noise_offset, strict=True)
-        ]
+    @property
+    def has_noise(self) -> bool:
+        """Whether any sample may draw noise."""
+        return self.augment is not None and self.augment.noise_p > 0
 
 
 class BatchPlan(NamedTuple):

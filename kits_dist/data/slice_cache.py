@@ -1,6 +1,8 @@
 """Where a dataset reads its slices from: mapped files, or GPU memory for the whole training."""
 
+import contextlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,61 +34,101 @@ class MappedSlices:
         except InputError as error:
             raise JobFailed(f"the store changed while it was read: {error} Then continue with resume=auto") from error
 
-    def slab(self, stack: Stack, index: int) -> np.ndarray:
-        """Return (F, H, W, 1) uint8 levels around slice `index`, F = 1 + 2 * context."""
-        return slab_of(self.store.image(*stack), index, self.context)[..., None]
+    def take(self, places: list[tuple[Stack, int]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return (F, H, W, 1) uint8 levels around each slice, F = 1 + 2 * context, and its (H, W, 1) uint8 labels."""
+        slabs = [slab_of(self.store.image(*stack), index, self.context)[..., None] for stack, index in places]
+        labels = [self.store.label(*stack)[index][..., None] for stack, index in places]
+        return slabs, labels
 
-    def label(self, stack: Stack, index: int) -> np.ndarray:
-        """Return (H, W, 1) uint8."""
-        return self.store.label(*stack)[index][..., None]
+
+class _Held(NamedTuple):
+    """Where a stack lies in the tensors of its slices' shape."""
+
+    shape: tuple[int, int]
+    image: int  # row of its slice 0 in the images, were it held from there
+    label: int  # likewise in the labels
+    first: int  # slices whose images are held: these and all in between
+    last: int
 
 
 class GpuSlices:
-    """uint8 images and labels of the chosen slices in GPU memory, one tensor per stack; samples are views of them.
-
-    End slices are repeated `context` times when a stack is stored, so that every slab is a view: nothing is computed
-    here while DALI reads on its own stream.
-    """
+    """uint8 images and labels of the chosen slices in GPU memory: one tensor of each for every shape of slices."""
 
     def __init__(self, store: Store, rows: np.ndarray, context: int, device: torch.device, description: str = ""):
         """Copy the slices that `rows` of store.slices need to `device`; `description` is for the log."""
         self.device = device
         self.context = context
         self.description = description
-        self._stacks: dict[Stack, tuple[Tensor, Tensor, int]] = {}  # image with its neighbors, label, first slice
-        for stack, (first, last) in _ranges(store, rows).items():
-            image = store.image(*stack)
-            frames = np.clip(np.arange(first - context, last + context + 1), 0, len(image) - 1)
-            label = np.array(store.label(*stack)[first : last + 1])  # a copy: torch warns of read-only arrays
-            self._stacks[stack] = (
-                torch.from_numpy(image[frames]).to(device),
-                torch.from_numpy(label).to(device),
-                first,
+        # DALI reads what was gathered on a stream of its own, when this one has finished.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stacks: dict[Stack, _Held] = {}
+        sizes: dict[tuple[int, int], list[int]] = {}  # images and labels of each shape
+        ranges = _ranges(store, rows, context)
+        for stack, (label_range, image_range) in ranges.items():
+            shape = store.image(*stack).shape[1:]
+            images, labels = sizes.setdefault(shape, [0, 0])
+            self._stacks[stack] = _Held(
+                shape, images - image_range.start, labels - label_range.start, image_range.start, image_range.stop - 1
             )
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)  # sync: DALI reads on another stream
+            sizes[shape] = [images + len(image_range), labels + len(label_range)]
+
+        self._tensors = {
+            shape: tuple(torch.empty((count, *shape), dtype=torch.uint8, device=device) for count in counts)
+            for shape, counts in sizes.items()
+        }
+        for stack, (label_range, image_range) in ranges.items():
+            held = self._stacks[stack]
+            images, labels = self._tensors[held.shape]
+            _copy(store.image(*stack), image_range, images, held.image)
+            _copy(store.label(*stack), label_range, labels, held.label)
+        if self._stream:
+            torch.cuda.synchronize(device)  # sync: another stream reads them
 
     @staticmethod
     def bytes_needed(store: Store, rows: np.ndarray, context: int) -> int:
         """Return the memory that these rows of store.slices take."""
         total = 0
-        for (case, plane), (first, last) in _ranges(store, rows).items():
+        for (case, plane), (labels, images) in _ranges(store, rows, context).items():
             _, height, width = store.cases[case].slice_geometry(plane).shape
-            total += (2 * (last - first + 1) + 2 * context) * height * width
+            total += (len(labels) + len(images)) * height * width
         return total
 
     def check(self, stacks: set[Stack]) -> None:
         """Do nothing: no file is read during training."""
 
-    def slab(self, stack: Stack, index: int) -> Tensor:
-        """Return (F, H, W, 1) uint8 levels on the device, a view."""
-        image, _, first = self._stacks[stack]
-        return image[index - first : index - first + 1 + 2 * self.context].unsqueeze(-1)
+    def take(self, places: list[tuple[Stack, int]]) -> tuple[Tensor, Tensor]:
+        """Return slabs (B, F, H, W, 1) and labels (B, H, W, 1) uint8 on the device, as large as the largest slice.
 
-    def label(self, stack: Stack, index: int) -> Tensor:
-        """Return (H, W, 1) uint8 on the device, a view."""
-        _, label, first = self._stacks[stack]
-        return label[index - first].unsqueeze(-1)
+        Smaller slices are padded with 0 at the bottom and on the right, which changes no warp: outside it counts as 0.
+        """
+        held = [self._stacks[stack] for stack, _ in places]
+        around = np.arange(-self.context, self.context + 1)
+        height, width = np.max([one.shape for one in held], axis=0).tolist()
+        shapes = {one.shape for one in held}
+        new = torch.empty if len(shapes) == 1 else torch.zeros
+        with torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext():
+            slabs = new((len(places), len(around), height, width, 1), dtype=torch.uint8, device=self.device)
+            labels = new((len(places), height, width, 1), dtype=torch.uint8, device=self.device)
+            for shape in shapes:
+                samples = [i for i, one in enumerate(held) if one.shape == shape]
+                of_shape = [(held[i], places[i][1]) for i in samples]
+                frames = [one.image + np.clip(index + around, one.first, one.last) for one, index in of_shape]
+                rows = [one.label + index for one, index in of_shape]
+                to, image_rows, label_rows = (
+                    torch.from_numpy(np.array(numbers)).to(self.device) for numbers in (samples, frames, rows)
+                )
+                images_of_shape, labels_of_shape = self._tensors[shape]
+                slabs[to, :, : shape[0], : shape[1], 0] = images_of_shape[image_rows]
+                labels[to, : shape[0], : shape[1], 0] = labels_of_shape[label_rows]
+        if self._stream:
+            self._stream.synchronize()  # sync: of the thread that makes batches, not of the one that trains
+        return slabs, labels
+
+
+def _copy(volume: np.ndarray, indices: range, into: Tensor, zero: int) -> None:
+    """Copy slices of a mapped volume to where `into` holds them; `zero`: the row of slice 0."""
+    # np.array copies: torch warns of read-only arrays
+    into[zero + indices.start : zero + indices.stop] = torch.from_numpy(np.array(volume[indices.start : indices.stop]))
 
 
 def choose_residency(
@@ -147,8 +189,8 @@ def slab_of(volume: np.ndarray, index: int, context: int) -> np.ndarray:
     return volume[np.clip(np.arange(low, high), 0, len(volume) - 1)]
 
 
-def _ranges(store: Store, rows: np.ndarray) -> dict[Stack, tuple[int, int]]:
-    """Return {stack: (first, last) slice} that holds all of `rows`, which are sorted by stack.
+def _ranges(store: Store, rows: np.ndarray, context: int) -> dict[Stack, tuple[range, range]]:
+    """Return {stack: slices whose labels, slices whose images} `rows`, which are sorted by stack, need.
 
     Slices between two kidneys are included, so that a stack is one block of memory.
     """
@@ -157,5 +199,7 @@ def _ranges(store: Store, rows: np.ndarray) -> dict[Stack, tuple[int, int]]:
     for part in np.split(rows, np.flatnonzero(np.diff(table.stack[rows])) + 1):
         stack = (int(table.case[part[0]]), PLANE_NAMES[table.plane[part[0]]])
         index = table.index[part]
-        ranges[stack] = (int(index.min()), int(index.max()))
+        first, last = int(index.min()), int(index.max())
+        count = store.cases[stack[0]].slice_geometry(stack[1]).shape[0]
+        ranges[stack] = range(first, last + 1), range(max(0, first - context), min(count, last + context + 1))
     return ranges

@@ -4,19 +4,21 @@ Both release Python's global interpreter lock while they work, so threads are en
 processes.
 """
 
-import itertools
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 
+from kits_dist.data import augment_reference
+from kits_dist.data.augment_params import AugmentParams
 from kits_dist.data.backends import cpu_kernels
 from kits_dist.data.batch import Batch
 from kits_dist.data.dataset import BatchPlan, HostBatch, SliceDataset
+from kits_dist.data.prefetcher import Prefetcher
 
 
 class CpuLoader:
@@ -32,26 +34,20 @@ class CpuLoader:
         self.threads = threads
 
     def __iter__(self) -> Iterator[Batch]:
-        steps = itertools.count() if self.plan.num_batches is None else iter(range(self.plan.num_batches))
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="opencv")
-        waiting: deque[tuple[Batch, list[Future]]] = deque()
+        begun = Prefetcher(partial(self._begin, pool), self.dataset.data.prefetch, self.plan.num_batches)
         try:
-            while True:
-                missing = self.dataset.data.prefetch + 1 - len(waiting)
-                for step in itertools.islice(steps, missing):
-                    waiting.append(self._begin(pool, self.dataset.batch(self.plan.positions(step))))
-                if not waiting:
-                    return
-
-                batch, parts = waiting.popleft()
+            for batch, parts in begun:
                 for part in parts:
                     part.result()
                 yield Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
         finally:
+            begun.close()
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _begin(self, pool: ThreadPoolExecutor, host: HostBatch) -> tuple[Batch, list[Future]]:
+    def _begin(self, pool: ThreadPoolExecutor, step: int) -> tuple[Batch, list[Future]]:
         """Return a batch that the pool's threads are filling, each a share of its samples, and their futures."""
+        host = self.dataset.batch(self.plan.positions(step))
         size, (height, width) = len(host.labels), self.dataset.data.size_px
         pinned = self.device.type == "cuda"
         image = _uninitialized((size, self.dataset.frames, height, width), self.dtype, pinned)
@@ -103,8 +99,14 @@ class CpuLoader:
             if gamma != 1:
                 cv2.pow(frame / levels, gamma, dst=frame)
                 frame *= levels
-            noise = host.noise[i][number] if noise_sd > 0 else frame  # not read where noise_sd is 0
+            noise = self._noise(params, i)[number] if noise_sd > 0 else frame  # not read where noise_sd is 0
             cpu_kernels.finish(frame, noise, noise_sd, levels, norm.mean, 1 / norm.sd)
+
+    def _noise(self, params: AugmentParams, i: int) -> np.ndarray:
+        """Return the (F, h, w) float32 standard normals of sample i, a view of the bank."""
+        size = self.dataset.noise_size
+        bank = augment_reference.noise_bank(size)
+        return bank[params.noise_offset[i] :][:size].reshape(-1, *self.dataset.data.size_px)
 
 
 class _Crop(NamedTuple):

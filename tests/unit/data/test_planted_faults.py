@@ -79,7 +79,7 @@ PLANTED = {
     "noise one in a thousand off": ("noise", drawn(noise_sd=times(1.001))),
     "every noise from the bank's start": (
         "noise",
-        lambda host: host._replace(noise=[host.noise[0]] * len(host.noise)),
+        drawn(noise_offset=np.zeros_like),
     ),
     "samples in another order": (
         "window",

@@ -20,27 +20,36 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("context", [0, 2])
 @pytest.mark.parametrize("slices", ["all", "kidney"])
-def test_every_slab_and_label_is_that_of_the_store_and_a_view(store, context, slices):
+def test_gathered_slices_are_those_of_the_store_padded_with_0(store, context, slices):
     rows = select_rows(store, [case.case_id for case in store.cases], slices, 0, ["axial"])
     mapped, resident = MappedSlices(store, context), GpuSlices(store, rows, context, CPU)
-    for row in rows:
-        stack, index = (int(store.slices.case[row]), "axial"), int(store.slices.index[row])
-        slab, label = resident.slab(stack, index), resident.label(stack, index)
-        assert np.array_equal(slab.numpy(), mapped.slab(stack, index)) and slab.is_contiguous()
-        assert np.array_equal(label.numpy(), mapped.label(stack, index))
-    held = [tensor for image, label, _ in resident._stacks.values() for tensor in (image, label)]
+    table = store.slices
+    places = [
+        ((int(table.case[row]), "axial"), int(table.index[row])) for row in np.random.default_rng(0).permutation(rows)
+    ]
+    slabs, labels = resident.take(places)
+    assert slabs.is_contiguous() and labels.is_contiguous()
+    for expected, found in zip(mapped.take(places), (slabs, labels), strict=True):
+        for view, padded in zip(expected, found.numpy(), strict=True):
+            inside = tuple(map(slice, view.shape))
+            assert np.array_equal(padded[inside], view)
+            assert padded.sum() == view.sum()
+    held = [tensor for pair in resident._tensors.values() for tensor in pair]
     assert sum(tensor.numel() for tensor in held) == GpuSlices.bytes_needed(store, rows, context)
-    assert resident.slab(stack, index).data_ptr() == resident.slab(stack, index).data_ptr()
+
+
+def test_slices_of_one_size_are_not_padded(store):
+    resident = GpuSlices(store, np.arange(len(store.slices.case)), 0, CPU)
+    shape = store.image(2, "axial").shape[1:]
+    assert resident.take([((2, "axial"), 0), ((4, "axial"), 1)])[0].shape == (2, 1, *shape, 1)
 
 
 class OnTheHost(GpuSlices):
     """As arrays: DALI takes tensors only from a GPU."""
 
-    def slab(self, *which):
-        return super().slab(*which).numpy()
-
-    def label(self, *which):
-        return super().label(*which).numpy()
+    def take(self, places):
+        slabs, labels = super().take(places)
+        return slabs.numpy(), labels.numpy()
 
 
 def test_the_same_batches_come_out_of_dali(store):
