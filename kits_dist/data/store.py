@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import json
 import os
-import sys
+import resource
 from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
@@ -247,10 +247,6 @@ def _allow_open(count: int) -> None:
 
     np.load keeps each mapped file open, and the usual limit of 1,024 is reached with 500 cases.
     """
-    if sys.platform == "win32":
-        return
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + 1024
     if hard != resource.RLIM_INFINITY:

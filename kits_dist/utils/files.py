@@ -1,6 +1,7 @@
 """Files that are never half-written: write to a temporary file, fsync, rename. A reader sees the old or the new one."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -65,9 +66,7 @@ def sha256(path: Path) -> str:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable: a rename is durable only after this. Windows has no such call."""
-    if os.name == "nt":
-        return
+    """Make the names in a folder durable: a rename is durable only after this."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -138,11 +137,7 @@ def exclusive(folder: Path, key: str) -> Iterator[None]:
 
 
 def _locked(handle: int) -> bool:
-    """Return whether this process holds the lock now; True on systems and network drives without locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
+    """Return whether this process holds the lock now; True on network drives without locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -162,8 +157,6 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _is_alive(pid: int) -> bool:
-    if os.name == "nt":  # where os.kill ends the process whatever the signal
-        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
