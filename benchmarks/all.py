@@ -27,7 +27,6 @@ ORDER = {
     "predict": [],
     "evaluate": [],
     "time_to_dice": [],
-    "nnunet": [],
 }
 WITH_PEERS = {"loader", "end_to_end", "time_to_dice"}
 WITH_STORE = {"feed", "loader", "end_to_end", "time_to_dice"}
@@ -76,8 +75,6 @@ def tasks(args: Args, out: Path, after: Callable[[], None]) -> list[Task]:
     """Return a task for each benchmark; its lines go to `out`."""
     found = []
     for name in args.only or ORDER:
-        if name == "nnunet" and not (args.peers or args.only):
-            continue
         words = [f"benchmarks.{name}", f"out={out}"]
         words += ["quick=true"] if args.quick else ORDER[name]
         words += [f"peers={str(args.peers).lower()}"] if name in WITH_PEERS else []

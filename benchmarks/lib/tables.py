@@ -21,7 +21,6 @@ QUESTIONS = {  # a benchmark, and what it measures
     "predict": "segmenting a volume, file to file",
     "evaluate": "scoring a volume",
     "time_to_dice": "training to a validation Dice",
-    "nnunet": "comparison with nnU-Net v2's trainer",
     "phantom_dice": "test Dice of a short training",
 }
 STUDIES = {  # a study of Dice, and the heading of its table

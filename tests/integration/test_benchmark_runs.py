@@ -1,6 +1,5 @@
 """Each benchmark runs and writes the lines that it promises; tiny, so their figures mean nothing."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import evaluate, feed, gpu_suite, loader, nnunet, peers, predict
+from benchmarks import evaluate, feed, gpu_suite, loader, peers, predict
 from benchmarks.lib import gunzip, host_copy, lines
 from benchmarks.lib.scaling_rank import RankGroup
 from benchmarks.lib.stores import dataset_of
-from benchmarks.peers.nnunet import convert
 from kits_dist.config import DataConfig, ModelConfig
 from kits_dist.models import build_model
 from kits_dist.utils.errors import InputError, JobFailed
@@ -90,27 +88,6 @@ def test_the_floor_of_prepare_writes_as_many_bytes_as_the_store_holds(raw, store
     written = sum(path.stat().st_size for path in (tmp_path / "floor").iterdir())
     headers = 352 + 352 // 2  # of the labels, and half of the image's, a case
     assert written == sum(2 * int(np.prod(case.shape)) + headers for case in store.cases)
-
-
-def test_a_dataset_is_linked_in_nnunets_layout(raw, tmp_path):
-    convert(raw, tmp_path / "raw")
-    assert sorted(path.name for path in (tmp_path / "raw" / "labelsTr").iterdir())[0] == "case_00000.nii.gz"
-    image = tmp_path / "raw" / "imagesTr" / "case_00000_0000.nii.gz"
-    assert image.resolve() == (raw / "case_00000" / "imaging.nii.gz").resolve()
-    about = json.loads((tmp_path / "raw" / "dataset.json").read_text())
-    # painted in this order, later over earlier: everything, then cyst, then tumor
-    assert list(about["labels"].values()) == [0, [1, 2, 3], [2, 3], 2] and about["regions_class_order"] == [1, 3, 2]
-
-
-def test_without_nnunet_its_line_says_so(tmp_path, monkeypatch):
-    def missing(package):
-        raise nnunet.PackageNotFoundError(package)
-
-    monkeypatch.setattr(nnunet, "version", missing)
-    nnunet.main(nnunet.Args(out=str(tmp_path), quick=True))
-    (path,) = tmp_path.glob("*_nnunet.jsonl")
-    (line,) = lines.read(path)
-    assert line.value is None and line.config["failed"] == "nnunetv2 is not installed: pip install nnunetv2"
 
 
 def test_the_exchange_is_left_out_by_no_sync():
