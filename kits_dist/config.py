@@ -62,8 +62,9 @@ class DataConfig:
     """Margin around each kidney on all sides with data.box=kidney, in mm."""
     context: int = 0
     """Neighboring slices on each side, given to the network as further input channels."""
-    backend: Literal["dali", "opencv", "fixed"] = "dali"
-    """Data loader: `dali`; `opencv`, which uses CPU threads; or `fixed`, one repeated batch, to measure the ceiling."""
+    backend: Literal["auto", "dali", "opencv", "fixed"] = "auto"
+    """Data loader: `dali`; `opencv`, which uses CPU threads; `auto`, DALI on a GPU and `opencv` without one; or
+    `fixed`, one repeated batch, to measure the ceiling."""
     residency: Literal["mmap", "gpu", "auto"] = "mmap"
     """Where training slices are kept: `mmap`, in files; `gpu`, in GPU memory; `auto`, in GPU memory if they fit."""
     sampler: Literal["natural", "foreground", "tumor", "cyst", "case"] = "natural"

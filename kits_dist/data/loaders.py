@@ -82,4 +82,5 @@ def _build(
     if plan.num_batches == 0:
         return ()
     threads = dataset.data.threads or ranks.cores
-    return loader_class(dataset.data.backend)(dataset, plan, torch.device(device), dtype, threads)
+    device = torch.device(device)
+    return loader_class(dataset.data.backend, device)(dataset, plan, device, dtype, threads)

@@ -147,7 +147,7 @@ def choose_residency(
 
     Raises InputError for data.residency=gpu without an NVIDIA GPU, without DALI, or without enough memory.
     """
-    possible = device.type == "cuda" and real_backend(data.backend) == "dali"
+    possible = device.type == "cuda" and real_backend(data.backend, device) == "dali"
     if data.residency == "mmap" or (data.residency == "auto" and not possible):
         return MappedSlices(store, data.context)
     if not possible:

@@ -1,10 +1,12 @@
 """What watches a training and tells the user: tracker, step timer, hardware monitor, profiler and progress bar."""
 
 import contextlib
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from kits_dist.data.backends import real_backend
 from kits_dist.data.slice_cache import GpuSlices
 from kits_dist.distributed.runtime import report_nondeterminism
 from kits_dist.training.hardware import build_monitor
@@ -86,7 +88,9 @@ class Instruments:
         """Say in words how the epoch went (`sentence`) and which side of training is slow."""
         on_gpu = self._run.runtime.device.type == "cuda"
         in_gpu_memory = isinstance(self._run.dataset.slice_source, GpuSlices)
-        hint = bottleneck_hint(self.timer.epoch_wait(), self._run.config.data, on_gpu, in_gpu_memory)
+        data = self._run.config.data
+        data = replace(data, backend=real_backend(data.backend, self._run.runtime.device))
+        hint = bottleneck_hint(self.timer.epoch_wait(), data, on_gpu, in_gpu_memory)
         self.tracker.log(progress.step, {"perf/verdict": hint})
         self._print(f"{sentence}  {hint}")
 

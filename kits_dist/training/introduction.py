@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kits_dist.config import Config
+from kits_dist.data.backends import real_backend
 from kits_dist.data.dataset import SliceDataset
 from kits_dist.distributed.runtime import Runtime
 
@@ -50,7 +51,10 @@ def introduction(
         f"{facts['global batch']} a step"
     )
     yield f"precision {runtime.precision.mode}: {runtime.precision.reason}"
-    yield f"data backend {config.data.backend}, slices from {dataset.slice_source.description}"
+    backend = config.data.backend
+    if backend == "auto":
+        backend = f"{real_backend(backend, runtime.device)} (auto)"
+    yield f"data backend {backend}, slices from {dataset.slice_source.description}"
     yield (
         f"data: {facts['data']}; {facts['training slices']} training slices of {train_cases} cases, "
         f"{facts['validation cases']} validation cases; {config.optim.epochs} epochs = {facts['steps']} steps"

@@ -23,7 +23,7 @@ REQUEUE = "requeue"  # file left by a run that was asked to stop
 
 # Keys that may differ when a run is resumed: where things are stored, how fast training goes, how long it takes.
 _MAY_CHANGE = {
-    "data": {"store", "threads", "prefetch", "batch_size", "residency"},
+    "data": {"store", "threads", "prefetch", "batch_size", "backend", "residency"},
     "augment": set(),
     "model": {"encoder_weights"},
     "optim": {"lr", "scale_lr", "weight_decay", "epochs", "patience", "accumulate", "schedule"}

@@ -40,7 +40,7 @@ def test_sizes_may_be_written_with_x_and_names_may_look_like_numbers():
         ("optim.lr=fast", "optim.lr=fast: Value 'fast'"),
         ("--lr=1e-3", "Write optim.lr=1e-3"),
         ("loose", "Arguments are key=value"),
-        ("data.backend=torch", "expected one of ['dali', 'opencv', 'fixed']"),
+        ("data.backend=torch", "expected one of ['auto', 'dali', 'opencv', 'fixed']"),
         ("data.size_px=[100,100]", "multiple of 32"),
         ("config=nowhere.yaml", "config=nowhere.yaml: no such file"),
         ("model.regions=[tumor,mass]", "in this order"),

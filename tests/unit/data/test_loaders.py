@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from kits_dist import prepare
-from kits_dist.config import AugmentConfig, DataConfig
+from kits_dist import cli, prepare
+from kits_dist.config import AugmentConfig, Config, DataConfig
 from kits_dist.data import augment_reference
+from kits_dist.data.backends import real_backend
 from kits_dist.data.dataset import SliceDataset
 from kits_dist.data.loaders import build_train_loader, build_val_loader
 from kits_dist.data.sampler import train_positions
@@ -236,7 +237,7 @@ def test_a_rank_without_validation_slices_has_an_empty_loader(store):
 
 
 def test_fixed_repeats_one_real_batch(store):
-    real = take(build_train_loader(store, data(store), ALL_DRAWN, 0, Ranks())[0], 1)[0]
+    real = take(build_train_loader(store, data(store, "opencv"), ALL_DRAWN, 0, Ranks())[0], 1)[0]
     fixed = take(build_train_loader(store, data(store, backend="fixed"), ALL_DRAWN, 0, Ranks())[0], 3)
     assert all(torch.equal(a, b) for one in fixed for a, b in zip(one, real, strict=True))
 
@@ -252,6 +253,30 @@ def test_fixed_and_its_validation_do_without_dali(store, monkeypatch):
     )
     with pytest.raises(MissingPackage, match="data.backend=dali needs NVIDIA DALI"):
         build_train_loader(store, data(store, "dali"), ALL_DRAWN, 0, Ranks())
+
+
+@pytest.mark.parametrize(
+    ("device", "installed", "expected"), [("cuda", True, "dali"), ("cuda", False, "opencv"), ("cpu", True, "opencv")]
+)
+def test_auto_takes_dali_only_on_a_gpu(monkeypatch, device, installed, expected):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if installed else None)
+    for backend in ("auto", "fixed"):
+        assert real_backend(backend, torch.device(device)) == expected
+    for backend in ("dali", "opencv"):
+        assert real_backend(backend, torch.device(device)) == backend
+
+
+def test_the_demo_trains_on_the_same_pixels_by_either_backend(store):
+    """Without a GPU the demo takes the CPU backend; DALI's graph is that of a GPU."""
+    keys = ["config=configs/demo.yaml", f"data.store={store.path}", "run=r", "data.batch_size=4"]
+    batches = {}
+    for backend in ("dali", "opencv"):
+        config = cli.load(Config, [*keys, f"data.backend={backend}"])
+        loader, dataset = build_train_loader(store, config.data, config.augment, config.seed, Ranks())
+        batches[backend] = take(loader, 5)
+    for one, other in zip(*batches.values(), strict=True):
+        assert torch.equal(one.label, other.label) and torch.equal(one.index, other.index)
+        assert (one.image - other.image).abs().max() * dataset.norm.sd < 0.03  # HU
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -53,7 +53,7 @@ class OnTheHost(GpuSlices):
 
 
 def test_the_same_batches_come_out_of_dali(store):
-    data = DataConfig(store=str(store.path), batch_size=4, size_px=(64, 64), threads=1, context=1)
+    data = DataConfig(store=str(store.path), batch_size=4, size_px=(64, 64), threads=1, context=1, backend="dali")
     real, dataset = build_train_loader(store, data, AugmentConfig(), 0, Ranks())
     held = OnTheHost(store, dataset.rows, data.context, CPU)
     other = SliceDataset(
