@@ -18,7 +18,7 @@ from benchmarks.lib import roofline
 from benchmarks.lib.arguments import StepArgs
 from benchmarks.lib.harness import Candidate, Windows, drain, interleave, pick_device
 from benchmarks.lib.lines import Ceiling, Recorder, median, no_ceiling, rounds
-from benchmarks.lib.model_steps import Mode, build_step, counted
+from benchmarks.lib.model_steps import HALF, Mode, build_step, counted
 from kits_dist import cli
 from kits_dist.config import ModelConfig
 from kits_dist.utils.errors import InputError
@@ -49,6 +49,8 @@ ON_GPU = {
     "train_tf32": Mode("tf32", False),
     "train_bf16": Mode("bf16", False),
     "train_bf16_channels_last": Mode("bf16", True),
+    # torch hands batch norm in channels_last to cuDNN in fp16, but to a kernel of its own in bf16
+    "train_fp16_channels_last": Mode("fp16", True),
     "train_bf16_channels_last_unfused": Mode("bf16", True, fused=False),
     "train_bf16_channels_last_compile_network": Mode("bf16", True, compile="network"),
     "train_bf16_channels_last_compile": Mode("bf16", True, compile="step"),
@@ -172,7 +174,7 @@ def described(network: ModelConfig, mode: Mode, size: tuple[int, int], batch_siz
 
 def _matmul(precision: str, n: int, device: torch.device) -> Callable[[], Any]:
     """Return a product of two (n, n) matrices of normals: zeros would draw less power and run faster."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = HALF.get(precision, torch.float32)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(a)
     return lambda: torch.mm(a, b, out=product)

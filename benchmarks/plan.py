@@ -39,7 +39,7 @@ class Args:
     encoder: str = "resnet34"
     """As model.encoder."""
     precision: str = "bf16"
-    """Bf16, tf32 or fp32."""
+    """Bf16, fp16, tf32 or fp32."""
     slices: int = FOLD_SLICES
     """Slices of an epoch; by default those of one training fold of KiTS21, 192 of its 300 cases."""
     epochs: int = 100
@@ -51,8 +51,9 @@ class Args:
         counts = {name: getattr(self, name) for name in ("batch_size", "slices", "epochs")}
         if min(counts.values()) < 1:
             raise InputError(f"{', '.join(f'{name}={value}' for name, value in counts.items())}: use 1 or more.")
-        if self.precision not in peak_of(self.gpu).flops:
-            raise InputError(f"precision={self.precision}: choose from {list(peak_of(self.gpu).flops)}.")
+        known = ["fp16", *peak_of(self.gpu).flops]
+        if self.precision not in known:
+            raise InputError(f"precision={self.precision}: choose from {known}.")
 
 
 class Row(NamedTuple):
@@ -108,7 +109,7 @@ def forecast(args: Args, rows: list[Row]) -> Iterator[str]:
     peak = peak_of(args.gpu)
     network = ModelConfig(arch=args.arch, encoder=args.encoder, encoder_weights="none")
     work = counted(network, Mode(args.precision, True), args.size_px, args.batch_size, "cuda")
-    roof = roofline.bound(work, peak.flops[args.precision], peak.bytes_per_s)
+    roof = roofline.bound(work, peak.flops_in(args.precision), peak.bytes_per_s)
     at_best = args.batch_size / roof.seconds
     gflop, megabytes = work.flop / args.batch_size / 1e9, work.nbytes / args.batch_size / 1e6
     yield (
@@ -116,7 +117,7 @@ def forecast(args: Args, rows: list[Row]) -> Iterator[str]:
         f"{work.saved_bytes / 1e9:.1f} GB of activations are kept for a batch"
     )
     yield (
-        f"  data sheet: {peak.flops[args.precision] / 1e12:g} TFLOP/s, {peak.bytes_per_s / 1e9:g} GB/s ({peak.source})"
+        f"  data sheet: {peak.flops_in(args.precision) / 1e12:g} TFLOP/s, {peak.bytes_per_s / 1e9:g} GB/s ({peak.source})"
     )
     yield (
         f"  bound: {at_best:.0f} images/s, operators one after another, each at the data sheet's peak or bandwidth; "
@@ -180,7 +181,7 @@ def _by_data_sheet(row: Row, gpu: str) -> float:
     network = ModelConfig(**{key: config["model"][key] for key in ("arch", "encoder", "width")}, encoder_weights="none")
     mode = Mode(config["precision"], True, fused=config["fused"])
     work = counted(network, mode, tuple(config["size_px"]), config["batch_size"], "cuda")
-    return config["batch_size"] / roofline.bound(work, peak.flops[mode.precision], peak.bytes_per_s).seconds
+    return config["batch_size"] / roofline.bound(work, peak.flops_in(mode.precision), peak.bytes_per_s).seconds
 
 
 if __name__ == "__main__":

@@ -15,12 +15,13 @@ from kits_dist.training.losses import RegionLoss, WithLoss
 from kits_dist.training.train_step import build_optimizer
 
 LEARNING = OptimConfig()
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # precisions in which autocast computes
 
 
 class Mode(NamedTuple):
     """How a step runs."""
 
-    precision: str  # fp32, tf32 or bf16
+    precision: str  # fp32, tf32, fp16 or bf16
     channels_last: bool
     compile: Literal["", "network", "step"] = ""  # step: with the loss in the same graph, as kits_dist.train does it
     fused: bool | None = None  # optimizer; None: as kits_dist.train builds it, fused on a GPU
@@ -59,8 +60,10 @@ def build_step(
     for group in optimizer.param_groups:
         group["fused"] = group["fused"] if mode.fused is None else mode.fused
     loss_fn = _moved(RegionLoss(LEARNING.loss, architecture.regions), device)
-    half = mode.precision == "bf16"
-    in_half = half and device.type == "cuda"  # the dtype of images in kits_dist.distributed.runtime
+    half = HALF.get(mode.precision)
+    # on a CPU, where steps are only counted, it would ask fake gradients whether they are finite
+    scaler = torch.amp.GradScaler(device.type, enabled=mode.precision == "fp16" and device.type == "cuda")
+    in_half = half is not None and device.type == "cuda"  # the dtype of images in kits_dist.distributed.runtime
     image = torch.randn(batch_size, 1, *size, device=device, dtype=torch.float16 if in_half else torch.float32)
     label = torch.randint(0, 4, (batch_size, *size), device=device, dtype=torch.uint8)
     network = torch.compile(model) if mode.compile == "network" else model
@@ -70,16 +73,17 @@ def build_step(
 
     def train() -> None:
         with _settings(mode):
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            with torch.autocast(device.type, half, enabled=half is not None):
                 out = whole(image, label) if mode.loss else network(image)
             loss = loss_fn.global_value(out) if mode.loss else out.float().sum()
-            loss.backward()
-            optimizer.step()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
             optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def infer() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        with torch.autocast(device.type, half, enabled=half is not None):
             network(image).float().sigmoid()
 
     model.train(mode.train)

@@ -22,6 +22,10 @@ class Peak(NamedTuple):
     bytes_per_s: float  # of the GPU's memory
     source: str
 
+    def flops_in(self, precision: str) -> float:
+        """Return the peak of a precision; tensor cores compute fp16 and bf16 at one speed."""
+        return self.flops["bf16" if precision == "fp16" else precision]
+
 
 _HOPPER = {"bf16": 989.4e12, "tf32": 494.7e12, "fp32": 66.9e12}
 
@@ -77,7 +81,7 @@ def images_per_s_at_peak(
     except RuntimeError as error:  # a number on a page must not end a training
         warnings.warn(f"perf/mfu is left out: this network cannot be counted ({error})", stacklevel=2)
         return None
-    return PEAKS[gpu].flops["bf16" if precision == "fp16" else precision] / flop  # tensor cores do both at one speed
+    return PEAKS[gpu].flops_in(precision) / flop
 
 
 def training_flop(model: nn.Module, frames: int, size_px: tuple[int, int]) -> int:

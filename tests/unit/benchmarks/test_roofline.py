@@ -12,7 +12,7 @@ from benchmarks.lib import lines, roofline, training
 from benchmarks.lib.model_steps import Mode, build_step, counted
 from kits_dist.config import ModelConfig
 from kits_dist.models import build_model
-from kits_dist.training.mfu import short_name
+from kits_dist.training.mfu import peak_of, short_name
 from kits_dist.utils.errors import InputError
 from tests.helpers.benchmark_lines import made
 
@@ -91,6 +91,14 @@ def test_autocast_is_counted_as_on_a_gpu():
 
     work = roofline.count(build)
     assert [operator.nbytes for operator in work.operators] == [2 * 16 + 2 * 64]  # no cast to float32
+
+
+def test_fp16_does_the_work_of_bf16():
+    network = ModelConfig(arch="simple_unet", width=1)
+    bf16, fp16 = (counted(network, Mode(name, True), (16, 16), 2, "cuda") for name in ("bf16", "fp16"))
+    fp32 = counted(network, Mode("fp32", True), (16, 16), 2, "cuda")
+    assert fp16.flop == bf16.flop and fp16.nbytes == bf16.nbytes < fp32.nbytes and fp16.saved_bytes < fp32.saved_bytes
+    assert peak_of("H100").flops_in("fp16") == peak_of("H100").flops_in("bf16") > peak_of("H100").flops_in("tf32")
 
 
 def test_nobody_looks_at_fewer_pixels_unseen():
