@@ -1,15 +1,17 @@
 """Measure what matters on a machine with a GPU, in eight minutes: `python -m benchmarks.gpu_suite out=DIR`.
 
-Tests marked gpu (DALI's pixels on GPU and CPU among them); feed, loader, model and end_to_end at 512x512 and 256x256,
-batch 128; predict; a short training on phantoms and its Dice on the test cases; then, as far as time allows, the
-compiled model, several GPUs, the smaller size and time_to_dice against plain PyTorch and MONAI. Each task is a process
-of its own with a time limit; one that fails is noted with its last lines and the next begins. OUT holds results.jsonl,
-log.txt and table.txt, written as they come. Without a GPU only quick=true runs: the same tasks, tiny, to prove that the
-suite works.
+Tests marked gpu (DALI's pixels on GPU and CPU among them); end_to_end at 512x512 and 256x256 and model, batch 128; a
+short training on phantoms and its Dice on the test cases; then, as far as time allows, feed, loader, predict, the
+compiled model and several GPUs. Each task is a process of its own with a time limit, and time is kept for end_to_end
+and the training; a task that fails is noted with its last lines and the next begins, one whose input is missing is left
+out. OUT holds results.jsonl, log.txt and table.txt, written as they come. Without a GPU only quick=true runs: the same
+tasks, tiny, to prove that the suite works.
 """
 
 import dataclasses
 import json
+import math
+import re
 import shutil
 import tempfile
 import time
@@ -19,7 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.lib.lines import describe, line, no_ceiling, read, to_json
-from benchmarks.lib.programs import Runner, Task
+from benchmarks.lib.programs import ROOT, Runner, Task
 from benchmarks.lib.tables import table
 from kits_dist import cli
 from kits_dist.cli import MISSING
@@ -48,6 +50,12 @@ def main(args: Args) -> None:
         suite.write_table()
 
 
+def gpu_tests() -> list[Path]:
+    """Return the test files that hold a test marked gpu, so that the others need not be collected."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [path.relative_to(ROOT) for path in files if re.search(r"\bmark\.gpu\b", path.read_text(encoding="utf-8"))]
+
+
 class Suite(Runner):
     """The tasks, and what is kept of them."""
 
@@ -58,65 +66,59 @@ class Suite(Runner):
             (self.out / name).write_text("")
 
     def tasks(self) -> list[Task]:
-        """Return the tasks in the order of their worth."""
+        """Return the tasks in the order of their worth. All up to the last kept one fit into the default limit."""
         quick, work = self.args.quick, self.work
-        demo = "configs/demo.yaml" if quick else "configs/demo_gpu.yaml"
         cases, raw_size = (6, "8x64x64") if quick else (24, "32x512x512")
+        store, run = work / "bench", work / "run"
+        demo_store = store if quick else work / "demo"
+        demo = "configs/demo.yaml" if quick else "configs/demo_gpu.yaml"
         tiny = ["data.batch_size=4", "data.size_px=64x64", "model.width=4", "optim.epochs=1"] if quick else []
 
-        def bench(name: str, limit_s: float, *words: str) -> Task:
-            asked = [f"benchmarks.{name.split()[0]}", f"out={self.lines_folder}", *words]
-            return Task(name, [*asked, "quick=true"] if quick else asked, limit_s)
+        def bench(name: str, limit_s: float, *words: str, reads_store: bool = False, kept: bool = False) -> Task:
+            asked = [f"benchmarks.{name.split()[0]}", f"out={self.lines_folder}"]
+            asked += ["quick=true"] if quick else words
+            if reads_store:
+                asked.append(f"store={store}")
+            return Task(name, asked, limit_s, kept, store / "store.json" if reads_store else None)
 
-        def phantoms(name: str, count: int, size: str) -> list[Task]:
-            raw, store = work / f"{name}_raw", work / name
+        def phantoms(store: Path, count: int, size: str) -> list[Task]:
+            name, raw = store.name, work / f"{store.name}_raw"
+            make = ["kits_dist.phantom", f"output={raw}", f"cases={count}", f"size={size}"]
+            prepare = ["kits_dist.prepare", f"source={raw}", f"store={store}"]
             return [
-                Task(f"phantoms {name}", ["kits_dist.phantom", f"output={raw}", f"cases={count}", f"size={size}"], 60),
-                Task(f"prepare {name}", ["kits_dist.prepare", f"source={raw}", f"store={store}"], 60),
+                Task(f"phantoms {name}", make, 20, kept=True),
+                Task(f"prepare {name}", prepare, 15, kept=True, needs=raw),
             ]
 
-        bench_store = f"store={work / 'bench'}"
-        if quick:
-            measured = [bench("feed", 100, bench_store), bench("loader", 150, bench_store), bench("model", 150)]
-            measured += [bench("end_to_end", 150, bench_store), bench("predict", 100)]
-            if_time_is_left = []
-        else:
-            big, small = "size_px=512x512", "size_px=256x256"
-            usual = "train_tf32,train_bf16,train_bf16_channels_last,infer_bf16_channels_last"
-            trained = "train_bf16_channels_last"
-            last = f"{trained},{trained}_unfused,{trained}_compile"
-            measured = [
-                bench("feed", 35, bench_store, "window_s=0.5"),
-                bench("loader 512", 70, bench_store, big, "window_s=0.7"),
-                bench("model 512", 90, big, f"variants=[{usual}]", "window_s=1"),
-                bench("end_to_end 512", 65, bench_store, big, "windows=5", "window_s=1.5"),
-                bench("end_to_end 256", 55, bench_store, small, "windows=5", "window_s=1.5"),
-                bench("predict", 45, "window_s=1"),
-            ]
-            if_time_is_left = [
-                bench("model compile", 100, f"variants=[{last}]", "window_s=1"),
-                *([bench("scaling", 90, "window_s=1")] if torch.cuda.device_count() > 1 else []),
-                bench("loader 256", 40, bench_store, small, "devices=[cuda]", "window_s=0.7"),
-                bench("model 256", 60, small, f"variants=[{usual}]", "window_s=0.7"),
-                bench("time_to_dice", 150, f"store={work / 'demo'}", "seeds=1"),
-            ]
         launcher = ["accelerate.commands.launch", "--config_file", "launch/single.yaml", "-m", "kits_dist.train"]
-        run, demo_store = work / "run", work / ("bench" if quick else "demo")
         train = [*launcher, f"config={demo}", f"data.store={demo_store}", f"run={run}", *tiny]
         evaluate = ["kits_dist.evaluate", f"run={run}", "split=test"]
+        pytest = ["pytest", "-q", "-m", "gpu and not slow", "-p", "no:cacheprovider", *map(str, gpu_tests())]
+        big, small, windows = "size_px=512x512", "size_px=256x256", "windows=5"
+        trained = "train_bf16_channels_last"
+        usual = f"train_tf32,train_bf16,{trained},train_fp16_channels_last,infer_bf16_channels_last"
+        end_to_end_256 = bench("end_to_end 256", 50, small, windows, "window_s=1", reads_store=True, kept=True)
+        compiled = bench("model compile", 100, f"variants=[{trained},{trained}_compile]", "window_s=1")
         return [
-            Task("pytest -m gpu", ["pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"], 75),
-            *phantoms("bench", cases, raw_size),
-            *measured,
-            *([] if quick else phantoms("demo", 60, "64x256x256")),
-            Task("train", train, 110, reserved=True, after=self._keep_training),
-            Task("evaluate", evaluate, 35, reserved=True, after=self._keep_dice),
-            *if_time_is_left,
+            Task("imports", ["kits_dist.train", "help"], 30),
+            Task("pytest -m gpu", pytest, 60),
+            *phantoms(store, cases, raw_size),
+            bench("end_to_end 512", 65, big, windows, "window_s=1.2", reads_store=True, kept=True),
+            *([] if quick else [end_to_end_256]),
+            bench("model 512", 80, big, f"variants=[{usual}]", "window_s=0.7"),
+            *([] if quick else phantoms(demo_store, 60, "64x256x256")),
+            Task("train", train, 85, kept=True, needs=demo_store / "store.json", after=self._keep_training),
+            Task("evaluate", evaluate, 25, kept=True, needs=run / "model.safetensors", after=self._keep_dice),
+            bench("feed", 35, "window_s=0.5", reads_store=True),
+            bench("loader", 60, big, "devices=[cuda]", "window_s=0.7", reads_store=True),
+            bench("predict", 45, "window_s=0.7"),
+            *([] if quick else [compiled]),
+            *([bench("scaling", 90, "window_s=1")] if torch.cuda.device_count() > 1 else []),
         ]
 
-    def run(self, task: Task, reserved_s: float = 0) -> None:
+    def run(self, task: Task, until_s: float = math.inf) -> None:
         """Run a task, and keep its lines."""
-        super().run(task, reserved_s)
+        super().run(task, until_s)
         self.take_lines(lambda name: self.out / "results.jsonl")
 
     def note(self, text: str) -> None:

@@ -5,6 +5,8 @@ Candidates take turns (A B C A B C ...), so that a machine that slows down affec
 
 import contextlib
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ from torch import Tensor
 from kits_dist.utils.errors import InputError, JobFailed
 
 MIN_WINDOWS = 5  # a median of fewer says little
+MIN_STOPPED = 3  # of a run that is stopped early: better than nothing, and its lines say how many they are
 
 
 def _nothing() -> None:
@@ -103,9 +106,11 @@ def interleave(
 
     window_s   approximate duration of a window; all windows of a candidate have the same number of steps. 0: one step
     lead_in    untimed steps before each window
-    agree      turns this process' number of steps into that of all processes that step together
+    agree      turns a number of this process into that of all processes that step together
 
-    Raises InputError for fewer windows than a median needs.
+    After SIGTERM no further round of windows begins, and those that were timed are returned.
+
+    Raises InputError for fewer windows than a median needs, JobFailed for fewer than MIN_STOPPED before SIGTERM.
     """
     if windows < MIN_WINDOWS:
         raise InputError(f"windows={windows}: a median and a spread need at least {MIN_WINDOWS}.")
@@ -118,10 +123,26 @@ def interleave(
         steps[name] = agree(max(1, math.ceil(window_s / max(once, 1e-9))))
 
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(windows):
-        for name, candidate in candidates.items():
-            seconds[name].append(time_window(candidate, steps[name], device, lead_in))
+    rounds = 0
+    with _until_sigterm() as stopped:
+        while rounds < windows and not agree(int(stopped())):
+            for name, candidate in candidates.items():
+                seconds[name].append(time_window(candidate, steps[name], device, lead_in))
+            rounds += 1
+    if rounds < min(windows, MIN_STOPPED):
+        raise JobFailed(f"stopped after {rounds} of {windows} rounds of windows: too few for a line")
     return {name: Windows(seconds[name], steps[name]) for name in candidates}
+
+
+@contextlib.contextmanager
+def _until_sigterm() -> Iterator[Callable[[], bool]]:
+    """Yield whether SIGTERM has come, which ends the process as always before and afterwards."""
+    came = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def checked(batches: Iterator[Any], name: str) -> Iterator[Any]:

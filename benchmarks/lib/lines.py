@@ -92,6 +92,9 @@ class Recorder:
         unit     where it is not that of the other lines
         """
         config = {"variant": variant, **self.common, **(config or {})}
+        asked = getattr(self.args, "windows", 0)
+        if 0 < len(values) < asked:
+            config["stopped_early"] = f"{len(values)} of {asked} windows"
         ratio = None
         if isinstance(ceiling, Baseline):
             if values:
@@ -230,6 +233,8 @@ def describe(line: Line) -> str:
     text = f"{name_of(line)}: {line.value:g} {line.unit} [{line.spread[0]:g} .. {line.spread[1]:g}]"
     if line.ratio is not None:
         text += f", {line.ratio:.3f} of {line.ceiling.name}"
+    if "stopped_early" in line.config:
+        text += f"  (stopped early: {line.config['stopped_early']})"
     return text + ("  (quick: proves that it runs, measures nothing)" if line.quick else "")
 
 

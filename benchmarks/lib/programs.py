@@ -1,6 +1,8 @@
 """Run programs as processes of their own: one to its end, or a list of tasks of which each has a time limit."""
 
+import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,6 +18,9 @@ from kits_dist.utils.errors import JobFailed
 
 ROOT = Path(__file__).resolve().parents[2]
 LAST_LINES = 15  # of a program that failed, quoted in the message
+LEAST_S = 10  # a task that has less time is not started
+GRACE_S = 20  # at most, of the time of a task: from SIGTERM, when benchmarks write what they have, to SIGKILL
+STRETCH = 2  # a task may use what earlier ones left over, up to this multiple of its limit
 
 
 def environment() -> dict[str, str]:
@@ -50,7 +55,8 @@ class Task(NamedTuple):
     name: str
     words: list[str]  # what follows `python -m`
     limit_s: float
-    reserved: bool = False  # earlier tasks may not use up its time
+    kept: bool = False  # earlier tasks may not use up its time
+    needs: Path | None = None  # a file that an earlier task makes: without it this task is left out
     after: Callable[[], None] | None = None  # collects what it made
 
 
@@ -72,16 +78,25 @@ class Runner:
         log.write_text("")
 
     def run_all(self, tasks: list[Task]) -> None:
-        """Run the tasks in order."""
+        """Run the tasks in order. Each ends at the latest when it would if all before it had used their limits."""
+        planned_s = 0.0
         for number, task in enumerate(tasks):
-            self.run(task, sum(later.limit_s for later in tasks[number + 1 :] if later.reserved))
+            planned_s += task.limit_s
+            kept_s = sum(later.limit_s for later in tasks[number + 1 :] if later.kept)
+            self.run(task, min(planned_s, self.limit_s - kept_s))
 
-    def run(self, task: Task, reserved_s: float = 0) -> None:
-        """Run one task, or note that no time is left for it. Never raises for what the task does."""
-        left_s = self.limit_s - (time.monotonic() - self.begin) - reserved_s
-        limit_s = min(task.limit_s, left_s)
-        if limit_s < 10:
-            self.note(f"{task.name:<18} left out: {left_s:.0f} s were left")
+    def run(self, task: Task, until_s: float = math.inf) -> None:
+        """Run one task, or note why not. Never raises for what the task does.
+
+        until_s   seconds after the start of the runner by which it must have ended
+        """
+        if task.needs and not task.needs.exists():
+            self.note(f"{task.name:<18} left out: an earlier task made no {task.needs.relative_to(self.work)}")
+            return
+        left_s = min(until_s, self.limit_s) - (time.monotonic() - self.begin)
+        limit_s = min(STRETCH * task.limit_s, left_s)
+        if limit_s < LEAST_S:
+            self.note(f"{task.name:<18} left out: {max(0.0, left_s):.0f} s were left")
             return
 
         begin = time.monotonic()
@@ -124,11 +139,16 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+            grace_s = min(GRACE_S, limit_s / 4)
             try:
-                code = process.wait(limit_s)
+                code = process.wait(limit_s - grace_s)
             except subprocess.TimeoutExpired:
                 code = None
-                os.killpg(process.pid, signal.SIGKILL)  # and the children of a launcher
+                os.killpg(process.pid, signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(grace_s)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # and the children of a launcher
                 process.wait()
         return code, self._shortened(start)
 

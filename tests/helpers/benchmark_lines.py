@@ -12,6 +12,7 @@ class Args:
     size_px: tuple[int, int] = (0, 0)
     variants: tuple[str, ...] = ()
     out: str = ""
+    windows: int = 0
     quick: bool = False
 
 

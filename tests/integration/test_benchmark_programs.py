@@ -64,8 +64,38 @@ def test_one_benchmark_that_fails_is_named_and_the_others_go_on(tmp_path, monkey
 def test_a_task_that_fails_is_noted_and_the_suite_continues(tmp_path):
     suite = gpu_suite.Suite(gpu_suite.Args(out=str(tmp_path), quick=True), tmp_path / "work")
     suite.run(Task("wrong", ["kits_dist.prepare", "source=nowhere", "store=nowhere"], 60))
-    suite.run(Task("late", ["kits_dist.prepare", "help"], 60), suite.args.limit_s)
+    suite.run(Task("late", ["kits_dist.prepare", "help"], 60), until_s=0)
     suite.write_table()
     table = (tmp_path / "table.txt").read_text()
     assert "failed, exit code 2" in table and "source=nowhere" in table
-    assert "late" in table and "left out" in table
+    assert "late               left out: 0 s were left" in table
+
+
+STOPPED = """
+import os, signal, sys, time, torch
+from pathlib import Path
+from benchmarks.lib import harness, lines
+from tests.helpers.benchmark_lines import Args
+
+def step():
+    time.sleep(0.02)
+    Path(sys.argv[1]).touch()
+
+steps = {"a": harness.Candidate(step)}
+timed = harness.interleave(steps, torch.device("cpu"), windows=9999, window_s=0, warmup_steps=1)
+recorder = lines.Recorder("demo", Args(out=sys.argv[2], windows=9999), {})
+recorder.write("a", timed["a"].rates(1), lines.no_ceiling("a test"))
+"""
+
+
+def test_a_benchmark_that_takes_too_long_keeps_the_windows_it_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "GRACE_S", 7)
+    (tmp_path / "endless.py").write_text(STOPPED)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    suite = gpu_suite.Suite(gpu_suite.Args(out=str(tmp_path / "out"), quick=True), tmp_path)
+    words = ["endless", str(tmp_path / "began"), str(suite.lines_folder)]
+    suite.run(Task("endless", words, 28), until_s=28)
+    assert (tmp_path / "began").exists() and suite.failed == ["endless"]
+    assert "endless            stopped after 28 s" in suite.notes[0]
+    (line,) = lines.read(tmp_path / "out" / "results.jsonl")
+    assert 5 < line.windows < 9999 and line.config["stopped_early"] == f"{line.windows} of 9999 windows"

@@ -1,6 +1,8 @@
 """Windows are timed as promised: candidates in turns, warm-up outside, idle at both ends."""
 
+import contextlib
 import itertools
+import signal
 import threading
 import time
 
@@ -78,9 +80,27 @@ def test_processes_that_step_together_agree_on_the_number_of_steps():
         windows=5,
         window_s=0.01,
         warmup_steps=0,
-        agree=lambda steps: asked.append(steps) or 7,
+        agree=lambda number: asked.append(number) or min(number, 7),
     )
     assert timed["one"].steps == 7 and asked[0] > 7  # nothing is done in no time, so many fit
+    assert asked[1:] == [0] * 5  # before each round: does any process have to stop?
+
+
+@pytest.mark.parametrize("rounds", [2, 3])
+def test_after_sigterm_the_rounds_that_are_complete_are_kept(rounds):
+    def stop_after(calls: list[str]) -> None:
+        calls.append("b")
+        if len(calls) == rounds:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    calls: list[str] = []
+    candidates = {"a": harness.Candidate(lambda: None), "b": harness.Candidate(lambda: stop_after(calls))}
+    too_few = pytest.raises(JobFailed, match="stopped after 2 of 5 rounds of windows: too few for a line")
+    with too_few if rounds < harness.MIN_STOPPED else contextlib.nullcontext():
+        timed = harness.interleave(candidates, CPU, windows=5, window_s=0, warmup_steps=0)
+        assert [len(one.seconds) for one in timed.values()] == [rounds, rounds]
+    assert len(calls) == rounds and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_loader_that_gives_nothing_real_is_refused():
