@@ -79,6 +79,8 @@ class Suite(Runner):
             asked += ["quick=true"] if quick else words
             if reads_store:
                 asked.append(f"store={store}")
+            if quick:
+                limit_s *= 3  # the limits are those of a machine with a GPU
             return Task(name, asked, limit_s, kept, store / "store.json" if reads_store else None)
 
         def phantoms(store: Path, count: int, size: str) -> list[Task]:
