@@ -117,7 +117,8 @@ def forecast(args: Args, rows: list[Row]) -> Iterator[str]:
         f"{work.saved_bytes / 1e9:.1f} GB of activations are kept for a batch"
     )
     yield (
-        f"  data sheet: {peak.flops_in(args.precision) / 1e12:g} TFLOP/s, {peak.bytes_per_s / 1e9:g} GB/s ({peak.source})"
+        f"  data sheet: {peak.flops_in(args.precision) / 1e12:g} TFLOP/s, {peak.bytes_per_s / 1e9:g} GB/s "
+        f"({peak.source})"
     )
     yield (
         f"  bound: {at_best:.0f} images/s, operators one after another, each at the data sheet's peak or bandwidth; "
