@@ -11,7 +11,7 @@ from kits_dist.data import augment_params, augment_reference
 from kits_dist.data.augment_params import AugmentParams, OutputGrid
 from kits_dist.data.sampler import TrainOrder
 from kits_dist.data.samples import Samples, build_groups
-from kits_dist.data.slice_cache import GpuSlices, MappedSlices
+from kits_dist.data.slice_cache import GpuSlices, MappedSlices, Place
 from kits_dist.data.store import PLANE_NAMES, Normalization, SliceGeometry, Store
 
 
@@ -60,29 +60,41 @@ class SliceDataset:
         self.frames = 1 + 2 * data.context
         self._keys = samples.keys(len(store.slices.case))
 
+    def planned(self, plan: "BatchPlan", step: int) -> HostBatch:
+        """Return the batch of a step; the operating system reads the slices of the next one from the disk meanwhile."""
+        now, following = (n if plan.num_batches is None else n % plan.num_batches for n in (step, step + 1))
+        host = self.batch(plan.positions(now))
+        self.slice_source.will_need(self._places(self._at(plan.positions(following))[1]))
+        return host
+
     def batch(self, positions: np.ndarray) -> HostBatch:
         """Return the samples at these (B,) positions of the stream.
 
         Raises JobFailed where a file of the store was cut or removed since the store was opened.
         """
-        rounds, samples = self.order.at(positions) if self.order else (np.zeros_like(positions), positions)
-        rows = self.rows[samples]
-        table = self.store.slices
-        case, index, plane = table.case[rows], table.index[rows], table.plane[rows]
-
-        stacks = [(c, PLANE_NAMES[p]) for c, p in zip(case.tolist(), plane.tolist(), strict=True)]
-        self.slice_source.check(set(stacks))
-        places = list(zip(stacks, index.tolist(), strict=True))
-
-        geometries = [self._geometry(sample, *stack) for sample, stack in zip(samples, stacks, strict=True)]
+        rounds, samples = self._at(positions)
+        places = self._places(samples)
+        self.slice_source.check({stack for stack, _ in places})
+        geometries = [self._geometry(sample, *stack) for sample, (stack, _) in zip(samples, places, strict=True)]
         params = self._params(rounds, samples, geometries)
         slabs, labels = self.slice_source.take(places)
+        rows, table = self.rows[samples], self.store.slices
         return HostBatch(
             slabs=slabs,
             labels=labels,
             params=params,
-            identity=np.stack([case, index, plane], axis=1).astype(np.int32),
+            identity=np.stack([table.case[rows], table.index[rows], table.plane[rows]], axis=1).astype(np.int32),
         )
+
+    def _at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the (B,) rounds and (B,) samples at these positions of the stream."""
+        return self.order.at(positions) if self.order else (np.zeros_like(positions), positions)
+
+    def _places(self, samples: np.ndarray) -> list[Place]:
+        """Return the stack and the slice in it of each sample."""
+        table, rows = self.store.slices, self.rows[samples]
+        columns = (column[rows].tolist() for column in (table.case, table.plane, table.index))
+        return [((case, PLANE_NAMES[plane]), index) for case, plane, index in zip(*columns, strict=True)]
 
     def _geometry(self, sample: int, case: int, plane: str) -> SliceGeometry:
         if self.kidneys is None:

@@ -1,6 +1,8 @@
 """Where a dataset reads its slices from: mapped files, or GPU memory for the whole training."""
 
 import contextlib
+import ctypes
+import mmap
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,6 +16,11 @@ from kits_dist.data.store import PLANE_NAMES, Store
 from kits_dist.utils.errors import InputError, JobFailed
 
 Stack = tuple[int, str]  # case, plane
+Place = tuple[Stack, int]  # a stack, and a slice in it
+
+# Of the C library: the method of mmap keeps Python's lock, and a cold page costs it milliseconds.
+_madvise = ctypes.CDLL(None).madvise
+_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class MappedSlices:
@@ -34,7 +41,13 @@ class MappedSlices:
         except InputError as error:
             raise JobFailed(f"the store changed while it was read: {error} Then continue with resume=auto") from error
 
-    def take(self, places: list[tuple[Stack, int]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def will_need(self, places: list[Place]) -> None:
+        """Let the operating system begin to read these slices from the disk."""
+        for stack, index in places:
+            _read_ahead(self.store.image(*stack)[max(0, index - self.context) : index + self.context + 1])
+            _read_ahead(self.store.label(*stack)[index])
+
+    def take(self, places: list[Place]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return (F, H, W, 1) uint8 levels around each slice, F = 1 + 2 * context, and its (H, W, 1) uint8 labels."""
         slabs = [slab_of(self.store.image(*stack), index, self.context)[..., None] for stack, index in places]
         labels = [self.store.label(*stack)[index][..., None] for stack, index in places]
@@ -96,7 +109,10 @@ class GpuSlices:
     def check(self, stacks: set[Stack]) -> None:
         """Do nothing: no file is read during training."""
 
-    def take(self, places: list[tuple[Stack, int]]) -> tuple[Tensor, Tensor]:
+    def will_need(self, places: list[Place]) -> None:
+        """Do nothing, likewise."""
+
+    def take(self, places: list[Place]) -> tuple[Tensor, Tensor]:
         """Return slabs (B, F, H, W, 1) and labels (B, H, W, 1) uint8 on the device, as large as the largest slice.
 
         Smaller slices are padded with 0 at the bottom and on the right, which changes no warp: outside it counts as 0.
@@ -175,6 +191,13 @@ def queue_bytes(data: DataConfig) -> int:
     """
     frames = 1 + 2 * data.context
     return 2 * (data.prefetch + 2) * data.batch_size * data.size_px[0] * data.size_px[1] * (9 * frames + 2)
+
+
+def _read_ahead(mapped: np.ndarray) -> None:
+    """Let the operating system begin to read a contiguous part of a mapped file."""
+    address = mapped.__array_interface__["data"][0]
+    before = address % mmap.PAGESIZE
+    _madvise(address - before, mapped.nbytes + before, mmap.MADV_WILLNEED)
 
 
 def slab_of(volume: np.ndarray, index: int, context: int) -> np.ndarray:

@@ -47,7 +47,7 @@ class CpuLoader:
 
     def _begin(self, pool: ThreadPoolExecutor, step: int) -> tuple[Batch, list[Future]]:
         """Return a batch that the pool's threads are filling, each a share of its samples, and their futures."""
-        host = self.dataset.batch(self.plan.positions(step))
+        host = self.dataset.planned(self.plan, step)
         size, (height, width) = len(host.labels), self.dataset.data.size_px
         pinned = self.device.type == "cuda"
         image = _uninitialized((size, self.dataset.frames, height, width), self.dtype, pinned)

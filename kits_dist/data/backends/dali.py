@@ -80,8 +80,7 @@ class DaliLoader:
             torch.cuda.current_stream().synchronize()  # sync
 
     def _host_batch(self, step: int) -> StackedBatch:
-        step = step if self.plan.num_batches is None else step % self.plan.num_batches
-        return self._stacker.stack(self.dataset.batch(self.plan.positions(step)))
+        return self._stacker.stack(self.dataset.planned(self.plan, step))
 
     def _current(self, info) -> HostBatch:
         """Return the batch of one iteration; both sources below ask for it."""

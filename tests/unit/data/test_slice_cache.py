@@ -1,5 +1,7 @@
 """Slices in GPU memory are the slices of the store; on the CPU here, on a GPU in tests/gpu."""
 
+import mmap
+
 import numpy as np
 import pytest
 import torch
@@ -36,6 +38,29 @@ def test_gathered_slices_are_those_of_the_store_padded_with_0(store, context, sl
             assert padded.sum() == view.sum()
     held = [tensor for pair in resident._tensors.values() for tensor in pair]
     assert sum(tensor.numel() for tensor in held) == GpuSlices.bytes_needed(store, rows, context)
+
+
+def test_the_slices_of_the_next_batch_are_read_ahead(store, monkeypatch):
+    """Each slice with its neighbors, and its label: whole pages that hold it, of the file that is mapped."""
+    asked = []
+    monkeypatch.setattr(slice_cache, "_madvise", lambda *call: asked.append(call))
+    data = DataConfig(store=str(store.path), batch_size=4, size_px=(64, 64), threads=1, context=1)
+    dataset = build_train_loader(store, data, AugmentConfig(), 0, Ranks())[1]
+    plan = BatchPlan(lambda step: train_positions(step, 4, 0, 1), None)
+    dataset.planned(plan, 0)
+    following = dataset.batch(plan.positions(1))
+    assert len(asked) == 2 * 4 and {advice for *_, advice in asked} == {mmap.MADV_WILLNEED}
+    assert all(address % mmap.PAGESIZE == 0 for address, *_ in asked)
+    for (image, label), (case, index, _) in zip(
+        zip(asked[::2], asked[1::2], strict=True), following.identity, strict=True
+    ):
+        for (address, nbytes, _), volume, context in ((image, store.image, 1), (label, store.label, 0)):
+            mapped = volume(case, "axial")
+            first, last = max(0, index - context), min(len(mapped) - 1, index + context)
+            for needed in (mapped[first], mapped[last]):
+                begin = needed.__array_interface__["data"][0]
+                assert address <= begin and begin + needed.nbytes <= address + nbytes
+            assert nbytes < (last - first + 1) * mapped[0].nbytes + mmap.PAGESIZE
 
 
 def test_slices_of_one_size_are_not_padded(store):
