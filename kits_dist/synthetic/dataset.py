@@ -75,6 +75,8 @@ def write_painted(annotation: CaseFiles, output: Path, seed: int) -> None:
     """Write an annotation with a CT painted around it."""
     assert annotation.label is not None  # find_annotations
     label = read_labels(annotation.label)
+    if not label.array.any():
+        raise InputError(f"{annotation.label}: the label is empty: where are the kidneys? Leave that case out.")
     case = paint_case(label.array, label.spacing_mm, seed, _number(annotation.case_id))
     _write(output / annotation.case_id, case, label.geometry)
 

@@ -56,14 +56,11 @@ def make_case(
     size         (D, H, W) voxels, at least (8, 64, 64)
     spacing_mm   (d, h, w); None fits 380-420 mm in plane and 160-220 mm along the body to the size
     """
-    if len(size) != 3 or size[0] < 8 or min(size[1:]) < 64:
-        raise ValueError(f"make_case: size={tuple(size)} is too small; give (D, H, W) of at least (8, 64, 64).")
     drawn = streams(seed, index)
     if spacing_mm is None:
         fov_z, fov_xy = drawn["view"].uniform((160.0, 380.0), (220.0, 420.0))
         pixel = round(float(fov_xy) / min(size[1:]), 4)
         spacing_mm = (round(float(fov_z) / size[0], 4), pixel, pixel)
-    spacing_mm = _checked_spacing("make_case", spacing_mm)
     patient = _draw_patient(drawn["patient"])
     shift = drawn["position"].uniform(-8.0, 8.0, 3) + np.array((0.0, patient.body_center_y + 5.0, 0.0))
     first = vec3(float(o - (n - 1) / 2 * s) for o, n, s in zip(shift, size, spacing_mm, strict=True))
@@ -80,7 +77,7 @@ def paint_case(
     variant: int = 0,
     around: np.ndarray | None = None,
 ) -> PhantomCase:
-    """Draw a CT for a real annotation (D, H, W), axes I P L; the label is returned unchanged, as uint8.
+    """Draw a CT for a real annotation: (D, H, W) uint8 labels, axes I P L, not empty, which are returned unchanged.
 
     Spine, trunk and organs are placed around the annotated kidneys; annotated voxels take precedence.
 
@@ -88,8 +85,6 @@ def paint_case(
     around    (D, H, W) the annotation that determines where spine and trunk are, when it is not `label`: the kidneys
               before a lesion was added, so that `room_for_lesions` stays valid
     """
-    label = _checked_label("paint_case", label)
-    spacing_mm = _checked_spacing("paint_case", spacing_mm)
     drawn = streams(seed, index, variant)
     axes, patient = _fit_patient(label if around is None else around, spacing_mm, _draw_patient(drawn["patient"]))
     return PhantomCase(_render(label, axes, patient, drawn), label, spacing_mm)
@@ -103,7 +98,6 @@ def room_for_lesions(
     That is annotated tissue, and what a growing mass displaces: fat, vessels, liver, spleen and bowel. It is not bone,
     muscle, the wall of the trunk, gas, or air. Subcutaneous fat is included; the wall separates it from the kidneys.
     """
-    label = _checked_label("room_for_lesions", label)
     drawn = streams(seed, index, variant)
     axes, patient = _fit_patient(label, spacing_mm, _draw_patient(drawn["patient"]))
     grid = background(axes, _distance_maps(label, axes), patient, drawn["organs"])
@@ -130,23 +124,6 @@ def streams(seed: int, index: int, variant: int = 0) -> dict[str, Generator]:
 def _nearest(ascending: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Return the index in `ascending` (2 or more values) of the value nearest to each of `wanted`."""
     return np.searchsorted((ascending[1:] + ascending[:-1]) / 2, wanted)
-
-
-def _checked_label(caller: str, label: np.ndarray) -> np.ndarray:
-    label = np.asarray(label)
-    if label.ndim != 3 or not np.isin(np.unique(label), (0, KIDNEY, TUMOR, CYST)).all():
-        raise ValueError(
-            f"{caller}: label has shape {label.shape} values {np.unique(label)[:8]}; want (D, H, W) of 0-3."
-        )
-    if not label.any():
-        raise ValueError(f"{caller}: the label is empty, so the position of the kidneys is unknown. Use make_case.")
-    return label.astype(np.uint8)
-
-
-def _checked_spacing(caller: str, spacing_mm: tuple[float, float, float]) -> Vec3:
-    if len(spacing_mm) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing_mm):
-        raise ValueError(f"{caller}: spacing_mm={tuple(spacing_mm)}; give three positive (d, h, w) in mm.")
-    return vec3(float(s) for s in spacing_mm)
 
 
 def _draw_patient(rng: Generator) -> Patient:

@@ -120,6 +120,9 @@ def test_impossible_requests_say_what_to_give(annotations, tmp_path):
     with pytest.raises(InputError, match="no kidney is annotated in case_00002, so no variant can be made of it"):
         painted(bare, tmp_path / "none")
     assert not (tmp_path / "one").exists() and not (tmp_path / "none").exists()
+    write_nifti(path, label.array * 0, label.geometry)
+    with pytest.raises(InputError, match="aggregated_MAJ_seg.nii.gz: the label is empty: where are the kidneys"):
+        program.main(program.Args(output=str(tmp_path / "empty"), labels=str(bare), workers=1))
 
 
 def test_the_program_never_writes_over_other_cases(tmp_path):

@@ -242,22 +242,6 @@ def test_interpolation_is_exact_on_a_ramp_and_soften_keeps_the_sum():
     assert soft.sum() == pytest.approx(8.0) and soft[1, 2, 2] == pytest.approx(2.0)  # 8 * 0.5 * 0.5
 
 
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda: make_case(0, 0, (4, 96, 96)), "at least"),
-        (lambda: make_case(0, 0, SIZE, (1.0, 0.0, 1.0)), "three positive"),
-        (lambda: paint_case(np.zeros((8, 64, 64)), (1.0, 1.0, 1.0), 0, 0), "empty"),
-        (lambda: paint_case(np.full((8, 64, 64), 7), (1.0, 1.0, 1.0), 0, 0), "want"),
-        (lambda: paint_case(np.ones((64, 64)), (1.0, 1.0, 1.0), 0, 0), "want"),
-        (lambda: paint_case(np.ones((8, 64, 64)), (1.0, -1.0, 1.0), 0, 0), "three positive"),
-    ],
-)
-def test_impossible_requests_say_what_to_give(call, words):
-    with pytest.raises(ValueError, match=words):
-        call()
-
-
 # --- is it worth training on? -----------------------------------------------------------------------------------------
 
 
