@@ -6,7 +6,6 @@ tables. Research use only.
 """
 
 import base64
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from jinja2 import Environment, PackageLoader, UndefinedError, select_autoescape
 from kits_dist import cli
 from kits_dist.cli import MISSING
 from kits_dist.evaluation import cross_validation
+from kits_dist.evaluation.tables import read_cases
 from kits_dist.figures.charts import fold_charts, run_charts
 from kits_dist.labels import innermost_region
 from kits_dist.training.tracker import log_lines
@@ -102,19 +102,16 @@ def _images(evaluation: Path) -> list[EmbeddedImage]:
 
 def _worst_cases(evaluation: Path, summary: dict[str, Any]) -> dict[str, Any]:
     """Return the cases with the lowest Dice of the innermost region that the run predicts."""
+    table = read_cases(evaluation / "cases.csv")
     try:
         region = innermost_region(summary["regions"])
-        columns = {key: f"{region}_{key}" for key in ("dice", "truth_ml", "predicted_ml")}
-        with open(evaluation / "cases.csv", encoding="utf-8") as file:
-            rows = [
-                {"case": row["case"]} | {key: float(row[column]) for key, column in columns.items()}
-                for row in csv.DictReader(file)
-            ]
-    except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
+        keys = ("dice", "truth_ml", "predicted_ml")
+        rows = [{"case": case} | {key: row[f"{region}_{key}"] for key in keys} for case, row in table.items()]
+        return {"region": region, "rows": sorted(rows, key=lambda row: row["dice"])[:WORST]}
+    except (KeyError, TypeError, IndexError) as error:
         raise InputError(
             f"{evaluation}: damaged tables ({type(error).__name__}: {error}). Run evaluate again."
         ) from error
-    return {"region": region, "rows": sorted(rows, key=lambda row: row["dice"])[:WORST]}
 
 
 if __name__ == "__main__":

@@ -128,7 +128,9 @@ def test_report_on_damaged_files(tmp_path, name, content, words):
     (tmp_path / "config.yaml").write_text("run: r")
     (tmp_path / "environment.json").write_text("{}")
     (tmp_path / "evaluation" / "test" / "summary.json").write_text('{"regions": {"tumor": {}}}')
-    (tmp_path / "evaluation" / "test" / "cases.csv").write_text("case,tumor_dice,tumor_truth_ml,tumor_predicted_ml\n")
+    (tmp_path / "evaluation" / "test" / "cases.csv").write_text(
+        "case,tumor_dice,tumor_truth_ml,tumor_predicted_ml\na,1,1,1\n"
+    )
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=words):
         report.main(report.Args(run=str(tmp_path)))
