@@ -10,7 +10,6 @@ size=small: narrow networks on small slices, for phantoms on CPU cores; size=ful
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.lib.lines import Line
 from benchmarks.lib.programs import ROOT
 from benchmarks.lib.studies import Arm, Evaluation, Training, conduct
 from benchmarks.lib.study_setup import StudyArgs, phantoms
@@ -22,16 +21,12 @@ CASCADE = (
     Evaluation("phase1", ("phase1", "phase2"), stage=True),
     Evaluation("phase2", ("phase1", "phase2"), stage=True),
 )
-# row: (configurations of phase 1 and 2, the poster's Dice of kidney and tumor on KiTS)
+# row: configurations of phase 1 and 2
 ROWS = {
-    "simple U-Net": (("baseline_unet",), (0.736, None)),
-    "ResNet34 U-Net, first run": (("kidney", "tumor"), (0.932, 0.793)),
-    "ResNet34 U-Net, optimised": (("kidney_best", "tumor_best"), (0.961, 0.811)),
+    "simple U-Net": ("baseline_unet",),
+    "ResNet34 U-Net, first run": ("kidney", "tumor"),
+    "ResNet34 U-Net, optimised": ("kidney_best", "tumor_best"),
 }
-NOTE = (
-    "The poster's scores are of KiTS cases, in its own measure; ours are volume Dice, the mean over the cases of this "
-    "store. They are printed side by side to show the order of the rows, not to be compared."
-)
 
 
 @dataclass(frozen=True)
@@ -54,13 +49,12 @@ def main(args: Args) -> None:
     size = "small" if args.quick else args.size or args.default(gpu="full", cpu="small", quick="small")
     tiny = ("optim.epochs=1", "model.width=4", "data.size_px=64x64") if args.quick else ()
     arms = tuple(arm_of(name, size == "small", (*tiny, *args.keys)) for name in ROWS)
-    lines = conduct(study._replace(store=store, arms=arms), args)
-    print(f"\n{beside_the_poster(lines)}\n{NOTE}")
+    conduct(study._replace(store=store, arms=arms), args)
 
 
 def arm_of(name: str, small: bool, more: tuple[str, ...]) -> Arm:
     """Return the trainings and evaluations of a row."""
-    configs, _ = ROWS[name]
+    configs = ROWS[name]
     smaller = ("small_unet",) if configs == ("baseline_unet",) else ("small_kidney", "small_tumor")
     trainings = []
     for config, over, phase in zip(configs, smaller, ("phase1", "phase2"), strict=False):
@@ -70,21 +64,6 @@ def arm_of(name: str, small: bool, more: tuple[str, ...]) -> Arm:
         trainings.append(Training((*words, *more), phase))
     evaluations = CASCADE if len(trainings) > 1 else (Evaluation("", ("phase1",)),)
     return Arm(name, tuple(trainings), evaluations)
-
-
-def beside_the_poster(lines: list[Line]) -> str:
-    """Return a table of each row's kidney (with masses) and tumor, next to the poster's."""
-    found = {(line.config["variant"], line.config.get("region")): line for line in lines if line.value is not None}
-    row = "{:<28} {:>24} {:>10}   {:>24} {:>10}".format
-    said = [row("", "kidney_and_mass", "poster", "tumor", "poster")]
-    for name, (_, posters) in ROWS.items():
-        cells = []
-        for region, poster in zip(("kidney_and_mass", "tumor"), posters, strict=True):
-            line = found.get((name, region))
-            cells.append("-" if line is None else f"{line.value:.3f} [{line.spread[0]:.3f} .. {line.spread[1]:.3f}]")
-            cells.append("-" if poster is None else f"{poster:.3f}")
-        said.append(row(name, *cells))
-    return "\n".join(said)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,10 @@ import pytest
 
 from benchmarks import planes, synthesis, table1
 from benchmarks.lib import lines, study_runs
-from benchmarks.lib.lines import Ceiling, Line
 from benchmarks.lib.programs import ROOT
 from benchmarks.lib.studies import Study
 from kits_dist.data.store import PLANES
 from kits_dist.inference.predictor import CascadeStage
-from kits_dist.labels import REGIONS
 from kits_dist.utils.errors import JobFailed
 from tests.helpers import fork_server
 from tests.unit.benchmarks.test_studies import CASES, Machine, one, study_of
@@ -25,7 +23,6 @@ from tests.unit.benchmarks.test_studies import CASES, Machine, one, study_of
 def test_the_posters_rows_are_what_they_are_called(store, tmp_path, small):
     arms = tuple(table1.arm_of(name, small, ()) for name in table1.ROWS)
     study = Study("table1", str(store.path), arms, tmp_path, seeds=(0,))
-    study_runs.check(study)
     simple, first, best = ([study_runs.configuration(training, study) for training in arm.trainings] for arm in arms)
     assert [one.model.arch for one in simple] == ["simple_unet"]
     assert all((one.model.arch, one.model.encoder) == ("unet", "resnet34") for one in (*first, *best))
@@ -87,32 +84,6 @@ def test_weights_are_chosen_before_they_are_used(store, tmp_path, monkeypatch):
     fused, used = programs[4][1], programs[5][1]
     assert fused[1] == used[1] and all(plane in fused[1] for plane in PLANES)
     assert fused[2].removeprefix("output=") == next(word for word in used if word.startswith("fusion="))[7:]
-
-
-def test_the_posters_figures_stand_beside_ours():
-    def row(variant, region, value):
-        config = {"variant": variant, "region": region}
-        return Line(
-            "table1",
-            value,
-            "Dice",
-            (value - 0.1, value + 0.1),
-            3,
-            0,
-            Ceiling("none", None, "-"),
-            None,
-            config,
-            {},
-            "",
-            "",
-            False,
-        )
-
-    found = [row("simple U-Net", "kidney_and_mass", 0.7), row("ResNet34 U-Net, first run", "tumor", 0.5)]
-    text = table1.beside_the_poster(found).splitlines()
-    assert " ".join(text[1].split()) == "simple U-Net 0.700 [0.600 .. 0.800] 0.736 - -"
-    assert " ".join(text[2].split()) == "ResNet34 U-Net, first run - 0.932 0.500 [0.400 .. 0.600] 0.793"
-    assert set(table1.ROWS) > {"simple U-Net"} and "tumor" in REGIONS
 
 
 def at_once(words: list[str], log: Path, place: study_runs.Place) -> float:
