@@ -106,7 +106,9 @@ def _worst_cases(evaluation: Path, summary: dict[str, Any]) -> dict[str, Any]:
     try:
         region = innermost_region(summary["regions"])
         keys = ("dice", "truth_ml", "predicted_ml")
-        rows = [{"case": case} | {key: row[f"{region}_{key}"] for key in keys} for case, row in table.items()]
+        rows: list[dict[str, Any]] = [
+            {"case": case} | {key: row[f"{region}_{key}"] for key in keys} for case, row in table.items()
+        ]
         return {"region": region, "rows": sorted(rows, key=lambda row: row["dice"])[:WORST]}
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(
