@@ -5,7 +5,6 @@ surface_distance on whole volumes), one process each, with the same predictions:
 1.5 mm along a smooth random field, which resembles the errors of a good network. Both must give the same scores.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from scipy import ndimage
 from benchmarks.lib.arguments import TimedArgs
 from benchmarks.lib.harness import Candidate, interleave
 from benchmarks.lib.lines import A_RATIO, Ceiling, Recorder, no_ceiling, rounds
+from benchmarks.lib.scorers import SCORERS
 from kits_dist import cli
 from kits_dist.imaging.nifti import Volume, kits_geometry, read_labels, write_nifti
 from kits_dist.imaging.predictions import find_truths
@@ -32,7 +32,6 @@ from kits_dist.utils.components import bounding_box
 from kits_dist.utils.errors import InputError, JobFailed
 
 CPU = torch.device("cpu")  # nothing here runs on a GPU
-NEEDS = {"official": ("SimpleITK", "surface_distance"), "ours": ()}
 MOVED_MM, BUMP_MM = 1.5, 12.0  # how far, and over what distance the field changes
 WARMUP_STEPS = 1
 MEMORY = no_ceiling("the process' peak memory in label volumes, a byte a voxel: less is better")
@@ -47,8 +46,6 @@ class Args(TimedArgs):
     """Folder of annotated cases; empty: phantoms of 32, 128 and 256 slices of 512x512."""
     cases: int = 3
     """How many of them, evenly from the one with the fewest slices to the one with the most."""
-    beside: str = ""
-    """What else the machine did meanwhile, for the line."""
     window_s: float = 1.5
     """Seconds per window, approximately; at least a case."""
 
@@ -78,22 +75,20 @@ class Scorer:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise JobFailed(f"{' '.join(self.process.args[1:])} ended. Its output is above.")
+            name = " ".join(self.process.args[1:])
+            raise JobFailed(f"{name} ended. Its output is above. Is a package missing? pip install -e .[dev]")
         return json.loads(answer)
 
 
 def main(args: Args) -> None:
     """Time the scorers in turns, and write their lines."""
-    names = [name for name, packages in NEEDS.items() if all(importlib.util.find_spec(one) for one in packages)]
     timing = args.timing(WARMUP_STEPS)
-    with tempfile.TemporaryDirectory() as folder, _started(names) as scorers:
+    with tempfile.TemporaryDirectory() as folder, _started() as scorers:
         pairs = list(_pairs(args, Path(folder)))
         imports_mb = {name: scorer.ask()["now"] for name, scorer in scorers.items()}
         common = {"data": "kits" if args.truth else "phantom", "moved_mm": MOVED_MM, "cache": "warm"}
-        common |= {"beside": args.beside}
-        if len(scorers) > 1:
-            common["largest_difference"] = _largest_difference(scorers, pairs)
-        peaks_mb: dict[str, list[float]] = {name: [] for name in names}
+        common["largest_difference"] = _largest_difference(scorers, pairs)
+        peaks_mb: dict[str, list[float]] = {name: [] for name in scorers}
         timed = interleave(
             {
                 f"{name} {number}": Candidate(
@@ -110,12 +105,7 @@ def main(args: Args) -> None:
     recorder = Recorder("evaluate", args, common, unit="slices a second", warmup_steps=WARMUP_STEPS)
     for number, pair in enumerate(pairs):
         size, tail = {"slices": pair.shape[0], "size_px": list(pair.shape[1:])}, f", {pair.shape[0]} slices"
-        rates = {name: timed[f"{name} {number}"].rates(pair.shape[0]) for name in names}
-        if "official" not in rates:
-            failed = {"failed": "not installed: pip install -e .[dev]"}
-            recorder.write(f"official{tail}", [], THE_OTHER, size | failed)
-            recorder.write(f"ours{tail}", rates["ours"], Ceiling("official", None, "not installed"), size)
-            continue
+        rates = {name: timed[f"{name} {number}"].rates(pair.shape[0]) for name in scorers}
         recorder.write(f"official{tail}", rates["official"], THE_OTHER, size)
         recorder.write(f"ours{tail}", rates["ours"], Ceiling("official", float(np.median(rates["official"]))), size)
         times = rounds(rates["ours"], rates["official"])
@@ -124,15 +114,15 @@ def main(args: Args) -> None:
     largest = max(pairs, key=lambda pair: np.prod(pair.shape))
     size = {"slices": largest.shape[0], "size_px": list(largest.shape[1:])}
     volume_mb = float(np.prod(largest.shape)) / 2**20
-    for name in names:
+    for name in scorers:
         in_volumes = [mb / volume_mb for mb in peaks_mb[name][-args.windows :]]  # a peak never falls
         config = size | {"imports_mb": round(imports_mb[name], 1), "volume_mb": round(volume_mb, 1)}
         recorder.write(f"memory of {name}, {largest.shape[0]} slices", in_volumes, MEMORY, config, unit="volumes")
 
 
 @contextmanager
-def _started(names: list[str]) -> Iterator[dict[str, Scorer]]:
-    scorers = {name: Scorer(name) for name in names}
+def _started() -> Iterator[dict[str, Scorer]]:
+    scorers = {name: Scorer(name) for name in SCORERS}
     try:
         yield scorers
     finally:
