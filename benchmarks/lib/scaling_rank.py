@@ -14,16 +14,14 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.lib.harness import Candidate, interleave
+from benchmarks.lib.training import PeerBatch, PlainStep
 from kits_dist import cli
 from kits_dist.cli import MISSING
 from kits_dist.config import ModelConfig, OptimConfig, TrainConfig
 from kits_dist.distributed.runtime import Runtime, ddp_settings, start
 from kits_dist.models import build_model
-from kits_dist.training.losses import RegionLoss
-from kits_dist.training.train_step import build_optimizer
 from kits_dist.utils import files
 
-LEARNING = OptimConfig()
 # Ways to exchange gradients other than the default: keys of TrainConfig, then further arguments of DDP.
 EXCHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "bucket_1mb": ({"bucket_mb": 1}, {}),
@@ -119,36 +117,32 @@ class RankGroup:
         if self._idle:
             return
 
-        self._accelerator, device = runtime.accelerator, runtime.accelerator.device
+        train, device = train or TrainConfig(), runtime.accelerator.device
         torch.manual_seed(0)
-        model = build_model(network, 1, pretrained=False).to(device, memory_format=torch.channels_last)
-        self._optimizer = build_optimizer(model, LEARNING, device)
-        self._loss_fn = RegionLoss(LEARNING.loss, network.regions).to(device)
-        self._model = model
+        model = build_model(network, 1, pretrained=False)
+        self._train = PlainStep(model, network.regions, runtime, OptimConfig(), train)
         if processes > 1:  # as Accelerator.prepare wraps it, but in this group
-            handler = ddp_settings(train or TrainConfig())
-            self._model = DistributedDataParallel(model, process_group=group, **handler.to_kwargs() | (more or {}))
-            handler.register_comm_hook(self._model)  # a hook's group is that of all ranks
-        self._image = torch.randn(batch_size, 1, *args.size_px, device=device, dtype=runtime.image_dtype)
-        self._label = torch.randint(0, 4, (batch_size, *args.size_px), device=device, dtype=torch.uint8)
+            handler = ddp_settings(train)
+            wrapped = DistributedDataParallel(model, process_group=group, **handler.to_kwargs() | (more or {}))
+            handler.register_comm_hook(wrapped)  # a hook's group is that of all ranks
+            self._train.model = wrapped
+        self._batch = PeerBatch(
+            torch.randn(batch_size, 1, *args.size_px, device=device, dtype=runtime.image_dtype),
+            torch.randint(0, 4, (batch_size, *args.size_px), device=device, dtype=torch.uint8),
+        )
 
     def without_exchange(self) -> "RankGroup":
         """Return the same network and batch, without exchanging gradients."""
         other = copy.copy(self)
         if not self._idle:
-            other._exchange = self._model.no_sync
+            other._exchange = self._train.model.no_sync
         return other
 
     def step(self) -> None:
         """Take an optimizer step, or nothing outside the group."""
-        if self._idle:
-            return
-        with self._exchange():
-            with self._accelerator.autocast():
-                logits = self._model(self._image)
-            self._loss_fn(logits, self._label).backward()
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        if not self._idle:
+            with self._exchange():
+                self._train(self._batch, False)
 
 
 def _of_rank_0(steps: int, device: torch.device) -> int:

@@ -36,11 +36,6 @@ class Setup(NamedTuple):
         """Where the network is."""
         return self.runtime.accelerator.device
 
-    @property
-    def half(self) -> bool:
-        """True where the network runs in bfloat16."""
-        return self.runtime.precision.mode == "bf16"
-
 
 class PeerBatch(NamedTuple):
     """A batch of a training that is not ours, with the two fields of `Batch` that a step reads."""
@@ -96,18 +91,22 @@ class OurStep:
 
 
 class PlainStep:
-    """One optimizer step in plain PyTorch: autocast, Adam (fused on a GPU), channels_last where the setup has it."""
+    """One optimizer step in plain PyTorch: autocast, Adam (fused on a GPU), channels_last where it is asked for."""
 
-    def __init__(self, setup: Setup, model: nn.Module):
-        memory = torch.channels_last if setup.train.channels_last else torch.contiguous_format
-        self.model = model.to(setup.device, memory_format=memory).train()
-        self.optimizer = build_optimizer(self.model, setup.optim, setup.device)
-        self.loss_fn = RegionLoss(setup.optim.loss, setup.network.regions, setup.optim.pos_weight).to(setup.device)
-        self.device_type, self.half = setup.device.type, setup.half
+    def __init__(
+        self, model: nn.Module, regions: tuple[str, ...], runtime: Runtime, optim: OptimConfig, train: TrainConfig
+    ):
+        device = runtime.accelerator.device
+        memory = torch.channels_last if train.channels_last else torch.contiguous_format
+        self.model: nn.Module = model.to(device, memory_format=memory).train()
+        self.optimizer = build_optimizer(self.model, optim, device)
+        self.loss_fn = RegionLoss(optim.loss, regions, optim.pos_weight).to(device)
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(runtime.precision.mode)
+        self.autocast = torch.autocast(device.type, half, enabled=half is not None)
 
     def __call__(self, batch: Any, logging: bool) -> float | None:
         """Take a step. Returns the loss at log steps."""
-        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.half):
+        with self.autocast:
             logits = self.model(batch.image)
         loss = self.loss_fn(logits, batch.label)
         loss.backward()

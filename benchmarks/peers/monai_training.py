@@ -41,7 +41,7 @@ def build(setup: Setup, dataset: SliceDataset) -> Training:
     cached = CacheDataset(rows, Compose([Load(), Change()]), cache_rate=1.0, num_workers=0, progress=False)
     loader = ThreadDataLoader(cached, num_workers=0, batch_size=setup.data.batch_size, shuffle=True, drop_last=True)
     network = UNet(2, 1, len(setup.network.regions), CHANNELS, (2, 2, 2, 2), num_res_units=2, norm="batch")
-    step = PlainStep(setup, network)
+    step = PlainStep(network, setup.network.regions, setup.runtime, setup.optim, setup.train)
     return Training(_endless(loader), step, step.model, CHOICES)
 
 

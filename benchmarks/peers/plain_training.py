@@ -24,7 +24,8 @@ def build(setup: Setup, dataset: SliceDataset) -> Training:
     """Build the training on the training slices of `dataset`."""
     peer = _ToDevice(dataset, setup) if setup.device.type == "cuda" else Albumentations(dataset, setup.changes)
     pairs = stream(peer, dataset, setup.changes, setup.data.batch_size, workers=available_cores())
-    step = PlainStep(setup, build_model(setup.network, 1, pretrained=False))
+    model = build_model(setup.network, 1, pretrained=False)
+    step = PlainStep(model, setup.network.regions, setup.runtime, setup.optim, setup.train)
     return Training(_batches(pairs, setup.device), step, step.model, CHOICES)
 
 
