@@ -139,6 +139,7 @@ def _record_mode(
         "gflop_per_image": round(gflop, 3),
         "mb_per_image": round(work.nbytes / batch_size / 1e6, 2),
         "saved_mb_per_image": round(work.saved_bytes / batch_size / 1e6, 2) if mode.train else 0,
+        "counted_peak_gib": round(work.peak_bytes / 2**30, 3),  # peak_memory_gib adds workspaces and rounding
         "mb_by_kind": {kind: round(nbytes / batch_size / 1e6, 2) for kind, nbytes in work.by_kind().items()},
         "achieved_tflops": round(middle * gflop / 1e3, 4),
         "roofline": {

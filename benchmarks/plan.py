@@ -114,7 +114,7 @@ def forecast(args: Args, rows: list[Row]) -> Iterator[str]:
     gflop, megabytes = work.flop / args.batch_size / 1e9, work.nbytes / args.batch_size / 1e6
     yield (
         f"  an image costs {gflop:.1f} GFLOP and {megabytes:.0f} MB of memory traffic in an eager step; "
-        f"{work.saved_bytes / 1e9:.1f} GB of activations are kept for a batch"
+        f"a batch takes {work.peak_bytes / 1e9:.1f} GB at most, {work.saved_bytes / 1e9:.1f} of them activations"
     )
     yield (
         f"  data sheet: {peak.flops_in(args.precision) / 1e12:g} TFLOP/s, {peak.bytes_per_s / 1e9:g} GB/s "

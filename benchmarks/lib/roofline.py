@@ -8,6 +8,7 @@ counted; compiled code fuses operators and may move fewer bytes.
 Source: Williams et al. 2009, doi:10.1145/1498765.1498785.
 """
 
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -51,6 +52,7 @@ class Work(NamedTuple):
 
     operators: list[Operator]
     saved_bytes: float  # saved by the forward pass for the backward pass, without weights
+    peak_bytes: float = 0  # most that is alive at one time: weights, gradients, moments, batch and activations
 
     @property
     def flop(self) -> float:
@@ -87,15 +89,18 @@ def bound(work: Work, flops: float, bytes_per_s: float) -> Bound:
 def count(build: Callable[[], Callable[[], Any]]) -> Work:
     """Count the work of the step that `build` makes with its network and its batch, on fake tensors of the CPU.
 
-    The second call is counted, since the first one makes the optimizer's state. Autocast casts as on a GPU.
+    Later calls are counted, since the first one makes the optimizer's state. Autocast casts as on a GPU.
     """
-    counter, saved = _Counter(), _Saved()
+    counter, saved, alive = _Counter(), _Saved(), _Alive()
     with FakeTensorMode(), _AsOnGPU():
-        step = build()
-        step()
+        with alive:  # apart from the counter, which takes operators to pieces that exist at no time
+            step = build()
+            step()
+            alive.reset()
+            step()
         with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor), counter:
             step()
-    return Work(counter.operators, saved.total())
+    return Work(counter.operators, saved.total(), alive.peak)
 
 
 def forward_gflop(model: nn.Module, shape: tuple[int, ...]) -> float:
@@ -162,6 +167,36 @@ def _moved(func, args: tuple, kwargs: dict, out: Any) -> int:
 
 def _bytes(values: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tree_leaves(values) if isinstance(tensor, Tensor))
+
+
+class _Alive(TorchDispatchMode):
+    """Sums the bytes of the storages that exist, without an allocator's rounding and the workspaces of kernels."""
+
+    def __init__(self):
+        super().__init__()
+        self._storages: dict[int, int] = {}
+        self._now = self.peak = 0
+
+    def reset(self) -> None:
+        """Forget the peak so far."""
+        self.peak = self._now
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        self.peak = max(self.peak, self._now)
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self._storages:
+            self._storages[storage._cdata] = storage.nbytes()
+            self._now += storage.nbytes()
+            weakref.finalize(storage, self._remove, storage._cdata)
+
+    def _remove(self, address: int) -> None:
+        self._now -= self._storages.pop(address)
 
 
 class _Saved:

@@ -4,9 +4,9 @@ from collections import Counter
 
 from kits_dist.diagnostics.facts import Check, Facts
 
-# The default U-Net stores about 25 GB of activations for 128 slices of 512x512 in 16 bits, 50 GB in 32.
+# Peak of a step of the default U-Net on 128 slices of 512x512, counted on fake tensors: benchmarks/lib/roofline.py
 BATCH = 128
-ACTIVATION_GB = {"bf16": 25 / BATCH, "fp16": 25 / BATCH, "tf32": 50 / BATCH, "fp32": 50 / BATCH}  # per slice
+STEP_GB = {"bf16": 27.5 / BATCH, "fp16": 27.5 / BATCH, "tf32": 53.7 / BATCH, "fp32": 53.7 / BATCH}  # per slice
 FIXED_GPU_GB = 2.0  # estimate: CUDA context, weights, Adam's moments, DALI's queue
 
 CORES_PER_GPU = 2  # one for the training thread, one for the loader and DALI's copies
@@ -122,7 +122,7 @@ def _precision(f: Facts) -> Check | None:
 def _batch(f: Facts) -> Check | None:
     if not f.gpus or f.precision is None:
         return None
-    needed = BATCH * ACTIVATION_GB[f.precision[0]] + FIXED_GPU_GB
+    needed = BATCH * STEP_GB[f.precision[0]] + FIXED_GPU_GB
     found = f"{BATCH} slices of 512x512 in {f.precision[0]} take about {needed:.0f} GB"
     text = f"{found}; {min(g.free_gb for g in f.gpus):.0f} GB are free"
     fix = _smaller_batch(f)
@@ -135,7 +135,7 @@ def _smaller_batch(f: Facts) -> str:
         return ""
     available = min(g.free_gb for g in f.gpus) - FIXED_GPU_GB
     size = BATCH
-    while size > 1 and size * ACTIVATION_GB[f.precision[0]] > available:
+    while size > 1 and size * STEP_GB[f.precision[0]] > available:
         size //= 2
     return "" if size == BATCH else f"data.batch_size={size} optim.accumulate={BATCH // size}"
 

@@ -11,6 +11,7 @@ from benchmarks import plan
 from benchmarks.lib import lines, roofline, training
 from benchmarks.lib.model_steps import Mode, build_step, counted
 from kits_dist.config import ModelConfig
+from kits_dist.diagnostics.checks import BATCH, FIXED_GPU_GB, STEP_GB
 from kits_dist.models import build_model
 from kits_dist.training.mfu import peak_of, short_name
 from kits_dist.utils.errors import InputError
@@ -71,6 +72,33 @@ def test_what_the_backward_pass_needs_is_counted_once():
         return lambda: ((x @ first).sigmoid() @ second).sum().backward()
 
     assert roofline.count(build).saved_bytes == 128 + 96
+
+
+def test_the_peak_is_what_is_alive_at_one_time():
+    def build():
+        a = torch.zeros(8)  # 32 bytes
+
+        def step():
+            b = a + 1  # 64
+            c = b.view(2, 4) * 2  # 96: the view takes nothing
+            del b  # 64
+            return c + c  # 96
+
+        return step
+
+    assert roofline.count(build).peak_bytes == 96
+
+
+@pytest.mark.parametrize(("precision", "fits"), [("bf16", 40), ("fp32", 80)])
+def test_doctor_and_plan_name_the_counted_peak_of_a_step(precision, fits, capsys):
+    network = ModelConfig(encoder_weights="none", regions=("kidney_and_mass", "tumor"))
+    peak_gb = counted(network, Mode(precision, True), (512, 512), BATCH, "cuda").peak_bytes / 1e9
+    named = BATCH * STEP_GB[precision]
+    assert named == pytest.approx(peak_gb, rel=0.02)  # weights and moments, 0.4 GB, are in FIXED_GPU_GB
+    assert fits / 2 < named + FIXED_GPU_GB < fits  # GB of the smallest card
+    plan.main(plan.Args(gpu="A6000", precision=precision))
+    said = float(re.search(r"a batch takes ([\d.]+) GB at most", capsys.readouterr().out)[1])
+    assert said == pytest.approx(peak_gb, rel=0.02)  # of one region fewer
 
 
 def test_the_bound_takes_each_operator_for_itself():

@@ -94,12 +94,12 @@ def test_good_machines_have_nothing_to_fix():
         ("dali", replace(BOX, cuda="12.6", dali_ran=("CPU",)), "fail", "torch is built for CUDA 12.6", "dali-cuda120"),
         ("dali", replace(BOX, cuda="12.6"), "warn", "torch is built for CUDA 12.6", "-y nvidia-dali-cuda130"),
         ("dali", replace(LAPTOP, dali_error="CPU: boom"), "fail", "a small pipeline fails: CPU: boom", "uninstall"),
-        # precision and batch: (12 - 2) GB / (25/128 GB per slice) = 51 slices
+        # precision and batch: (12 - 2) GB / (27.5/128 GB per slice) = 46 slices
         ("precision", BOX, "ok", "train.precision=auto selects bf16: NVIDIA RTX A6000 has it", ""),
         ("precision", replace(LAPTOP, bf16_cores=True), "ok", "no GPU; this CPU has bf16 instructions", ""),
-        ("batch", BOX, "ok", "128 slices of 512x512 in bf16 take about 27 GB; 50 GB are free", ""),
+        ("batch", BOX, "ok", "128 slices of 512x512 in bf16 take about 30 GB; 50 GB are free", ""),
         ("batch", replace(BOX, gpus=(A6000._replace(free_gb=12.0),)), "warn", "12 GB", "=32 optim.accumulate=4"),
-        ("batch", replace(BOX, precision=("fp32", "")), "warn", "about 52 GB", "data.batch_size=64 optim.accumulate=2"),
+        ("batch", replace(BOX, precision=("fp32", "")), "warn", "about 56 GB", "data.batch_size=64 optim.accumulate=2"),
         # cores: two for each GPU
         ("cores", SERVER, "ok", "96 for 8 processes", ""),
         ("cores", replace(SERVER, core_ids=tuple(range(16))), "ok", "16 for 8 processes", ""),
