@@ -23,6 +23,7 @@ from kits_dist.training.profiling import outside_steps
 from kits_dist.training.progress import is_logged
 from kits_dist.training.run_folder import how_to_resume
 from kits_dist.training.setup import set_up
+from kits_dist.training.step_log import StepLog
 from kits_dist.utils import files
 from kits_dist.utils.errors import JobFailed, Preempted
 
@@ -54,6 +55,7 @@ def train(config: Config, request: StopRequest) -> None:
         return
 
     with Instruments(run) as instruments:
+        step_log = StepLog(run, instruments)
         epoch_end = EpochEnd(run, instruments.tracker)
         batches = iter(run.batches)
         run.train_step.model.train()
@@ -64,16 +66,11 @@ def train(config: Config, request: StopRequest) -> None:
             want_norm = is_logged(before.step, config)
             result = run.train_step(batches, rate, before.step, instruments.timer, want_norm)
 
-            run.nan_guard.record(result.losses)
             progress = before.advanced(run.global_batch)
             instruments.step_done(progress)
             due = run.due(before, progress, stop=request.agreed())
 
-            if due.anything:  # before anything is saved: no checkpoint holds a non-finite network
-                mean_loss = run.nan_guard.mean_loss(run.accelerator)  # sync
-                run.train_step.update_skipped()
-                if due.log:
-                    instruments.log(progress, mean_loss, rate, result.grad_norm)
+            step_log.after_step(progress, result, rate, due)
             with outside_steps():
                 if due.validate:
                     progress, sentence = epoch_end(progress)

@@ -38,13 +38,13 @@ class TimedTraining:
 
     def before(self) -> None:
         """Discard the untimed steps."""
-        self._timer.report(self._batch_size)
+        self._timer.cut()
         self._timer.resume()
         self._marks = [self._mark()]
 
     def after(self) -> None:
         """Keep the times of the window, and wait until its workers are idle."""
-        self.waits.append(self._timer.report(self._batch_size)["perf/data_wait"])
+        self.waits.append(self._timer.report(self._timer.cut(), self._batch_size)["perf/data_wait"])
         self.step_ms += [self._ms(a, b) for a, b in zip(self._marks, self._marks[1:], strict=False)]
         settle()  # batches that its workers prefetch would fall into the window of the next training
 

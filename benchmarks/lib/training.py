@@ -14,6 +14,7 @@ from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.store import Store
 from kits_dist.distributed.runtime import Runtime
 from kits_dist.models import build_model
+from kits_dist.training.host_copy import HostCopy
 from kits_dist.training.losses import RegionLoss
 from kits_dist.training.step_timer import StepTimer
 from kits_dist.training.train_step import TrainStep, build_optimizer, place_model
@@ -48,7 +49,7 @@ class Training(NamedTuple):
     """A training that can be driven step by step."""
 
     batches: Iterator[Any]  # endless; with fields `image` and `label`
-    step: Callable[[Any, bool], float | None]  # (batch, logging): one optimizer step; returns the loss at log steps
+    step: Callable[[Any, bool], object]  # (batch, logging): one optimizer step, as its author would log it
     model: nn.Module  # the network itself, without a wrapper
     choices: str  # which options of its libraries it uses, for the line
 
@@ -79,15 +80,18 @@ class OurStep:
         self.train_step.model.train()
         self.plain_model, self._rate = model, setup.optim.lr
         self._timer, self._number = StepTimer(setup.device), 0
+        self._copy: HostCopy | None = None
 
-    def __call__(self, batch: Any, logging: bool) -> float | None:
-        """Take a step. Returns the loss at log steps, where the host waits for it."""
+    def __call__(self, batch: Any, logging: bool) -> None:
+        """Take a step. What a log step reports is read one step later, as in training."""
         outcome = self.train_step(iter((batch,)), self._rate, self._number, self._timer, want_norm=logging)
         self._number += 1
-        if not logging:
-            return None
-        self._timer.report(1)  # clears its marks
-        return self.train_step.accelerator.reduce(outcome.losses.mean(), "mean").item()  # sync
+        if self._copy:
+            self._copy.wait()
+            self._copy = None
+        if logging:
+            self._copy = HostCopy(self.train_step.accelerator.gather(outcome.losses[None]), outcome.grad_norm)
+            self._timer.cut()
 
 
 class PlainStep:

@@ -4,7 +4,6 @@ import contextlib
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from kits_dist.data.backends import real_backend
 from kits_dist.data.slice_cache import GpuSlices
@@ -13,7 +12,7 @@ from kits_dist.training.hardware import build_monitor
 from kits_dist.training.profiling import StepProfile
 from kits_dist.training.progress import Progress
 from kits_dist.training.setup import Run
-from kits_dist.training.step_timer import StepTimer, bottleneck_hint
+from kits_dist.training.step_timer import Marks, StepTimer, bottleneck_hint
 from kits_dist.training.tracker import Tracker
 from kits_dist.utils.parallel import progress_bar
 
@@ -61,19 +60,18 @@ class Instruments:
                 self._print(sentence)
         self._bar.update(self._run.global_batch)
 
-    def log(self, progress: Progress, mean_loss: float, rate: float, grad_norm: Tensor | None) -> None:
-        """Log the step before `progress`.
+    def log(self, progress: Progress, mean_loss: float, rate: float, grad_norm: float, marks: Marks) -> None:
+        """Log the step before `progress`, which has ended.
 
         mean_loss   of all ranks since the last look
         rate        learning rate of that step
-        grad_norm   scalar on the device, before clipping
+        grad_norm   before clipping
+        marks       of `timer`, up to that step
         """
         run = self._run
         epoch = run.epoch_before(progress)
-        assert grad_norm is not None  # asked for at log steps
-        scalars = {"train/loss": mean_loss, "train/lr": rate, "train/grad_norm": float(grad_norm)}  # sync
-        scalars["train/epoch"] = epoch
-        scalars |= self.timer.report(run.global_batch)
+        scalars = {"train/loss": mean_loss, "train/lr": rate, "train/grad_norm": grad_norm, "train/epoch": epoch}
+        scalars |= self.timer.report(marks, run.global_batch)
         if torch.cuda.is_available():
             scalars["gpu/mem_gb"] = torch.cuda.max_memory_reserved() / 1e9
         scalars |= self._monitor.read()

@@ -18,9 +18,9 @@ REPORT = "not_finite.json"  # in the run folder
 
 
 class NonFiniteGuard:
-    """Losses since the last log step. They stay on the device until `mean_loss` fetches those of all ranks at once.
+    """Losses since the last log step. They stay on the device until those of all ranks are fetched at once.
 
-    So the first non-finite step is known exactly, and the steps between two log steps wait for nothing.
+    So the first non-finite step is known exactly, and no step waits for its own loss.
     """
 
     def __init__(self, run: Path, dataset: SliceDataset, ranks: Ranks, batch_size: int, position: int, step: int):
@@ -28,22 +28,22 @@ class NonFiniteGuard:
         self.run, self.dataset, self.ranks, self.batch_size = run, dataset, ranks, batch_size
         self._start_position, self._start_step = position, step
         self._losses: list[torch.Tensor] = []
-        self._step = step  # of the first loss in the list
+        self._step = step  # of the first loss that `mean_loss` has not seen
 
     def record(self, losses: torch.Tensor) -> None:
         """Keep the (accumulate,) losses of one step, on the device."""
         self._losses.append(losses)
 
-    def mean_loss(self, accelerator: Accelerator) -> float:
-        """Return the mean over all ranks since the last call. All ranks call it. Raises JobFailed if non-finite."""
+    def gathered(self, accelerator: Accelerator) -> torch.Tensor:
+        """Return the (ranks, steps, accumulate) losses since the last call, on the device. All ranks call it."""
         recorded = torch.stack(self._losses)
-        losses = (
-            cast(torch.Tensor, accelerator.gather(recorded[None])).cpu().numpy()
-        )  # (ranks, steps, accumulate)  # sync
-        first_step = self._step
-        self._step += len(self._losses)
         self._losses = []
+        return cast(torch.Tensor, accelerator.gather(recorded[None]))
 
+    def mean_loss(self, losses: np.ndarray) -> float:
+        """Return the mean of what `gathered` returned. Raises JobFailed on all ranks alike if one is not finite."""
+        first_step = self._step
+        self._step += losses.shape[1]
         non_finite = np.argwhere(~np.isfinite(losses.transpose(1, 2, 0)))  # by step, then batch, then rank
         if len(non_finite):
             step, micro, rank = non_finite[0].tolist()

@@ -1,6 +1,7 @@
-"""How fast training goes, read at log steps only: step times, time spent waiting for data, and what to try about it."""
+"""How fast training goes: step times, time spent waiting for data, and what to try about it."""
 
 import time
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,18 +11,24 @@ from kits_dist.config import DataConfig
 INPUT_BOUND = 0.05  # share of a step spent waiting, from which on the data path is named as the slow side
 
 
+class Marks(NamedTuple):
+    """Pairs of moments: of time.perf_counter, or events of a GPU that may lie in the future."""
+
+    steps: list[tuple]  # (end of the step before, end of the step)
+    gaps: list[tuple]  # (batch requested, batch ready), one or more per step
+
+
 class StepTimer:
     """Step times, and the share of them spent waiting for data.
 
-    On a GPU these are events on the compute stream, read only in `report`, which is called at log steps. The wait is
-    the gap on that stream between the end of the previous work and the moment the next batch is ready. On a CPU it is
-    the time blocked in `next`.
+    On a GPU these are events on the compute stream, and reading them waits for the last step that is read. The wait for
+    data is the gap on that stream between the end of the previous work and the moment the next batch is ready. On a CPU
+    it is the time blocked in `next`.
     """
 
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
-        self._steps: list[tuple] = []  # (end of the step before, end of the step)
-        self._gaps: list[tuple] = []  # (batch requested, batch ready), one or more per step
+        self._marks = Marks([], [])
         self._seconds: list[float] = []  # step times, read but not reported yet
         self._waits: list[float] = []
         self._epoch = (0.0, 0.0)  # seconds of steps and of waiting since the last `epoch_wait`
@@ -34,21 +41,26 @@ class StepTimer:
 
     def batch_ready(self) -> None:
         """Mark the moment after `next`."""
-        self._gaps.append((self._requested, self._now()))
+        self._marks.gaps.append((self._requested, self._now()))
 
     def step_ended(self) -> None:
         """Mark the end of an optimizer step."""
         ended = self._now()
-        self._steps.append((self._ended, ended))
+        self._marks.steps.append((self._ended, ended))
         self._ended = ended
 
     def resume(self) -> None:
         """Leave out what happened since the last step, such as validation or saving."""
         self._ended = self._now()
 
-    def report(self, images_per_step: int) -> dict[str, float]:
-        """Return the figures of the steps since the last report; empty when there was none."""
-        self._read()
+    def cut(self) -> Marks:
+        """Return the marks since the last call, to be read later. Never waits for the device."""
+        marks, self._marks = self._marks, Marks([], [])
+        return marks
+
+    def report(self, marks: Marks, images_per_step: int) -> dict[str, float]:
+        """Return the figures of the steps since the last report, up to `marks`; empty when there was none."""
+        self._read(marks)
         steps, waited = np.array(self._seconds), sum(self._waits)
         self._seconds, self._waits = [], []
         if not len(steps):
@@ -62,21 +74,19 @@ class StepTimer:
 
     def epoch_wait(self) -> float:
         """Return the share of time spent waiting for data since the last call; 0 when there was no step."""
-        self._read()
+        self._read(self.cut())
         seconds, waited = self._epoch
         self._epoch = (0.0, 0.0)
         return waited / seconds if seconds else 0.0
 
-    def _read(self) -> None:
+    def _read(self, marks: Marks) -> None:
         """Convert marks to seconds."""
-        if self._cuda:
-            torch.cuda.synchronize()  # sync
-        seconds, waits = ([self._between(*pair) for pair in pairs] for pairs in (self._steps, self._gaps))
-        self._steps, self._gaps = [], []
+        if self._cuda and marks.steps:
+            marks.steps[-1][1].synchronize()  # sync: with the last step of these, after which others may be queued
+        seconds, waits = ([self._between(*pair) for pair in pairs] for pairs in marks)
         self._seconds += seconds
         self._waits += waits
         self._epoch = (self._epoch[0] + sum(seconds), self._epoch[1] + sum(waits))
-        self._ended = self._now()
 
     def _now(self):
         if not self._cuda:

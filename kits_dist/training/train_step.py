@@ -43,8 +43,8 @@ class TrainStep:
         self.loss_fn = loss.to(accelerator.device)
         self.model = WithLoss(model, self.loss_fn)  # what trains
         self.average = AveragedModel(model, optim.ema) if optim.ema else None
-        self.skipped = 0  # steps that fp16's scaler skipped, as of the last `update_skipped`
-        self._skipped_on_device = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+        self.skipped = 0  # steps that fp16's scaler skipped, as far as the host knows
+        self.skipped_on_device = torch.zeros((), dtype=torch.int64, device=accelerator.device)
         self._scaler_state: dict | None = None  # of a checkpoint, until `wrap`
 
     def restore(self, found: Checkpoint, weight_decay: float) -> None:
@@ -52,8 +52,8 @@ class TrainStep:
         restore(found, self.plain_model, self.plain_optimizer, self.average and self.average.model)
         for group in self.plain_optimizer.param_groups:
             group["weight_decay"] = weight_decay  # may change when a run is resumed; the rate is set at each step
-        self._skipped_on_device += found.state.get("skipped", 0)
-        self.skipped = int(self._skipped_on_device)
+        self.skipped_on_device += found.state.get("skipped", 0)
+        self.skipped = int(self.skipped_on_device)
         self._scaler_state = found.state["scaler"]
 
     def wrap(self, train: TrainConfig) -> None:
@@ -105,17 +105,12 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         if scaler:  # it skips a step whose gradient is not finite, without telling the host
             assert norm is not None
-            self._skipped_on_device += ~norm.isfinite()
+            self.skipped_on_device += ~norm.isfinite()
         if self.average:
             self.average.update(self.plain_model, step)
 
         timer.step_ended()
         return StepResult(torch.stack(losses), norm)
-
-    def update_skipped(self) -> None:
-        """Bring `skipped` up to date. Waits for the device: to be called where the host waits anyway."""
-        if self.accelerator.scaler:
-            self.skipped = int(self._skipped_on_device)  # sync
 
     def is_finite(self) -> bool:
         """Return whether everything that a checkpoint keeps is finite: weights, averages, buffers and moments."""
@@ -129,7 +124,7 @@ class TrainStep:
     def state(self) -> dict:
         """Return what a checkpoint keeps in addition to tensors."""
         scaler = self.accelerator.scaler
-        self.update_skipped()
+        self.skipped = int(self.skipped_on_device)  # sync
         return {"scaler": scaler.state_dict() if scaler else None, "skipped": self.skipped}
 
     def step_bytes(self, batch_size: int, frames: int, size_px: tuple[int, int]) -> int:

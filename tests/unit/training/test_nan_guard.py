@@ -26,13 +26,14 @@ def test_the_slices_named_are_those_that_the_rank_was_given(store, tmp_path):
     losses = np.ones((2, 5, 3), np.float32)  # (ranks, steps, micro-batches)
     for step in range(5):
         guard.record(torch.from_numpy(losses[0, step]))
-    assert guard.mean_loss(SimpleNamespace(gather=lambda _: torch.from_numpy(losses))) == 1.0
+    recorded = guard.gathered(SimpleNamespace(gather=lambda mine: mine))
+    assert recorded.shape == (1, 5, 3) and guard.mean_loss(losses) == 1.0
     for step in range(4):
         guard.record(torch.from_numpy(losses[0, step]))
     losses = losses[:, :4].copy()
     losses[1, 2, 1] = losses[0, 3, 0] = np.nan  # first on rank 1, at the third step since the last call
     with pytest.raises(JobFailed, match=r"the loss is nan at step 28, first on rank 1; .*not_finite.json lists"):
-        guard.mean_loss(SimpleNamespace(gather=lambda _: torch.from_numpy(losses)))
+        guard.mean_loss(losses)
     report = json.loads((tmp_path / "not_finite.json").read_text())
     bad_batch = next(itertools.islice(iter(loader), (5 + 2) * 3 + 1, None))
     expected = [

@@ -47,7 +47,7 @@ def learning(store, tmp_path, monkeypatch):
 
 
 def losses(train_step, stream, timer, steps: int) -> np.ndarray:
-    return np.array([train_step(stream, 1e-2, step, timer).losses.mean().item() for step in range(steps)])
+    return np.array([train_step(stream, 3e-3, step, timer).losses.mean().item() for step in range(steps)])
 
 
 @pytest.mark.parametrize(

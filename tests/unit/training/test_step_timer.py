@@ -20,10 +20,10 @@ def test_the_share_of_waiting_with_several_batches_a_step(monkeypatch):
         timer.step_ended()
         clock[0] += 2
         timer.resume()
-    report = timer.report(images_per_step=20)
+    report = timer.report(timer.cut(), images_per_step=20)
     assert report["perf/data_wait"] == 0.2 and report["perf/images_per_s"] == 2.0
     assert report["perf/step_ms_p50"] == report["perf/step_ms_p99"] == 10_000
-    assert timer.report(20) == {}
+    assert timer.report(timer.cut(), 20) == {}
     assert timer.epoch_wait() == 0.2 and timer.epoch_wait() == 0
 
 
@@ -38,9 +38,21 @@ def test_an_epoch_counts_steps_that_were_not_reported(monkeypatch):
         clock[0] += 3 if step < 2 else 1
         timer.step_ended()
         if step == 0:
-            assert timer.report(8)["perf/images_per_s"] == 2.0
+            assert timer.report(timer.cut(), 8)["perf/images_per_s"] == 2.0
     assert timer.epoch_wait() == 3 / 10
-    assert timer.report(8)["perf/images_per_s"] == 16 / 6  # the hint took nothing from the report
+    assert timer.report(timer.cut(), 8)["perf/images_per_s"] == 16 / 6  # the hint took nothing from the report
+
+
+def test_a_report_leaves_the_steps_after_its_marks_to_the_next(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(step_timer.time, "perf_counter", lambda: clock[0])
+    timer = StepTimer(torch.device("cpu"))
+    marks = []
+    for seconds in (1, 4):
+        clock[0] += seconds
+        timer.step_ended()
+        marks.append(timer.cut())
+    assert [timer.report(one, 8)["perf/images_per_s"] for one in marks] == [8, 2]
 
 
 @pytest.mark.parametrize(
