@@ -167,8 +167,7 @@ def _train_and_evaluate(study: Study, arm: Arm, seed: int, place: Place) -> str:
                 words += [f"fusion={fused}"]
             words += [f"split={study.split}", "workers=1", "panel=0", *evaluation.words]
             words += [f"output={study.scores_folder(arm, seed, evaluation)}"]
-            seconds = _program(["kits_dist.evaluate", *words], folder / "log.txt", place)
-            state.setdefault("evaluation_s", {})[evaluation.name] = round(seconds, 1)
+            _program(["kits_dist.evaluate", *words], folder / "log.txt", place)
         files.write_json(folder / STATE, state | {"done": True})
     means = {name: mean_dice(table) for name, table in tables_of(study, arm, seed).items()}
     return "; ".join(
