@@ -81,7 +81,7 @@ def main(args: Args) -> None:
         config = Config(run=str(place / "run"), data=data, model=network)
         (place / "run").mkdir()
         torch.manual_seed(0)
-        export_best(config, store, 0, build_model(network, 1, pretrained=False))
+        export_best(config, store, 0, build_model(network, 1, pretrained=False).state_dict())
         paths = sorted((place / "raw").glob("*/imaging.nii.gz"))
         volumes = [read_image(path) for path in paths]
 

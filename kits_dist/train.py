@@ -54,9 +54,8 @@ def train(config: Config, request: StopRequest) -> None:
         run.accelerator.end_training()
         return
 
-    with Instruments(run) as instruments:
+    with Instruments(run) as instruments, EpochEnd(run, instruments.tracker) as epoch_end:
         step_log = StepLog(run, instruments)
-        epoch_end = EpochEnd(run, instruments.tracker)
         batches = iter(run.batches)
         run.train_step.model.train()
         while not reason:

@@ -8,10 +8,10 @@ optimizer step, the kind of data, the sha256 of each training CT's voxels, and t
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -20,10 +20,20 @@ from torch import Tensor, nn
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, MissingInput
 
+_DTYPES = {  # names in the file
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
-def export(path: Path, model: nn.Module, metadata: dict[str, Any]) -> None:
-    """Write the weights of `model` for prediction, with what they expect of their input in `metadata`."""
-    weights = model.state_dict()
+
+def export(path: Path, weights: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write the state dict of a network for prediction, with what it expects of its input in `metadata`."""
     write_tensors(path, weights, {"kits_dist": json.dumps(metadata | {"weights_sha256": _sha256(weights)})})
 
 
@@ -64,11 +74,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: not a safetensors file, or not readable ({error}).") from error
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file in one step. Raises OSError where the disk is full."""
-    # with our own writer: safetensors' `save_file` reports a full disk as an error of the format
-    content = safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()}, metadata)
-    files.write_bytes(path, content)
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
+    """Write a safetensors file in one step. Returns its SHA-256. Raises OSError where the disk is full."""
+    # with our own writer: safetensors' `save_file` reports a full disk as an error of the format, and holds Python's
+    # lock, which a training that goes on meanwhile needs
+    return files.write_hashed(path, _safetensors(tensors, metadata))
+
+
+def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a safetensors file (its README defines the format), the same as the library's."""
+    ranks = list(_DTYPES)  # the library's order, so that each tensor is aligned
+    names = sorted(tensors, key=lambda name: (ranks.index(tensors[name].dtype), name))
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name in names:
+        begin, end = end, end + tensors[name].nbytes
+        dtype, shape = _DTYPES[tensors[name].dtype], list(tensors[name].shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        yield _content(tensors[name])
 
 
 def _sha256(tensors: dict[str, Tensor]) -> str:
@@ -76,5 +103,10 @@ def _sha256(tensors: dict[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name in sorted(tensors):
         total.update(name.encode())
-        total.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        total.update(_content(tensors[name]))
     return total.hexdigest()
+
+
+def _content(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor in the order of its indices, without a copy where that is how it lies in memory."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

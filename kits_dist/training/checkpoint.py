@@ -2,7 +2,7 @@
 
 RUN/checkpoint/step_00001234/{model.safetensors, optimizer.safetensors, state.json}, and average.safetensors where
 weights are averaged. `last` and `best` are links to such folders, replaced atomically. SHA256SUMS, in the format of
-sha256sum(1), covers all files, so a damaged checkpoint is refused. Older checkpoints keep the sums in state.json.
+sha256sum(1), covers all files, so a damaged checkpoint is refused.
 """
 
 import json
@@ -19,12 +19,30 @@ from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, JobFailed
 
 _SUMS = "SHA256SUMS"
-_TENSORS = {"model.safetensors", "optimizer.safetensors"}  # what every checkpoint has in addition to state.json
+_MODEL = "model.safetensors"
+_OPTIMIZER = "optimizer.safetensors"
+_AVERAGE = "average.safetensors"
+_STATE = "state.json"
+_NEEDED = {_MODEL, _OPTIMIZER, _STATE}  # what every checkpoint has
 _NOT_THERE = (
     FileNotFoundError,
     NotADirectoryError,
     IsADirectoryError,
 )  # any other OSError says nothing about a checkpoint
+
+
+class Contents(NamedTuple):
+    """What a checkpoint is written from."""
+
+    step: int
+    best: bool
+    tensors: dict[str, dict[str, Tensor]]  # by file
+    state: bytes  # of state.json
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Of the network that is validated and exported."""
+        return self.tensors.get(_AVERAGE, self.tensors[_MODEL])
 
 
 class Checkpoint(NamedTuple):
@@ -36,29 +54,37 @@ class Checkpoint(NamedTuple):
     optimizer: dict  # what is no tensor in the optimizer's state
 
 
-def save(
-    root: Path,
+def contents_of(
     step: int,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: dict,
     *,
     best: bool,
-    keep: int,
     average: nn.Module | None = None,
-) -> None:
-    """Write a folder for `step`, point `last` (and `best`) at it, delete all but the newest `keep` and the best."""
-    folder = root / f"step_{step:08d}"
-    tensors, groups = _flatten(optimizer.state_dict())
+) -> Contents:
+    """Return what the checkpoint of `step` holds. Its tensors are those in use, not copies.
+
+    best    the best so far
+    state   the rest of what the trainer keeps, for JSON
+    """
+    moments, groups = _flatten(optimizer.state_dict())
+    tensors = {_MODEL: model.state_dict(), _OPTIMIZER: moments}
+    if average:
+        tensors[_AVERAGE] = average.state_dict()
+    return Contents(step, best, tensors, files.as_json({"best": best, "optimizer": groups, "state": state}))
+
+
+def save(root: Path, contents: Contents, *, keep: int) -> None:
+    """Write a folder, point `last` (and `best`) at it, delete all but the newest `keep` and the best."""
+    folder = root / f"step_{contents.step:08d}"
     with files.new_folder(folder) as fresh:
-        write_tensors(fresh / "model.safetensors", model.state_dict())
-        write_tensors(fresh / "optimizer.safetensors", tensors)
-        if average:
-            write_tensors(fresh / "average.safetensors", average.state_dict())
-        files.write_json(fresh / "state.json", {"best": best, "optimizer": groups, "state": state})
-        sums = [f"{files.sha256(path)}  {path.name}\n" for path in sorted(fresh.iterdir())]
-        files.write_bytes(fresh / _SUMS, "".join(sums).encode())
-    link(root, folder, best)
+        sums = {name: write_tensors(fresh / name, tensors) for name, tensors in contents.tensors.items()}
+        sums[_STATE] = files.write_hashed(fresh / _STATE, [contents.state])
+        lines = [f"{sums[name]}  {name}\n" for name in sorted(sums)]
+        files.write_bytes(fresh / _SUMS, "".join(lines).encode())
+    link(root, folder, contents.best)
+
     steps = _steps(root)
     kept = [path.name for path in steps[:keep]] + [(root / "best").resolve().name]
     for path in steps:
@@ -114,7 +140,7 @@ def at(folder: Path, run: str = "") -> Checkpoint | None:
 
 def restore_weights(found: Checkpoint, model: nn.Module, averaged: bool = False) -> None:
     """Load weights into the unwrapped model, in place. Raises InputError when they are of another model."""
-    path = found.folder / ("average.safetensors" if averaged else "model.safetensors")
+    path = found.folder / (_AVERAGE if averaged else _MODEL)
     load_weights(model, read_tensors(path), path)
 
 
@@ -129,7 +155,7 @@ def restore(
     if average:
         restore_weights(found, average, averaged=True)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    tensors = read_tensors(found.folder / "optimizer.safetensors")
+    tensors = read_tensors(found.folder / _OPTIMIZER)
     try:
         optimizer.load_state_dict(_unflatten(tensors, found.optimizer, parameters))
     except (ValueError, KeyError, IndexError) as error:
@@ -139,20 +165,18 @@ def restore(
 def _verified(folder: Path, run: str) -> Checkpoint:
     """Raise InputError when a file is missing or damaged or another run's, JobFailed when the disk does not answer."""
     try:
-        content = json.loads((folder / "state.json").read_text())
-        if "sha256" in content:  # an older checkpoint
-            sums, needed = content["sha256"], _TENSORS
-        else:
-            lines = (folder / _SUMS).read_text().splitlines()
-            sums, needed = {name: digest for digest, name in map(str.split, lines)}, _TENSORS | {"state.json"}
-        if absent := sorted(needed - sums.keys()):
+        lines = (folder / _SUMS).read_text().splitlines()
+        sums = {name: digest for digest, name in map(str.split, lines)}
+        absent = sorted(_NEEDED - sums.keys())
+        if absent:
             raise InputError(f"{folder} is not a complete checkpoint (no sha256 of {', '.join(absent)}).")
         for name, expected in sums.items():
             if files.sha256(folder / name) != expected:
                 raise InputError(f"{folder / name} is damaged (its sha256 differs from what was written).")
+        content = json.loads((folder / _STATE).read_text())
         if run and content["state"].get("run", "") not in ("", run):
             raise InputError(f"{folder} is another run's.")
-        return Checkpoint(folder, content["state"], content.get("best", False), content["optimizer"])
+        return Checkpoint(folder, content["state"], content["best"], content["optimizer"])
     except InputError:
         raise
     except (*_NOT_THERE, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,6 +1,8 @@
 """What happens to the network between steps: validate, log, draw, save."""
 
 import math
+import sys
+from collections.abc import Callable
 from functools import cached_property, partial
 
 import numpy as np
@@ -14,6 +16,7 @@ from kits_dist.figures.contours import PanelRow, contour_panel
 from kits_dist.labels import regions_to_labels
 from kits_dist.models.probabilities import region_probabilities
 from kits_dist.training import checkpoint
+from kits_dist.training.checkpoint_writer import CheckpointWriter
 from kits_dist.training.progress import Progress, after_validation
 from kits_dist.training.run_folder import REQUEUE, export_best
 from kits_dist.training.setup import Run
@@ -24,13 +27,29 @@ from kits_dist.utils.errors import JobFailed
 
 
 class EpochEnd:
-    """Called at the end of each epoch. Every rank creates one, and all ranks call each method together."""
+    """Called at the end of each epoch. Every rank creates one, and all ranks call each method together.
+
+    A context manager: what was begun to be written is finished when it ends.
+    """
 
     def __init__(self, run: Run, tracker: Tracker):
         self.run, self.tracker = run, tracker
         self.train_step, self.accelerator = run.train_step, run.accelerator
+        self._writer = CheckpointWriter(run.runtime.device)  # used on rank 0
         # rows of the store's cases that have validation slices
         self.case_rows = np.unique(run.store.slices.case[run.val_dataset.rows]).tolist()
+
+    def __enter__(self) -> "EpochEnd":
+        return self
+
+    def __exit__(self, error: type | None, *_: object) -> None:
+        if error is None:
+            self._on_rank_0(self._writer.join)
+            return
+        try:  # the ranks may no longer agree on anything
+            self._writer.join()
+        except Exception as lost:
+            print(f"the checkpoint of step {self._writer.step} was not written: {lost}", file=sys.stderr)
 
     def __call__(self, progress: Progress) -> tuple[Progress, str]:
         """Validate, log, draw and save the epoch that ended with the last step.
@@ -73,7 +92,11 @@ class EpochEnd:
         )
 
     def save(self, progress: Progress, best: bool) -> None:
-        """Write a checkpoint, and RUN/model.safetensors if it is the best. Raises JobFailed for non-finite weights."""
+        """Begin to write a checkpoint, and RUN/model.safetensors if it is the best; training goes on meanwhile.
+
+        Raises JobFailed for non-finite weights, and what ended the save before.
+        """
+        self._on_rank_0(self._writer.join)
         step = self.train_step
         average = step.average.model if step.average else None
         for model in filter(None, (step.plain_model, average)):
@@ -81,25 +104,40 @@ class EpochEnd:
         self._refuse_non_finite(progress.step)
 
         if self.accelerator.is_main_process:
-            checkpoint.save(
-                self.run.folder / "checkpoint",
-                progress.step,
-                step.plain_model,
-                step.plain_optimizer,
-                {"run": self.run.name, "progress": progress._asdict()} | step.state(),
-                best=best,
-                keep=self.run.config.train.keep,
-                average=average,
+            state = {"run": self.run.name, "progress": progress._asdict()} | step.state()
+            contents = checkpoint.contents_of(
+                progress.step, step.plain_model, step.plain_optimizer, state, best=best, average=average
             )
-            if best:
-                export_best(self.run.config, self.run.store, progress.step, step.eval_model)
-        self.accelerator.wait_for_everyone()
+            self._writer.start(contents, self._write)
 
     def request_requeue(self) -> None:
         """Write RUN/requeue: no exit code survives a launcher, so a scheduler looks for this file."""
+        self._on_rank_0(self._write_requeue)
+
+    def _write(self, contents: checkpoint.Contents) -> None:
+        """Write a copy of the state, while training changes the state itself."""
+        checkpoint.save(self.run.folder / "checkpoint", contents, keep=self.run.config.train.keep)
+        if contents.best:
+            export_best(self.run.config, self.run.store, contents.step, contents.weights)
+
+    def _write_requeue(self) -> None:
+        self._writer.join()
+        files.write_bytes(self.run.folder / REQUEUE, b"start the same command again with resume=auto\n")
+
+    def _on_rank_0(self, work: Callable[[], None]) -> None:
+        """Run `work` on rank 0 while the others wait. If it fails, all ranks raise, so that none waits for ever."""
+        failure = None
         if self.accelerator.is_main_process:
-            files.write_bytes(self.run.folder / REQUEUE, b"start the same command again with resume=auto\n")
-        self.accelerator.wait_for_everyone()
+            try:
+                work()
+            except Exception as error:
+                failure = error
+        failed = torch.tensor(int(failure is not None), device=self.accelerator.device)
+        any_failed = int(reduce_sum(self.accelerator, failed))  # sync
+        if failure:
+            raise failure
+        if any_failed:
+            raise JobFailed("rank 0 could not write to the run folder; its message says why.")
 
     def _refuse_non_finite(self, step: int) -> None:
         """Raise JobFailed, on all ranks alike. The last loss was finite, but it is older than the last update."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from kits_dist import cli
 from kits_dist.config import Config, as_plain, save_config
@@ -134,8 +134,8 @@ def write_description(config: Config, store: Store, environment: dict) -> str:
     return name
 
 
-def export_best(config: Config, store: Store, step: int, model: nn.Module) -> None:
-    """Write model.safetensors: the weights, and all that prediction needs to know about them."""
+def export_best(config: Config, store: Store, step: int, state: dict[str, Tensor]) -> None:
+    """Write model.safetensors: the weights, a state dict, and all that prediction needs to know about them."""
     trained_on = store.splits.select(config.data.fold)[0]
     about = {
         "config": as_plain(_with_absolute_store(config)),
@@ -145,7 +145,7 @@ def export_best(config: Config, store: Store, step: int, model: nn.Module) -> No
         "trained_on_voxels": [store.cases[store.row[case_id]].voxels_sha256 for case_id in trained_on],
         "step": step,
     }
-    weights.export(Path(config.run) / "model.safetensors", model, about)
+    weights.export(Path(config.run) / "model.safetensors", state, about)
 
 
 def _with_absolute_store(config: Config) -> Config:
@@ -176,7 +176,7 @@ def repair(config: Config, store: Store, name: str, found: checkpoint.Checkpoint
     if exported != best.state["progress"]["step"]:
         best_model = copy.deepcopy(model)
         checkpoint.restore_weights(best, best_model, averaged=config.optim.ema > 0)
-        export_best(config, store, best.state["progress"]["step"], best_model)
+        export_best(config, store, best.state["progress"]["step"], best_model.state_dict())
 
 
 def _read_description(run: Path) -> dict:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,21 +23,31 @@ def temporary_path(path: Path) -> Path:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` in one step; the content is durable once this returns."""
-    temporary = temporary_path(path)
-    try:
-        with _open_to_write(temporary) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with _replaced(path) as file:
+        file.write(content)
+
+
+def write_hashed(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+    """Replace `path` as `write_bytes` does, one piece after another, and return the SHA-256 of them in hexadecimal.
+
+    Neither hashing nor writing a large piece holds Python's lock, so other threads go on meanwhile.
+    """
+    digest = hashlib.sha256()
+    with _replaced(path) as file:
+        for piece in pieces:
+            digest.update(piece)
+            file.write(piece)
+    return digest.hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` as `write_bytes` does. Raises ValueError for NaN and infinity, which JSON does not have."""
-    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(path, as_json(value))
+
+
+def as_json(value: Any) -> bytes:
+    """Return the content of a JSON file. Raises ValueError for NaN and infinity, which JSON does not have."""
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: Path) -> dict:
@@ -164,6 +174,21 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         pass  # a process of another user
     return True
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that becomes `path`, durably, when the block ends, and is removed when the block raises."""
+    temporary = temporary_path(path)
+    try:
+        with _open_to_write(temporary) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 @contextmanager

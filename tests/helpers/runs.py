@@ -56,7 +56,7 @@ def export_run(folder, monkeypatch, model, regions=("kidney_and_mass",), **data)
     monkeypatch.setattr(region_models, "build_model", lambda *a, **k: model)
     folder.mkdir(parents=True, exist_ok=True)
     metadata = _metadata(regions, data) | {"window_hu": [0, 200], "trained_on_voxels": ["case_00007"]}
-    model_weights.export(folder / "model.safetensors", nn.Module(), metadata)
+    model_weights.export(folder / "model.safetensors", nn.Module().state_dict(), metadata)
     return folder
 
 
@@ -67,7 +67,7 @@ def untrained_run(folder, regions=tuple(REGIONS), seed=0, **data):
     config = cli.from_plain(Config, metadata["config"])
     torch.manual_seed(seed)
     model = build_model(config.model, 1 + 2 * config.data.context)
-    model_weights.export(folder / "model.safetensors", model, metadata)
+    model_weights.export(folder / "model.safetensors", model.state_dict(), metadata)
     return folder
 
 

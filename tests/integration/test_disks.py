@@ -62,14 +62,17 @@ def test_prepare_on_a_full_disk_keeps_what_is_finished(mounted, raw, tmp_path, c
 
 
 @pytest.mark.slow
-def test_training_on_a_full_disk_keeps_its_checkpoints(mounted, store):
+@pytest.mark.parametrize("world", [1, 2])
+def test_training_on_a_full_disk_keeps_its_checkpoints(mounted, store, world):
     disk = mounted("size=3m")  # a checkpoint of this network takes 1.4 MB
     words = [f"data.store={store.path}", f"run={disk / 'run'}", *SMALL]
     words += ["optim.epochs=6", "optim.patience=0", "train.keep=9", "log.images=0", "model.width=4"]
-    printed = fork_server.run("kits_dist.train", *words, code=1)
-    assert "No space left on device" in printed.splitlines()[-1] and "Traceback" not in printed
+    printed = fork_server.run("kits_dist.train", *words, world=world, code=1)
+    said = [line for line in printed.splitlines() if "kits_dist.train: " in line]
+    assert "No space left on device" in said[0] and len(said) == world and "Traceback" not in printed
+    assert world == 1 or "[rank 1] kits_dist.train: rank 0 could not write to the run folder" in said[1]
     subprocess.run(["mount", "-o", "remount,size=32m", str(disk)], check=True)
-    assert "continuing from step_" in fork_server.run("kits_dist.train", *words, "resume=auto")
+    assert "continuing from step_" in fork_server.run("kits_dist.train", *words, "resume=auto", world=world)
 
 
 @pytest.mark.slow

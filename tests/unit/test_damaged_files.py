@@ -89,7 +89,7 @@ def test_an_empty_value_is_not_the_current_folder(schema, arguments, key):
 
 def test_exported_weights_with_a_flipped_bit(tmp_path):
     path = tmp_path / "model.safetensors"
-    model_weights.export(path, nn.Conv2d(3, 4, 3), {"step": 1})
+    model_weights.export(path, nn.Conv2d(3, 4, 3).state_dict(), {"step": 1})
     assert model_weights.read_export(path)[1] == {"step": 1}
     content = bytearray(path.read_bytes())
     content[-3] ^= 1

@@ -143,7 +143,7 @@ def test_the_python_example_runs(raw, store, tmp_path, monkeypatch, capsys):
     about = {"config": as_plain(config), "window_hu": list(store.window), "data": "phantom", "trained_on_voxels": []}
     about |= {"normalization": store.normalization(0)._asdict(), "step": 1}
     torch.manual_seed(0)
-    weights.export(demo / "run" / "model.safetensors", build_model(config.model, 1), about)
+    weights.export(demo / "run" / "model.safetensors", build_model(config.model, 1).state_dict(), about)
 
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     monkeypatch.chdir(tmp_path)

@@ -112,7 +112,8 @@ def resumed(runtime: Runtime, train: TrainConfig, folder: Path) -> Tensor:
     rank, begun = runtime.ranks.rank, train_step_of(runtime, train)
     weights(begun, rank, last=2)
     if rank == 0:
-        checkpoint.save(folder, 2, begun.plain_model, begun.plain_optimizer, begun.state(), best=True, keep=1)
+        model, optimizer = begun.plain_model, begun.plain_optimizer
+        checkpoint.save(folder, checkpoint.contents_of(2, model, optimizer, begun.state(), best=True), keep=1)
     runtime.accelerator.wait_for_everyone()
     found, _ = checkpoint.find(folder)
     return weights(train_step_of(runtime, train, found=found), rank, first=2)

@@ -52,7 +52,9 @@ def test_runs_that_do_not_go_together_are_refused(tmp_path, monkeypatch):
     _, about = model_weights.read_export(c / "model.safetensors")
     about["window_hu"] = [-100, 300]
     monkeypatch.undo()
-    model_weights.export(c / "model.safetensors", build_model(RunModel(c, 1, "none").config.model, 1), about)
+    model_weights.export(
+        c / "model.safetensors", build_model(RunModel(c, 1, "none").config.model, 1).state_dict(), about
+    )
     d = untrained_run(tmp_path / "d", ("kidney_and_mass",))
     with pytest.raises(
         InputError, match=r"c was trained on HU \[-100, 300\], but .*d was trained on HU \[0.0, 200.0\]"

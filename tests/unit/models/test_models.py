@@ -4,11 +4,12 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import save_file
 
 from kits_dist.config import ModelConfig
-from kits_dist.models import build_model, encoders
+from kits_dist.models import build_model, encoders, weights
 from kits_dist.utils.errors import InputError, MissingInput
 
 REGIONS = ("kidney_and_mass", "tumor")
@@ -180,3 +181,16 @@ def test_a_hub_that_serves_something_else_is_refused(hub):
     hub.content = b"<html>please log in</html>"
     with pytest.raises(InputError, match="not a safetensors file"):
         build_model(ModelConfig("unet", "resnet18", "imagenet"), 1)
+
+
+@pytest.mark.parametrize("metadata", [None, {"kits_dist": '{"a": "\u00e9"}'}])
+def test_our_files_are_byte_for_byte_those_of_the_safetensors_library(tmp_path, metadata):
+    tensors = {
+        f"{number}.{dtype}".replace("torch.", ""): torch.arange(number).to(dtype)
+        for dtype in weights._DTYPES
+        for number in (3, 1, 0)
+    }
+    tensors |= {"scalar": torch.tensor(2.5), "turned": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)}
+    digest = weights.write_tensors(tmp_path / "ours", tensors, metadata)
+    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+    assert (tmp_path / "ours").read_bytes() == content and digest == hashlib.sha256(content).hexdigest()

@@ -180,3 +180,34 @@ def test_network_and_loss_are_one_graph_to_the_compiler(arch):
     torch._dynamo.reset()
     found = torch._dynamo.explain(whole)(image, label)
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+def spoiled(made, where, value):
+    """Put `value` into one of the states that a checkpoint keeps."""
+    states = {
+        "weight": made.plain_model.state_dict(),
+        "average": made.average.model.state_dict(),
+        "moment": made.plain_optimizer.state[next(made.plain_model.parameters())],
+    }
+    tensor = next(value for key, value in states[where].items() if value.ndim)
+    tensor.view(-1)[0] = value
+
+
+@pytest.mark.parametrize("where", ["weight", "average", "moment"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_not_finite_is_seen_wherever_it_is_kept(where, value):
+    made = train_step(ema=0.9)
+    made(batches(), 0.01, 0, StepTimer(CPU))
+    assert made.is_finite()
+    spoiled(made, where, value)
+    assert not made.is_finite()
+
+
+def test_finite_values_whose_sum_overflows_are_finite():
+    made = train_step(ema=0.9)
+    made(batches(), 0.01, 0, StepTimer(CPU))
+    for parameter in made.plain_model.parameters():
+        parameter.data.fill_(3e38)
+    assert made.is_finite()
+    spoiled(made, "weight", float("nan"))
+    assert not made.is_finite()
