@@ -163,7 +163,7 @@ def _remove_leftovers(folder: Path) -> None:
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
         else:
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)  # it may have been in a folder that is removed already
 
 
 def _is_alive(pid: int) -> bool:

@@ -62,6 +62,7 @@ def test_a_folder_in_which_nothing_was_written_is_removed_again(tmp_path):
 def test_leftovers_of_killed_writers_are_removed_and_those_of_running_ones_kept(tmp_path):
     ended = 2**22 + 1  # above the largest process id of Linux
     (tmp_path / f".case.{ended}.part").mkdir()
+    (tmp_path / f".case.{ended}.part" / f".file.{ended}.part").write_text("")  # killed while it wrote this one
     (tmp_path / f".file.{ended}.old").write_text("")
     (tmp_path / f".case.{os.getpid()}.part").mkdir()
     (tmp_path / "case").mkdir()
