@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from kits_dist.imaging.nifti import is_nifti, stem
+from kits_dist.imaging.nifti import by_name, is_nifti, nifti_files, stem
 from kits_dist.labels import CYST, KIDNEY, LABELS, TUMOR
 from kits_dist.utils.errors import InputError, MissingInput
 from kits_dist.utils.files import read_json
@@ -213,11 +213,10 @@ def _find_file(folder: Path, name: str) -> Path | None:
     return found[0] if found else None
 
 
-def _by_name(folder: Path, suffix: str) -> dict[str, Path | None]:
+def _by_name(folder: Path, suffix: str) -> dict[str, Path]:
     """Return {NAME: file} of NAME<suffix>.nii.gz and NAME<suffix>.nii."""
-    stems = [stem(path) for path in (folder.iterdir() if folder.is_dir() else ()) if is_nifti(path)]
-    names = {name.removesuffix(suffix) for name in stems if name.endswith(suffix)}
-    return {name: _find_file(folder, f"{name}{suffix}") for name in sorted(names)}
+    files = [path for path in (nifti_files(folder) if folder.is_dir() else ()) if stem(path).endswith(suffix)]
+    return by_name(files, lambda path: stem(path).removesuffix(suffix))
 
 
 def _check_dataset_json(path: Path) -> None:

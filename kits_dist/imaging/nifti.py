@@ -10,7 +10,7 @@ import io
 import itertools
 import math
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -161,6 +161,17 @@ def is_nifti(path: Path) -> bool:
 def nifti_files(folder: Path) -> list[Path]:
     """Return the NIfTI files directly in `folder`, sorted by name."""
     return sorted(path for path in folder.iterdir() if is_nifti(path))
+
+
+def by_name(paths: Iterable[Path], name_of: Callable[[Path], str]) -> dict[str, Path]:
+    """Return {name: file} in the order of the files. Raises InputError where two files have one name."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = name_of(path)
+        if name in found:
+            raise InputError(f"both {found[name]} and {path} are {name}. Keep one of them.")
+        found[name] = path
+    return found
 
 
 def stem(path: Path) -> str:

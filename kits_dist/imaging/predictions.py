@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kits_dist.imaging.datasets import find_cases
-from kits_dist.imaging.nifti import nifti_files, stem
+from kits_dist.imaging.nifti import by_name, nifti_files, stem
 from kits_dist.utils.errors import InputError, MissingInput
 from kits_dist.utils.text import listed
 
@@ -15,7 +15,7 @@ _ENDINGS = ("_seg", "_trans", "_0000")
 def find_truths(folder: Path, key: str = "truth") -> dict[str, Path]:
     """Return {case: label map} of CASE.nii.gz files or of a folder of cases. Raises MissingInput / InputError."""
     _check_folder(folder, key)
-    return _by_case(nifti_files(folder), key, set()) or _of_cases(folder, key)
+    return by_name(nifti_files(folder), stem) or _of_cases(folder, key)
 
 
 def find_predictions(folder: Path, cases: Iterable[str], key: str = "predictions") -> dict[str, Path]:
@@ -28,7 +28,8 @@ def find_predictions(folder: Path, cases: Iterable[str], key: str = "predictions
     if not files:  # MONAI makes a folder for each scan
         inner = [path for path in sorted(folder.iterdir()) if path.is_dir()]
         files = [file for case in inner for file in nifti_files(case) if file.name.startswith(case.name)]
-    return _by_case(files, key, set(cases)) or _of_cases(folder, key)
+    known = set(cases)
+    return by_name(files, lambda path: _case_of(stem(path), known)) or _of_cases(folder, key)
 
 
 def find_unpredicted(
@@ -51,16 +52,6 @@ def find_unpredicted(
 def _check_folder(folder: Path, key: str) -> None:
     if not folder.is_dir():
         raise MissingInput(f"{key}={folder}: no such folder.")
-
-
-def _by_case(files: list[Path], key: str, cases: set[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in files:
-        case = _case_of(stem(path), cases)
-        if case in found:
-            raise InputError(f"{key}: both {found[case]} and {path} are {case}. Keep one of them.")
-        found[case] = path
-    return found
 
 
 def _case_of(name: str, cases: set[str]) -> str:

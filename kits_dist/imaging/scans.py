@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from kits_dist.imaging import dicom
 from kits_dist.imaging.datasets import find_cases, find_image
-from kits_dist.imaging.nifti import Volume, is_nifti, nifti_files, read_image, stem
+from kits_dist.imaging.nifti import Volume, by_name, is_nifti, nifti_files, read_image, stem
 from kits_dist.utils.errors import InputError, MissingInput
 from kits_dist.utils.parallel import progress_bar
 from kits_dist.utils.text import listed
@@ -71,19 +71,12 @@ def find_scans(source: Path) -> ScanList:
 
 def _nifti_scans(folder: Path) -> list[Scan]:
     """Return the NIfTI files directly in `folder` as scans."""
-    by_name: dict[str, list[Path]] = defaultdict(list)
-    for path in nifti_files(folder):
-        by_name[_scan_name(path)].append(path)
-
-    for paths in by_name.values():
-        if len(paths) > 1:
-            names = " and ".join(path.name for path in paths)
-            raise InputError(f"{folder} holds {names}, whose label maps would have one name. Keep one of them.")
-    second = [name for name in by_name if name.endswith("_0001") and name.removesuffix("_0001") in by_name]
+    scans = by_name(nifti_files(folder), _scan_name)
+    second = [name for name in scans if name.endswith("_0001") and name.removesuffix("_0001") in scans]
     if second:
-        files = listed([by_name[name][0].name for name in second], 3)
+        files = listed([scans[name].name for name in second], 3)
         raise InputError(f"{folder} holds second channels ({files}); a CT has one. Name another folder.")
-    return [Scan(name, path, folder) for name, (path,) in by_name.items()]
+    return [Scan(name, path, folder) for name, path in scans.items()]
 
 
 def _scan_name(path: Path) -> str:
