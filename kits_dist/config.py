@@ -251,13 +251,16 @@ class TrainConfig:
     """How the training runs: precision, processes, checkpoints."""
 
     precision: PrecisionName = "auto"
-    """Numerical precision; `auto` takes the launcher's, otherwise bf16, fp16 or fp32, whichever the device supports."""
+    """Numerical precision; `auto` takes the launcher's, otherwise bf16, fp16 or fp32, whichever the device supports.
+    `python -m benchmarks.model` measures which one is fastest: cuDNN has batch norm in channels_last for fp16 only."""
     compile: bool = False
-    """Compile the network and the loss with torch.compile; takes half a minute or more at the start."""
+    """Compile the network and the loss with torch.compile; takes half a minute or more at the start. Compiled around
+    DDP, so that gradients are exchanged while backward still runs."""
     channels_last: bool = True
     """Use the channels-last memory format, which tensor cores prefer."""
     sync_bn: bool = False
-    """Compute batch norm over the batches of all GPUs; slower, useful with small batches."""
+    """Compute batch norm over the batches of all GPUs; useful with small batches, slower: at each layer the host waits
+    for the statistics of all GPUs."""
     deterministic: bool = False
     """Make runs repeat bit for bit; slower on a GPU, and log.jsonl names operations without such a kernel."""
     bucket_mb: int = 25

@@ -56,6 +56,8 @@ def train(config: Config, request: StopRequest) -> None:
 
     with Instruments(run) as instruments, EpochEnd(run, instruments.tracker) as epoch_end:
         step_log = StepLog(run, instruments)
+        if run.on_gpu:
+            epoch_end.rehearse()
         batches = iter(run.batches)
         run.train_step.model.train()
         while not reason:

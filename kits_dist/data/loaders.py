@@ -1,7 +1,7 @@
 """Build the loaders of a run: store -> samples -> SliceDataset -> backend -> batches on this rank's device."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -15,6 +15,26 @@ from kits_dist.data.slice_cache import choose_residency
 from kits_dist.data.store import Store
 from kits_dist.distributed.ranks import Ranks
 from kits_dist.utils.errors import InputError
+
+
+class PeekableLoader:
+    """A loader of passes whose first batch can be looked at before the first pass begins."""
+
+    def __init__(self, loader: Iterable[Batch]):
+        self._loader = loader
+        self._begun: Iterator[Batch] | None = None
+
+    def peek(self) -> Batch | None:
+        """Return the first batch, which the first pass yields again; None for an empty pass."""
+        begun = iter(self._loader)
+        first = next(begun, None)
+        if first is not None:
+            self._begun = itertools.chain([first], begun)
+        return first
+
+    def __iter__(self) -> Iterator[Batch]:
+        begun, self._begun = self._begun, None
+        return iter(self._loader) if begun is None else begun
 
 
 def build_train_loader(
@@ -64,7 +84,7 @@ def build_val_loader(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> tuple[Iterable[Batch], SliceDataset]:
+) -> tuple[PeekableLoader, SliceDataset]:
     """Return a loader of every slice of `case_ids`, in order and without augmentation, and the dataset it reads.
 
     Each `iter` is one pass; each slice is on exactly one rank. With data.backend=fixed the batches are still real:
@@ -73,7 +93,7 @@ def build_val_loader(
     samples = select_samples(store, case_ids, data, training=False)
     batches = val_positions(len(samples.rows), data.batch_size, ranks.rank, ranks.world)
     dataset = SliceDataset(store, samples, data, augment=None, seed=0, norm=store.normalization(data.fold))
-    return _build(dataset, BatchPlan(batches.__getitem__, len(batches)), ranks, device, dtype), dataset
+    return PeekableLoader(_build(dataset, BatchPlan(batches.__getitem__, len(batches)), ranks, device, dtype)), dataset
 
 
 def _build(

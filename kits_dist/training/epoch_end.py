@@ -21,7 +21,7 @@ from kits_dist.training.progress import Progress, after_validation
 from kits_dist.training.run_folder import REQUEUE, export_best
 from kits_dist.training.setup import Run
 from kits_dist.training.tracker import Tracker
-from kits_dist.training.validation import Validation, broadcast_buffers, validate
+from kits_dist.training.validation import Validation, broadcast_buffers, rehearse, validate
 from kits_dist.utils import files
 from kits_dist.utils.errors import JobFailed
 
@@ -90,6 +90,11 @@ class EpochEnd:
             len(self.run.val_dataset.rows),
             self.accelerator,
         )
+
+    def rehearse(self) -> None:
+        """Score one validation batch before training begins, so that memory runs out now and not after an epoch."""
+        step = self.train_step
+        rehearse(step.eval_model, step.loss_fn, self.run.val_loader, self.accelerator)
 
     def save(self, progress: Progress, best: bool) -> None:
         """Begin to write a checkpoint, and RUN/model.safetensors if it is the best; training goes on meanwhile.

@@ -84,11 +84,10 @@ class Instruments:
 
     def epoch_done(self, progress: Progress, sentence: str) -> None:
         """Say in words how the epoch went (`sentence`) and which side of training is slow."""
-        on_gpu = self._run.runtime.device.type == "cuda"
         in_gpu_memory = isinstance(self._run.dataset.slice_source, GpuSlices)
         data = self._run.config.data
         data = replace(data, backend=real_backend(data.backend, self._run.runtime.device))
-        hint = bottleneck_hint(self.timer.epoch_wait(), data, on_gpu, in_gpu_memory)
+        hint = bottleneck_hint(self.timer.epoch_wait(), data, self._run.on_gpu, in_gpu_memory)
         self.tracker.log(progress.step, {"perf/verdict": hint})
         self._print(f"{sentence}  {hint}")
 

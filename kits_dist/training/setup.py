@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from kits_dist.config import Config
 from kits_dist.data.batch import Batch
 from kits_dist.data.dataset import SliceDataset
-from kits_dist.data.loaders import build_train_loader, build_val_loader
+from kits_dist.data.loaders import PeekableLoader, build_train_loader, build_val_loader
 from kits_dist.data.store import Store
 from kits_dist.distributed import rendezvous
 from kits_dist.distributed.preemption import StopRequest
@@ -38,7 +38,7 @@ class Run:
     train_step: TrainStep
     batches: Iterable[Batch]  # endless, from `start.position` on
     dataset: SliceDataset  # training slices
-    val_loader: Iterable[Batch]
+    val_loader: PeekableLoader
     val_dataset: SliceDataset
     nan_guard: NonFiniteGuard
     start: Progress  # where training begins or resumes
@@ -55,6 +55,11 @@ class Run:
     def ranks(self) -> Ranks:
         """Place of this process among all of the launch."""
         return self.runtime.ranks
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether this process trains on a GPU."""
+        return self.runtime.device.type == "cuda"
 
     @property
     def folder(self) -> Path:

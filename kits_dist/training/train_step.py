@@ -57,9 +57,14 @@ class TrainStep:
         self._scaler_state = found.state["scaler"]
 
     def wrap(self, train: TrainConfig) -> None:
-        """Compile the model if asked, and hand model and optimizer to Accelerate, which wraps them for DDP."""
-        model = torch.compile(self.model) if train.compile else self.model
-        self.model, self.optimizer = self.accelerator.prepare(model, self.plain_optimizer)
+        """Hand model and optimizer to Accelerate, which wraps them for DDP, and compile the model if asked.
+
+        Compiled outside DDP, the graph is cut where a bucket of gradients is complete; inside, backward would be one
+        graph and no exchange would begin before its end.
+        """
+        self.model, self.optimizer = self.accelerator.prepare(self.model, self.plain_optimizer)
+        if train.compile:
+            self.model = torch.compile(self.model)
         if self.accelerator.scaler and self._scaler_state:  # fp16
             self.accelerator.scaler.load_state_dict(self._scaler_state)
 

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from kits_dist.data.batch import Batch
+from kits_dist.data.loaders import PeekableLoader
 from kits_dist.distributed.runtime import reduce_sum
 from kits_dist.evaluation.metrics import mean_dice
 from kits_dist.training.losses import RegionLoss, region_targets
@@ -49,11 +50,10 @@ def validate(
     num_seen = torch.zeros((), dtype=torch.int64, device=accelerator.device)
     sums = torch.zeros(loss_fn.sums_shape, dtype=torch.float64, device=accelerator.device)
     for batch in loader:
-        with accelerator.autocast():
-            logits = model(batch.image)
-        sums += loss_fn.sums(logits, batch.label)
+        sums_of_batch, counts_of_slices = _score(model, loss_fn, batch, accelerator)
+        sums += sums_of_batch
+        counts.index_add_(0, batch.case.long(), counts_of_slices)
         num_seen += len(batch.label)
-        counts.index_add_(0, batch.case.long(), batch_counts(logits.float(), region_targets(batch.label, loss_fn.bits)))
     model.train(was_training)
     sums, counts, num_seen = (reduce_sum(accelerator, tensor) for tensor in (sums, counts, num_seen))
     if int(num_seen) != num_slices:  # sync
@@ -63,6 +63,28 @@ def validate(
     of_cases = counts.cpu().numpy()[rows]
     of_regions = mean_dice(of_cases).tolist()
     return Validation(float(loss_fn.value(sums)), of_cases, dict(zip(loss_fn.regions, of_regions, strict=True)))
+
+
+@torch.inference_mode()
+def rehearse(model: nn.Module, loss_fn: RegionLoss, loader: PeekableLoader, accelerator: Accelerator) -> None:
+    """Score the first validation batch and forget the result, so that memory runs out now and not after an epoch.
+
+    The loader's own memory on the GPU, which PyTorch does not know of, stays allocated from here on.
+    """
+    batch = loader.peek()
+    if batch is None:
+        return
+    was_training = model.training
+    model.eval()
+    _score(model, loss_fn, batch, accelerator)
+    model.train(was_training)
+
+
+def _score(model: nn.Module, loss_fn: RegionLoss, batch: Batch, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+    """Return the loss sums of a batch, and (B, R, 3) counts of its slices."""
+    with accelerator.autocast():
+        logits = model(batch.image)
+    return loss_fn.sums(logits, batch.label), batch_counts(logits.float(), region_targets(batch.label, loss_fn.bits))
 
 
 def broadcast_buffers(model: nn.Module, accelerator: Accelerator) -> None:

@@ -236,6 +236,17 @@ def test_a_rank_without_validation_slices_has_an_empty_loader(store):
     assert list(build_val_loader(store, data(store), [store.cases[3].case_id], ranks)[0]) == []
 
 
+def test_a_validation_pass_is_whole_after_its_first_batch_was_looked_at(store, backend):
+    loader, dataset = build_val_loader(store, data(store, backend), [c.case_id for c in store.cases], Ranks())
+    first = loader.peek()
+    for _ in range(2):
+        batches = list(loader)
+        assert torch.equal(batches[0].image, first.image)
+        assert sum(len(batch.label) for batch in batches) == len(dataset.rows)
+    nothing = build_val_loader(store, data(store), [store.cases[3].case_id], Ranks(rank=99, world=100))[0]
+    assert nothing.peek() is None and list(nothing) == []
+
+
 def test_fixed_repeats_one_real_batch(store):
     real = take(build_train_loader(store, data(store, "opencv"), ALL_DRAWN, 0, Ranks())[0], 1)[0]
     fixed = take(build_train_loader(store, data(store, backend="fixed"), ALL_DRAWN, 0, Ranks())[0], 3)

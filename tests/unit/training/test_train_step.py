@@ -211,3 +211,15 @@ def test_finite_values_whose_sum_overflows_are_finite():
     assert made.is_finite()
     spoiled(made, "weight", float("nan"))
     assert not made.is_finite()
+
+
+def test_the_network_is_compiled_around_what_accelerate_wraps_for_ddp():
+    class Wrapper(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+    made = TrainStep(SimpleUNet(1, 1, 2), ("kidney_and_mass",), OptimConfig(), OneProcess())
+    made.accelerator.prepare = lambda model, optimizer: (Wrapper(model), optimizer)
+    made.wrap(TrainConfig(compile=True))  # compiles nothing before the first call
+    assert isinstance(made.model, torch._dynamo.OptimizedModule) and isinstance(made.model._orig_mod, Wrapper)

@@ -16,6 +16,7 @@ from kits_dist.config import Config, OptimConfig
 from kits_dist.distributed.runtime import seed_step
 from kits_dist.models import weights as model_weights
 from kits_dist.training import checkpoint, setup
+from kits_dist.training.epoch_end import EpochEnd
 from kits_dist.training.progress import Progress, after_validation, finished
 from kits_dist.training.tracker import log_lines
 from kits_dist.training.train_step import TrainStep
@@ -165,3 +166,19 @@ def test_non_finite_weights_are_never_saved(store, tmp_path, monkeypatch, what):
     with pytest.raises(JobFailed, match="the weights are not finite after step 1, which is not saved"):
         train.main(config(store, tmp_path / "run", "optim.ema=0.9", "train.save_every_steps=1"))
     assert not list((tmp_path / "run").glob("checkpoint/step_*"))
+
+
+def test_a_gpu_scores_a_validation_batch_before_the_first_step(store, tmp_path, monkeypatch):
+    """So memory that validation lacks is missed at the start. The pass after the epoch still sees every slice."""
+    calls = []
+    rehearse, step = EpochEnd.rehearse, TrainStep.__call__
+    monkeypatch.setattr(EpochEnd, "rehearse", lambda self: calls.append("rehearse") or rehearse(self))
+    monkeypatch.setattr(TrainStep, "__call__", lambda self, *args: calls.append("step") or step(self, *args))
+    with monkeypatch.context() as patch:
+        patch.setattr(setup.Run, "on_gpu", True)
+        train.main(config(store, tmp_path / "run", "optim.epochs=1"))
+    assert calls == ["rehearse", *["step"] * 7]
+    train.main(config(store, tmp_path / "other", "optim.epochs=1"))
+    assert calls.count("rehearse") == 1
+    a, b = (log_lines(tmp_path / run / "log.jsonl") for run in ("run", "other"))
+    assert [line.get("val/loss") for line in a] == [line.get("val/loss") for line in b]
