@@ -172,7 +172,7 @@ def choose_residency(
     slices = GpuSlices.bytes_needed(store, rows, data.context)
     free = torch.cuda.mem_get_info(device)[0]
     measure = data.residency == "auto" and step_bytes
-    step = measure() + queue_bytes(data) if measure else free // 2
+    step = measure() + queue_bytes(data) + gathered_bytes(store, data) if measure else free // 2
     sizes = (
         f"{slices / 1e9:.2f} GB for {len(rows)} slices, {step / 1e9:.2f} GB for a step and its batches, "
         f"{free / 1e9:.2f} GB of GPU memory free"
@@ -198,6 +198,16 @@ def _read_ahead(mapped: np.ndarray) -> None:
     address = mapped.__array_interface__["data"][0]
     before = address % mmap.PAGESIZE
     _madvise(address - before, mapped.nbytes + before, mmap.MADV_WILLNEED)
+
+
+def gathered_bytes(store: Store, data: DataConfig) -> int:
+    """Return the memory of the batches that were gathered from GPU memory and that DALI has not read yet."""
+    largest = max(
+        case.slice_geometry(plane).shape[1] * case.slice_geometry(plane).shape[2]
+        for case in store.cases
+        for plane in data.planes
+    )
+    return (2 * data.prefetch + 5) * data.batch_size * largest * (2 + 2 * data.context)
 
 
 def slab_of(volume: np.ndarray, index: int, context: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from kits_dist.data.dataset import BatchPlan, SliceDataset
 from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.samples import Samples, select_rows
-from kits_dist.data.slice_cache import GpuSlices, MappedSlices, choose_residency, queue_bytes
+from kits_dist.data.slice_cache import GpuSlices, MappedSlices, choose_residency, gathered_bytes, queue_bytes
 from kits_dist.distributed.ranks import Ranks
 from kits_dist.utils.errors import InputError
 
@@ -115,8 +115,8 @@ def test_no_step_is_measured_where_the_answer_does_not_count(store, monkeypatch,
     [
         ("auto", 10**6, 10**8, GpuSlices),  # the slices fit in addition to the step
         ("auto", 10**8, 10**8, MappedSlices),  # the step takes what is there
-        ("auto", 0, 8 * 10**5, MappedSlices),  # 0.36 MB of batches for training and as much for validation
-        ("auto", 0, 11 * 10**5, GpuSlices),
+        ("auto", 0, 12 * 10**5, MappedSlices),  # 0.36 MB of batches for training, as much for validation, 0.28 gathered
+        ("auto", 0, 14 * 10**5, GpuSlices),
         ("auto", None, 10**8, GpuSlices),  # not measured: half of what is free is the step's
         ("auto", None, 10**5, MappedSlices),
         ("gpu", 10**8, 10**8, GpuSlices),  # asked for by name: the user may know better
@@ -130,6 +130,7 @@ def test_auto_weighs_the_slices_against_the_measured_step(store, monkeypatch, re
     data = DataConfig(store=str(store.path), batch_size=2, size_px=(64, 64), residency=residency)
     rows = select_rows(store, [case.case_id for case in store.cases], "all", 0, ["axial"])
     assert 2e5 < GpuSlices.bytes_needed(store, rows, 0) < 4e5 and queue_bytes(data) == 2 * 4 * 2 * 64 * 64 * 11
+    assert gathered_bytes(store, data) == 9 * 2 * 96 * 70 * 2  # nine batches of two of the largest slices, with labels
     measured = None if step_bytes is None else lambda: step_bytes
     if expected is InputError:
         with pytest.raises(InputError, match="data.residency=gpu: .* of GPU memory free. Use data.residency=mmap"):
