@@ -7,6 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count, islice
 from typing import Generic, TypeVar
 
+import torch
+
 T = TypeVar("T")
 
 
@@ -17,12 +19,18 @@ class Prefetcher(Generic[T]):
     and with the process.
     """
 
-    def __init__(self, make: Callable[[int], T], depth: int, num_steps: int | None = None):
-        """Start nothing yet. num_steps: how many results there are; None: endless."""
+    def __init__(
+        self, make: Callable[[int], T], depth: int, num_steps: int | None = None, device: torch.device | None = None
+    ):
+        """Start nothing yet.
+
+        num_steps   how many results there are; None: endless
+        device      a GPU becomes the current one of the thread, so that it allocates nothing on another
+        """
         self._make = make
         self._depth = depth
         self._steps = iter(count() if num_steps is None else range(num_steps))
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch", initializer=_use, initargs=(device,))
         self._waiting: deque[Future[T]] = deque()
         weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
 
@@ -39,3 +47,8 @@ class Prefetcher(Generic[T]):
     def close(self) -> None:
         """Drop what was not taken, and wait for the thread."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _use(device: torch.device | None) -> None:
+    if device is not None and device.type == "cuda":
+        torch.cuda.set_device(device)

@@ -35,7 +35,7 @@ class CpuLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="opencv")
-        begun = Prefetcher(partial(self._begin, pool), self.dataset.data.prefetch, self.plan.num_batches)
+        begun = Prefetcher(partial(self._begin, pool), self.dataset.data.prefetch, self.plan.num_batches, self.device)
         try:
             for batch, parts in begun:
                 for part in parts:

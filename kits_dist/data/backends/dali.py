@@ -28,7 +28,7 @@ class DaliLoader:
         self.plan = plan
         self._on_gpu = device.type == "cuda"
         depth = dataset.data.prefetch
-        self._host_batches = Prefetcher(self._host_batch, depth)
+        self._host_batches = Prefetcher(self._host_batch, depth, device=device)
         # no_copy: DALI reads our arrays until a batch is done, so they must outlive its queue: the batches in it, the
         # one it is asked for, and those whose work on the GPU may not have ended when it is.
         self._alive: deque[StackedBatch] = deque()

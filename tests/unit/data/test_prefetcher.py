@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+import torch
 
 from kits_dist.data.prefetcher import Prefetcher
 
@@ -34,6 +35,14 @@ def test_an_error_is_raised_where_its_result_is_taken():
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(KeyboardInterrupt, match="in step 2"):
         next(results)
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda:1", [torch.device("cuda:1")]), ("cpu", [])])
+def test_the_thread_works_on_the_gpu_of_its_rank(monkeypatch, device, expected):
+    used = []
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    assert list(Prefetcher(str, depth=1, num_steps=2, device=torch.device(device))) == ["0", "1"]
+    assert used == expected
 
 
 @pytest.mark.parametrize("end", ["closed", "forgotten"])
