@@ -72,7 +72,9 @@ def test_half_precision_images_are_rounded_float32_images(phantoms, device):
     assert torch.equal(a.label, b.label)
 
 
-def test_batches_are_intact_when_the_gpu_is_busy_and_the_host_runs_ahead(phantoms, device):
+@pytest.mark.parametrize("residency", ["mmap", "gpu"])
+def test_batches_are_intact_when_the_gpu_is_busy_and_the_host_runs_ahead(phantoms, device, residency):
     backend = pixels.Backend("dali", device, torch.float16)
-    wrong = pixels.busy_differences(phantoms, _data(phantoms), backend, batches=100)
+    data = replace(_data(phantoms), residency=residency)
+    wrong = pixels.busy_differences(phantoms, data, backend, batches=100)
     assert wrong == [], f"batches that differ from an undisturbed pass: {wrong}"

@@ -12,6 +12,7 @@ from kits_dist.data.loaders import build_train_loader
 from kits_dist.distributed.precision import launched_precision
 from kits_dist.distributed.runtime import start
 from kits_dist.models import build_model
+from kits_dist.training.host_copy import HostCopy
 from kits_dist.training.step_timer import StepTimer
 from kits_dist.training.train_step import TrainStep, place_model
 from kits_dist.utils.errors import InputError
@@ -82,14 +83,20 @@ def test_the_loss_falls_as_in_fp32(learning, precision):
 
 @pytest.mark.parametrize("precision", [pytest.param(p, marks=needs_gpu) for p in ("bf16", "fp16", "fp32")])
 def test_a_step_never_waits_for_the_gpu(learning, precision):
-    """Clipped and averaged; log steps look, the others must not. fp16: the scaler's own update is asynchronous too."""
+    """Clipped and averaged, log steps as well. fp16: the scaler's own update is asynchronous too."""
     train_step, stream, timer = learning(precision, clip_norm=1.0, ema=0.99)
     losses(train_step, stream, timer, steps=3)  # these allocate and choose kernels
     torch.cuda.synchronize()
+    copy, marks = None, timer.cut()
     try:
         torch.cuda.set_sync_debug_mode("error")
-        for step in range(3, 6):
-            train_step(stream, 1e-2, step, timer)
+        for step in range(3, 9):
+            result = train_step(stream, 1e-2, step, timer, want_norm=True)
+            if copy:
+                copy.wait()
+                timer.report(marks, 4)
+            copy = HostCopy(result.losses, result.grad_norm, train_step.skipped_on_device)
+            marks = timer.cut()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert np.isfinite(losses(train_step, stream, timer, steps=1)).all()
