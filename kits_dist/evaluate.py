@@ -63,6 +63,8 @@ class Args:
     """Regions that predictions= can hold, as [kidney_and_mass]; default: all."""
     missing: Literal["error", "zero"] = "error"
     """A true case without a prediction: refuse, or 0 in every mean."""
+    poster: bool = False
+    """Print the poster's measure as well: a mean over 2D slices, beside what predicting nothing scores."""
     panel: int = 6
     """Number of test cases drawn with contours."""
     batch_size: int = 16
@@ -89,7 +91,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Run the mode that the arguments name."""
-    truth = Truth(Path(args.truth or args.raters), args.reference, args.store, args.regions, args.missing)
+    truth = Truth(Path(args.truth or args.raters), args.reference, args.store, args.regions, args.missing, args.poster)
     with ranks.joined() as group:
         if args.run:
             _score_run(args, group)
@@ -109,6 +111,7 @@ def _score_run(args: Args, group: ranks.Ranks) -> None:
     networks = {"precision": args.precision, "compiled": args.compile}
     predictor = Predictor(args.run, args.batch_size, args.tta, args.fusion, annotated=True, **networks)
     cases = run_cases(predictor, args.split, args.store, args.truth, args.reference)
+    cases = cases._replace(with_poster=args.poster)
     runs = [member.run for member in predictor.members]
     rules, message = load_rules(runs, predictor.step, args.postprocess, args.rules)
     if group.rank == 0:

@@ -10,6 +10,7 @@ import numpy as np
 
 from kits_dist.evaluation.lesions import detect
 from kits_dist.evaluation.metrics import SIZES, WEIGHTS, CaseScore, Metrics, column, dice, size_of, slice_counts
+from kits_dist.evaluation.poster import poster_metrics
 from kits_dist.evaluation.surface_distance import Surface, surface_of, surface_scores
 from kits_dist.imaging import annotators
 from kits_dist.imaging.foreground import Foreground, check_grids, crop_to_common_box, foreground_of, read_foreground
@@ -116,7 +117,9 @@ def _score_pair(
     (predicted_labels, true_labels), _ = crop_to_common_box([predicted, truth])
 
     scored: dict[str, Metrics] = {}
-    for name, rows in slice_counts(predicted_labels, true_labels, regions).items():
+    by_slice = slice_counts(predicted_labels, true_labels, regions)
+    poster = poster_metrics(by_slice, truth.grid.shape[0])
+    for name, rows in by_slice.items():
         tp, fp, fn = counts = rows.sum(axis=0)
         rows = rows[rows.any(axis=1)]
         surface = surface_scores(surfaces[name], true_surfaces[name], spacing_mm, TOLERANCES_MM.get(name))
@@ -133,6 +136,7 @@ def _score_pair(
             "false_negative": int(fn),
             "truth_ml": (tp + fn) * voxel_ml,
             "predicted_ml": (tp + fp) * voxel_ml,
+            **poster.get(name, {}),
         }
     lesions = _lesions(predicted_labels, true_labels, voxel_ml) if "tumor" in regions else {}
     return CaseScore(case_id, scored, lesions)
@@ -159,7 +163,7 @@ def _lesions(predicted: np.ndarray, truth: np.ndarray, voxel_ml: float) -> Metri
 
 def missed(score: CaseScore) -> CaseScore:
     """Score a case without a prediction: 0 in every region, also where the truth is empty too."""
-    zero = {"dice": 0.0, "surface_dice": 0.0, "miss": 1}
+    zero = {"dice": 0.0, "surface_dice": 0.0, "dice_poster": 0.0, "miss": 1}
     regions = {
         name: metrics | {key: value for key, value in zero.items() if key in metrics}
         for name, metrics in score.regions.items()

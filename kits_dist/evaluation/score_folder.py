@@ -24,6 +24,7 @@ class Truth(NamedTuple):
     store: str = ""  # score the test cases of this store alone
     regions: tuple[str, ...] = ()  # that the label maps can hold; (): all
     missing: Literal["error", "zero"] = "error"  # a case without a label map
+    with_poster: bool = False  # print the poster's measure, too
 
 
 def score_folder(
@@ -82,4 +83,4 @@ def _score(
     data = data_kind(truth.folder) if (truth.folder / MARKER).is_file() else "unknown"
     summary = summarize(scores, data, "test" if truth.store else "folder") | about
     write_tables(output, scores, summary)
-    print_summary(summary, output)
+    print_summary(summary, output, truth.with_poster)

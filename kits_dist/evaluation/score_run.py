@@ -44,6 +44,7 @@ class RunCases(NamedTuple):
     store: Store
     truths: dict[str, Path]  # {case: label.npy of the store, or folder with segmentations/}
     reference: Reference
+    with_poster: bool = False  # print the poster's measure, too
 
 
 def run_cases(
@@ -155,7 +156,7 @@ class _StageResults:
         draw_cases(self.output, cases.store, self.predicted_regions)
         tiles = [tile for _, tile in self.tiles]
         save_png(self.output / "panel.png", contour_panel(tiles, f"data: {summary['data']}   split: {cases.split}"))
-        print_summary(summary, self.output)
+        print_summary(summary, self.output, cases.with_poster)
 
 
 def _runs(predictor: Predictor) -> list[Path]:

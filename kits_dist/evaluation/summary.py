@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from kits_dist.evaluation import poster
 from kits_dist.evaluation.bootstrap import Bootstrap
 from kits_dist.evaluation.metrics import MEANS, SIZES, WEIGHTS, CaseScore, Metrics, column, dice
 from kits_dist.labels import PLAIN, REGIONS, TOLERANCES_MM
@@ -12,9 +13,10 @@ NOTE = (
     "dice: 2|A and B| / (|A| + |B|) over the whole volume of a case, native grid, then the mean over cases; both empty "
     "1, one empty 0 (KiTS21/KiTS23 rules). surface_dice: share of both surfaces' area within tolerance_mm of the other "
     "(DeepMind's definition, the challenge's tolerances). dice_pooled: counts of all cases summed first. dice_slice: "
-    "mean over all slices with the region in truth or prediction. hd95_mm, assd_mm: weighted by area, mean over the "
-    "distance_cases where both sides have the region; misses: cases where exactly one side has it. Lesions: components "
-    "(26 neighbors) of tumor, found when the prediction touches them. ci95: bootstrap over cases, 10,000 resamples."
+    f"mean over all slices with the region in truth or prediction. {poster.NOTE} "
+    "hd95_mm, assd_mm: weighted by area, mean over the distance_cases where both sides have the region; misses: cases "
+    "where exactly one side has it. Lesions: components (26 neighbors) of tumor, found when the prediction touches "
+    "them. ci95: bootstrap over cases, 10,000 resamples."
 )
 
 
@@ -46,6 +48,7 @@ def _region(name: str, rows: list[Metrics], bootstrap: Bootstrap) -> dict[str, A
         "dice_pooled_ci95": bootstrap.interval(2 * tp, 2 * tp + fp + fn),
         "dice_median": float(np.median(column(rows, "dice"))),
         "slices": _total(rows, "slices"),
+        **({"poster_slices": _total(rows, "poster_slices")} if "poster_slices" in rows[0] else {}),
         "cases_with_region": int((tp + fn > 0).sum()),
         "distance_cases": sum(row["hd95_mm"] is not None for row in rows),
         "misses": _total(rows, "miss"),

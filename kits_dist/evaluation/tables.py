@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
+from kits_dist.evaluation import poster
 from kits_dist.evaluation.metrics import SIZES, CaseScore, Metrics
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
@@ -112,9 +113,11 @@ def as_text(summary: dict) -> str:
     return "\n".join(lines + _lesion_lines(summary.get("lesions")))
 
 
-def print_summary(summary: dict, folder: Path) -> None:
-    """Print the table of an evaluation and where its files are."""
+def print_summary(summary: dict, folder: Path, with_poster: bool = False) -> None:
+    """Print the table of an evaluation, if asked with the poster's measure, and where its files are."""
     print(as_text(summary))
+    if with_poster:
+        print(poster.as_text(summary["regions"]))
     print(f"tables and pictures: {folder}")
 
 

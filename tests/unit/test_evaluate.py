@@ -113,6 +113,20 @@ def test_slice_and_pooled_dice_are_other_means(folders, tmp_path):
     assert tumor["slices"] == weights.sum() and tumor["dice_slice_ci95"][0] < tumor["dice_slice"]
 
 
+def test_the_poster_s_measure_is_printed_where_it_is_asked_for(folders, tmp_path, capsys):
+    summary, rows = run(*folders, tmp_path / "out")
+    assert "poster" not in capsys.readouterr().out
+    kidney = summary["regions"]["kidney_and_mass"]
+    slices = [
+        read_labels(path / "aggregated_MAJ_seg.nii.gz").array.any(axis=(1, 2)) for path in sorted(folders[1].iterdir())
+    ]
+    assert kidney["dice_poster_empty"] == pytest.approx(1 - np.concatenate(slices).mean())
+    assert [row["kidney_and_mass_poster_slices"] for row in rows] == [str(len(of_case)) for of_case in slices]
+    run(*folders, tmp_path / "again", poster=True)
+    said = f"kidney_and_mass {kidney['dice_poster']:.3f} (predicting nothing: {kidney['dice_poster_empty']:.3f}), tumor"
+    assert said in capsys.readouterr().out
+
+
 def test_the_challenge_s_own_table(folders, tmp_path):
     _, rows = run(*folders, tmp_path / "out")
     lines = (tmp_path / "out" / "challenge.csv").read_text().split("\n")
