@@ -115,7 +115,7 @@ def test_slice_and_pooled_dice_are_other_means(folders, tmp_path):
 
 def test_the_poster_s_measure_is_printed_where_it_is_asked_for(folders, tmp_path, capsys):
     summary, rows = run(*folders, tmp_path / "out")
-    assert "poster" not in capsys.readouterr().out
+    assert "the poster's measure" not in capsys.readouterr().out
     kidney = summary["regions"]["kidney_and_mass"]
     slices = [
         read_labels(path / "aggregated_MAJ_seg.nii.gz").array.any(axis=(1, 2)) for path in sorted(folders[1].iterdir())
