@@ -4,8 +4,8 @@ One launch of `accelerate launch` with N processes (one per GPU, or sharing the 
 them train while the others wait, window by window in turns. Weak: each process keeps its batch. Strong: the global
 batch is kept and divided. Each also runs without exchanging gradients (`no_sync`): the difference is the communication,
 what remains is the machine (memory, clocks, power). Other ways to exchange gradients (size of the buckets, bfloat16, a
-static graph, copies instead of views) take their turns too, weak, on all N, and are compared with the default one. One
-batch is repeated, so that no loader is involved.
+static graph) take their turns too, weak, on all N, and are compared with the default one. One batch is repeated, so
+that no loader is involved.
 """
 
 from dataclasses import dataclass

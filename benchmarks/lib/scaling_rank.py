@@ -22,13 +22,12 @@ from kits_dist.distributed.runtime import Runtime, ddp_settings, start
 from kits_dist.models import build_model
 from kits_dist.utils import files
 
-# Ways to exchange gradients other than the default: keys of TrainConfig, then further arguments of DDP.
-EXCHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "bucket_1mb": ({"bucket_mb": 1}, {}),
-    "bucket_100mb": ({"bucket_mb": 100}, {}),
-    "static_graph": ({"static_graph": True}, {}),
-    "bf16_gradients": ({"gradients": "bf16"}, {}),
-    "copied_gradients": ({}, {"gradient_as_bucket_view": False}),
+DEFAULT = TrainConfig()
+EXCHANGES = {  # ways to exchange gradients other than the default
+    "bucket_1mb": TrainConfig(bucket_mb=1),
+    "bucket_100mb": TrainConfig(bucket_mb=100),
+    "static_graph": TrainConfig(static_graph=True),
+    "bf16_gradients": TrainConfig(gradients="bf16"),
 }
 
 
@@ -57,7 +56,7 @@ class Args:
 def main(args: Args) -> None:
     """Time all groups in turns; rank 0 writes what they measured."""
     with tempfile.TemporaryDirectory() as run:
-        runtime = start(TrainConfig(), 1, Path(run), 0)
+        runtime = start(DEFAULT, 1, Path(run), 0)
         world, device = runtime.ranks.world, runtime.accelerator.device
         network = ModelConfig(arch=args.arch, encoder_weights="none", width=args.width)
         groups = {"one": RankGroup(runtime, network, args, 1, args.batch_size)}
@@ -66,8 +65,8 @@ def main(args: Args) -> None:
                 group = RankGroup(runtime, network, args, n, batch_size)
                 groups[f"{name}_{n}"] = group
                 groups[f"{name}_{n}_no_sync"] = group.without_exchange()
-        for name, (keys, more) in EXCHANGES.items():
-            groups[name] = RankGroup(runtime, network, args, world, args.batch_size, TrainConfig(**keys), more)
+        for name, train in EXCHANGES.items():
+            groups[name] = RankGroup(runtime, network, args, world, args.batch_size, train)
 
         timed = interleave(
             {name: Candidate(group.step, before=dist.barrier, after=dist.barrier) for name, group in groups.items()},
@@ -106,10 +105,9 @@ class RankGroup:
         args: Args,
         processes: int,
         batch_size: int,
-        train: TrainConfig | None = None,
-        more: dict[str, Any] | None = None,
+        train: TrainConfig = DEFAULT,
     ):
-        """train, more: how gradients travel, and further arguments of DDP."""
+        """train: how gradients travel."""
         self.processes, self.batch_size = processes, batch_size
         self._exchange: Callable[[], Any] = contextlib.nullcontext
         group = dist.new_group(list(range(processes)))  # every rank must call this, also those outside the group
@@ -117,13 +115,13 @@ class RankGroup:
         if self._idle:
             return
 
-        train, device = train or TrainConfig(), runtime.accelerator.device
+        device = runtime.accelerator.device
         torch.manual_seed(0)
         model = build_model(network, 1, pretrained=False)
         self._train = PlainStep(model, network.regions, runtime, OptimConfig(), train)
         if processes > 1:  # as Accelerator.prepare wraps it, but in this group
             handler = ddp_settings(train)
-            wrapped = DistributedDataParallel(model, process_group=group, **handler.to_kwargs() | (more or {}))
+            wrapped = DistributedDataParallel(model, process_group=group, **handler.to_kwargs())
             handler.register_comm_hook(wrapped)  # a hook's group is that of all ranks
             self._train.model = wrapped
         self._batch = PeerBatch(
