@@ -119,6 +119,8 @@ class AugmentConfig:
     """Probability of a rotation."""
     flip: float = 0.5
     """Probability of a left-right flip."""
+    flip_vertical: float = 0.0
+    """Probability of an up-down flip, which no patient shows; the poster's networks were trained with it."""
     scale: tuple[float, float] = (0.85, 1.15)
     """Range of the magnification factor."""
     scale_p: float = 0.3
@@ -153,7 +155,7 @@ class AugmentConfig:
     """Probability of noise."""
 
     def __post_init__(self) -> None:
-        for name in ("flip", "crop", *(name for name in vars(self) if name.endswith("_p"))):
+        for name in ("flip", "flip_vertical", "crop", *(name for name in vars(self) if name.endswith("_p"))):
             p = getattr(self, name)
             _require(0 <= p <= 1, f"augment.{name}={p} is a probability: use 0..1.")
         _require_bounds(self, 0, 180, "augment.rotate_deg")

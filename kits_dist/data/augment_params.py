@@ -17,7 +17,7 @@ from kits_dist.data.store import SliceGeometry
 _STREAMS = (
     *("rotate", "angle", "flip", "scale", "zoom", "crop", "row", "column", "noise", "noise_sd", "noise_offset"),
     *("shift", "shift_y", "shift_x", "blur", "blur_px", "brightness", "bias", "contrast", "gain", "gamma", "exponent"),
-    *("top", "bottom", "left", "right"),
+    *("top", "bottom", "left", "right", "flip_vertical"),
 )
 # One key per stream: multiples of the golden ratio, the increments of splitmix64.
 _KEYS = np.array([[k * 0x9E3779B97F4A7C15 % 2**64] for k in range(1, len(_STREAMS) + 1)], np.uint64)
@@ -93,6 +93,7 @@ def draw(
     degrees = np.where(u["rotate"] < config.rotate_p, (2 * u["angle"] - 1) * config.rotate_deg, 0.0)
     may_flip = np.array([geometry.plane != "sagittal" for geometry in geometries])
     mirror = np.where((u["flip"] < config.flip) & may_flip, -1.0, 1.0)
+    upside_down = np.where(u["flip_vertical"] < config.flip_vertical, -1.0, 1.0)
     zoom = np.where(u["scale"] < config.scale_p, _log_uniform(config.scale, u["zoom"]), 1.0)
 
     place = np.stack([u["row"], u["column"]], axis=1)
@@ -107,7 +108,7 @@ def draw(
     bias = (1 - gain) * window.levels / 2 + brighter_hu / window.step_hu
     noise_sd = u["noise_sd"] * config.noise_hu / window.step_hu
     return AugmentParams(
-        matrix=matrices(grid, geometries, corners, degrees, mirror, zoom),
+        matrix=matrices(grid, geometries, corners, degrees, mirror, zoom, upside_down),
         blur=_where(u["blur"] < config.blur_p, _log_uniform(config.blur_px, u["blur_px"]), 0),
         gain=gain.astype(np.float32),
         bias=bias.astype(np.float32),
@@ -161,13 +162,15 @@ def matrices(
     degrees: np.ndarray,
     mirror: np.ndarray,
     zoom: np.ndarray,
+    upside_down: np.ndarray | float = 1.0,
 ) -> np.ndarray:
     """Return the (B, 2, 3) float32 matrices from output (x, y) to source (x, y).
 
-    corners   (B, 2) source (row, column) of the window's upper left corner
-    degrees   (B,) rotation
-    mirror    (B,) -1 flips left and right, 1 does not
-    zoom      (B,) magnification
+    corners       (B, 2) source (row, column) of the window's upper left corner
+    degrees       (B,) rotation
+    mirror        (B,) -1 flips left and right, 1 does not
+    zoom          (B,) magnification
+    upside_down   (B,) -1 flips up and down, 1 does not
 
     Rotation, mirror and magnification act in mm about the center of the window.
     """
@@ -177,7 +180,8 @@ def matrices(
     angle = np.deg2rad(degrees)
     cos = np.cos(angle) / zoom
     sin = np.sin(angle) / zoom
-    rotation = np.stack([np.stack([cos * mirror, -sin], -1), np.stack([sin * mirror, cos], -1)], 1)  # (B, 2, 2) in mm
+    columns = [cos * mirror, sin * mirror], [-sin * upside_down, cos * upside_down]
+    rotation = np.stack([np.stack(column, -1) for column in columns], -1)  # (B, 2, 2) in mm
     linear = rotation * (ratio * spacing)[:, None, :] / spacing[:, :, None]
     center = corners[:, ::-1] + half * ratio
     offset = center - linear @ half

@@ -114,7 +114,10 @@ class _Crop(NamedTuple):
 
     rows: slice
     columns: slice
-    mirrored: bool
+    flip: int | None  # code of cv2.flip: 0 up and down, 1 left and right, -1 both; None: neither
+
+
+_FLIPS = {(False, False): None, (True, False): 1, (False, True): 0, (True, True): -1}  # left and right, up and down
 
 
 def _crop_of(matrix: np.ndarray, shape: tuple[int, ...], size_px: tuple[int, ...]) -> _Crop | None:
@@ -127,16 +130,18 @@ def _crop_of(matrix: np.ndarray, shape: tuple[int, ...], size_px: tuple[int, ...
     height, width = size_px
     if a < 0:
         left -= width
-    if b or c or abs(a) != 1 or d != 1 or left % 1 or top % 1:
+    if d < 0:
+        top -= height
+    if b or c or abs(a) != 1 or abs(d) != 1 or left % 1 or top % 1:
         return None
     if not (0 <= left <= shape[1] - width and 0 <= top <= shape[0] - height):
         return None
-    return _Crop(slice(int(top), int(top) + height), slice(int(left), int(left) + width), a < 0)
+    return _Crop(slice(int(top), int(top) + height), slice(int(left), int(left) + width), _FLIPS[a < 0, d < 0])
 
 
 def _cut(levels: np.ndarray, crop: _Crop) -> np.ndarray:
     part = levels[crop.rows, crop.columns]
-    return cv2.flip(part, 1) if crop.mirrored else part
+    return part if crop.flip is None else cv2.flip(part, crop.flip)
 
 
 def _uninitialized(shape: tuple[int, ...], dtype: torch.dtype, pinned: bool) -> torch.Tensor:

@@ -67,6 +67,24 @@ def test_flip_is_left_right():
     assert np.array_equal(augment_reference.apply(slab, slab[0], params, 0, (64, 64), 200, RAW)[0], slab[:, :, ::-1])
 
 
+def test_a_vertical_flip_is_up_and_down_and_draws_nothing_else_anew():
+    slab = picture((1, 64, 64))
+    params = drawn(1, case((1, 64, 64)), flip=0, flip_vertical=1)
+    assert np.array_equal(augment_reference.apply(slab, slab[0], params, 0, (64, 64), 200, RAW)[0], slab[:, ::-1])
+    before, after = (drawn(50, case((1, 64, 64)), rotate_p=1, noise_p=0.5, flip_vertical=p) for p in (0, 1))
+    assert np.array_equal(before.noise_sd, after.noise_sd)
+    assert np.array_equal(before.matrix[:, :, 0], after.matrix[:, :, 0])
+
+
+def test_flips_with_a_rotation_never_shear():
+    params = drawn(100, case((1, 64, 64)), rotate_p=1, scale_p=1, flip=0.5, flip_vertical=0.5)
+    linear = params.matrix[:, :, :2].astype(float)
+    determinants = np.linalg.det(linear)
+    assert 20 < (determinants < 0).sum() < 80
+    turns = linear / np.sqrt(np.abs(determinants))[:, None, None]
+    assert np.abs(turns @ turns.transpose(0, 2, 1) - np.eye(2)).max() < 1e-6
+
+
 def test_rotation_of_90_degrees_is_exact():
     slab = picture((1, 64, 64))
     still = np.zeros(1)

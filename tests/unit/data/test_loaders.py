@@ -34,6 +34,7 @@ ALONE_HU = {
     "scale": (replace(STILL, scale_p=1), 0.01),
     "shift": (replace(STILL, shift_p=1), 2e-3),  # nothing is multiplied: only the fraction is rounded, by 4e-6 px
     "flip": (replace(STILL, flip=1), 4e-5),  # whole pixels: what is left is the normalization in float32
+    "flip_vertical": (replace(STILL, flip_vertical=1), 4e-5),
     "window": (replace(STILL, crop=1), 4e-5),
     "brightness": (replace(STILL, brightness_p=1), 4e-5),  # one float32 product and sum more
     "contrast": (replace(STILL, contrast_p=1), 4e-5),
@@ -117,16 +118,19 @@ def test_all_changes_agree_with_the_reference_at_full_size(large, backend, toler
 def test_moves_by_whole_pixels_are_exact(store, backend):
     """Neither rotation nor scale: mirrored or not, a window inside its slice and one that reaches beyond it."""
     config = data(store, backend, size_px=(64, 64))
-    loader, dataset = build_train_loader(store, config, replace(STILL, flip=0.5, crop=1, noise_p=0.3), 5, Ranks())
+    loader, dataset = build_train_loader(
+        store, config, replace(STILL, flip=0.5, flip_vertical=0.5, crop=1, noise_p=0.3), 5, Ranks()
+    )
     seen = set()
-    for step, batch in enumerate(take(loader, 6)):
+    for step, batch in enumerate(take(loader, 12)):
         host = dataset.batch(train_positions(step, 4, 0, 1))
         for i in range(4):
             image, label = reference(dataset, host, i)
             assert np.array_equal(batch.label[i].numpy(), label)
             assert np.abs(batch.image[i].numpy() - image).max() < 1e-5
-            seen.add((host.params.matrix[i, 0, 0] < 0, min(host.labels[i].shape[:2]) >= 64))
-    assert len(seen) == 4  # slices of 63 rows are smaller than the window
+            flips = host.params.matrix[i, 0, 0] < 0, host.params.matrix[i, 1, 1] < 0
+            seen.add((*flips, min(host.labels[i].shape[:2]) >= 64))
+    assert len(seen) == 8  # slices of 63 rows are smaller than the window
 
 
 def test_without_augmentation_every_backend_is_exact(store, backend):
