@@ -22,6 +22,7 @@ ORDER = {
     "loader": ["size_px=352x448"],
     "model": [],
     "end_to_end": [],
+    "epoch": [],
     "scaling": [],
     "prepare": [],
     "predict": [],
@@ -29,7 +30,7 @@ ORDER = {
     "time_to_dice": [],
 }
 WITH_PEERS = {"loader", "end_to_end", "time_to_dice"}
-WITH_STORE = {"feed", "loader", "end_to_end", "time_to_dice"}
+WITH_STORE = {"feed", "loader", "end_to_end", "epoch", "time_to_dice"}
 LIMIT_S = 1800.0
 
 

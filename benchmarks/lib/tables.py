@@ -16,6 +16,7 @@ QUESTIONS = {  # a benchmark, and what it measures
     "loader": "augmented batches without training",
     "model": "training step on a batch in device memory",
     "end_to_end": "training step with the data path",
+    "epoch": "training steps as a share of an epoch",
     "scaling": "several processes",
     "prepare": "CT files to a slice store",
     "predict": "segmenting a volume, file to file",

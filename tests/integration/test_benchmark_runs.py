@@ -105,7 +105,7 @@ def test_one_command_runs_them_tiny_as_processes(tmp_path):
 
     Peers that are not installed have lines that say so.
     """
-    there = ["model", "end_to_end", "scaling", "prepare", "time_to_dice"]
+    there = ["model", "end_to_end", "epoch", "scaling", "prepare", "time_to_dice"]
     command = [sys.executable, "-m", "benchmarks.all", f"out={tmp_path}", "quick=true", f"only=[{','.join(there)}]"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
