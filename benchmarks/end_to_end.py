@@ -15,7 +15,7 @@ from benchmarks.lib.arguments import StepArgs
 from benchmarks.lib.harness import pick_device
 from benchmarks.lib.lines import A_RATIO, Baseline, Recorder, no_ceiling, rounds
 from benchmarks.lib.stores import dataset_of, described, open_store, plain
-from benchmarks.lib.timed_training import EVERY_STEPS, TimedTraining, time_trainings
+from benchmarks.lib.timed_training import EVERY_STEPS, TimedTraining, profile_trainings, time_trainings
 from benchmarks.lib.training import OurStep, Setup, Training, Watch, build_ours, with_backend
 from kits_dist import cli
 from kits_dist.config import AugmentConfig, DataConfig, OptimConfig, TrainConfig
@@ -65,6 +65,7 @@ def main(args: Args) -> None:
         runs = {name: TimedTraining(training, name, batch_size, setup.device) for name, training in trainings.items()}
         timed = time_trainings(runs, setup.device, timing, data.prefetch + 2)
         work = {name: watch.work_per_image() for name, watch in watches.items()}
+        idle = profile_trainings(runs, timed, setup.device, timing, data.prefetch + 2)
         common = {
             "device": setup.device.type,
             "precision": setup.runtime.precision.mode,
@@ -80,6 +81,8 @@ def main(args: Args) -> None:
     rates = {name: timed[name].rates(batch_size) for name in runs}
     for name, run in runs.items():
         config = run.summary(timed[name]) | work[name]
+        if name in idle:
+            config["gpu_idle"] = idle[name]
         config["backend"], config["residency"] = OURS.get(name, (name, "mmap"))
         config["model"] = {"arch": trainings[name].choices} if name in names else plain(network)
         if name == "fixed":

@@ -124,7 +124,7 @@ def interleave(
 
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     rounds = 0
-    with _until_sigterm() as stopped:
+    with until_sigterm() as stopped:
         while rounds < windows and not agree(int(stopped())):
             for name, candidate in candidates.items():
                 seconds[name].append(time_window(candidate, steps[name], device, lead_in))
@@ -135,7 +135,7 @@ def interleave(
 
 
 @contextlib.contextmanager
-def _until_sigterm() -> Iterator[Callable[[], bool]]:
+def until_sigterm() -> Iterator[Callable[[], bool]]:
     """Yield whether SIGTERM has come, which ends the process as always before and afterwards."""
     came = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: came.set())

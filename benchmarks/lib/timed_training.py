@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.lib.harness import Candidate, Windows, checked, interleave, settle
+from benchmarks.lib.harness import Candidate, Windows, checked, drain, interleave, settle, until_sigterm
 from benchmarks.lib.training import Training
 from kits_dist.config import LogConfig
+from kits_dist.training.profiling import gpu_idle
 from kits_dist.training.step_timer import StepTimer
 
 EVERY_STEPS = LogConfig().every_steps
+PROFILED_STEPS = 5
 
 
 class TimedTraining:
@@ -59,6 +62,20 @@ class TimedTraining:
             "steps_per_window": timed.steps,
         }
 
+    def gpu_idle(self, lead_in: int) -> float | None:
+        """Return the share of a few steps, after `lead_in` others, in which the GPU ran no kernel.
+
+        To be called after the windows, since a profiler may slow down what follows it. None where it sees no kernel.
+        """
+        for _ in range(lead_in):
+            self.step()
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:  # host operators would slow the launches down
+            for _ in range(PROFILED_STEPS):
+                self.step()
+            drain(self._device)
+        idle = gpu_idle(profiler.events() or [])
+        return None if idle is None else round(idle, 4)
+
     @staticmethod
     def describe(summary: dict[str, Any]) -> str:
         """Return the summary for a reader at the terminal."""
@@ -66,6 +83,7 @@ class TimedTraining:
         return (
             f"step p50 {ms['p50']:.1f} p90 {ms['p90']:.1f} p99 {ms['p99']:.1f} ms, waiting for data "
             f"{100 * summary['data_wait']:.2f} % of the time"
+            + ("" if summary.get("gpu_idle") is None else f", GPU without a kernel {100 * summary['gpu_idle']:.1f} %")
         )
 
     def _mark(self):
@@ -88,3 +106,25 @@ def time_trainings(
     """
     candidates = {name: Candidate(one.step, one.before, one.after) for name, one in trainings.items()}
     return interleave(candidates, device, lead_in=lead_in, **timing)
+
+
+def profile_trainings(
+    trainings: dict[str, TimedTraining],
+    timed: dict[str, Windows],
+    device: torch.device,
+    timing: dict[str, Any],
+    lead_in: int,
+) -> dict[str, float | None]:
+    """Return `gpu_idle` of each training; nothing without a GPU, or as soon as the process was asked to stop."""
+    found = {}
+    if device.type != "cuda" or any(len(one.seconds) < timing["windows"] for one in timed.values()):
+        return found
+    with until_sigterm() as stopped:
+        for name, one in trainings.items():
+            if stopped():
+                break
+            try:
+                found[name] = one.gpu_idle(lead_in)
+            except RuntimeError as error:  # the windows, whose lines are not written yet, are worth more
+                print(f"  {name} was not profiled: {error}")
+    return found

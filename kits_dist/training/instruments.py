@@ -58,6 +58,8 @@ class Instruments:
             sentence = self._profile.step()
             if sentence:
                 self._print(sentence)
+                if self._profile.gpu_idle is not None:
+                    self.tracker.log(progress.step, {"perf/gpu_idle": self._profile.gpu_idle})
         self._bar.update(self._run.global_batch)
 
     def log(self, progress: Progress, mean_loss: float, rate: float, grad_norm: float, marks: Marks) -> None:
@@ -87,7 +89,8 @@ class Instruments:
         in_gpu_memory = isinstance(self._run.dataset.slice_source, GpuSlices)
         data = self._run.config.data
         data = replace(data, backend=real_backend(data.backend, self._run.runtime.device))
-        hint = bottleneck_hint(self.timer.epoch_wait(), data, self._run.on_gpu, in_gpu_memory)
+        gpu_idle = self._profile.gpu_idle if self._profile else None
+        hint = bottleneck_hint(self.timer.epoch_wait(), data, self._run.on_gpu, in_gpu_memory, gpu_idle)
         self.tracker.log(progress.step, {"perf/verdict": hint})
         self._print(f"{sentence}  {hint}")
 

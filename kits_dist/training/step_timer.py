@@ -9,6 +9,7 @@ import torch
 from kits_dist.config import DataConfig
 
 INPUT_BOUND = 0.05  # share of a step spent waiting, from which on the data path is named as the slow side
+LAUNCH_BOUND = 0.1  # share without a kernel from which on the host is; a few percent lie between any two kernels
 
 
 class Marks(NamedTuple):
@@ -100,14 +101,18 @@ class StepTimer:
         return a.elapsed_time(b) / 1e3 if self._cuda else b - a
 
 
-def bottleneck_hint(wait: float, data: DataConfig, on_gpu: bool, resident: bool) -> str:
+def bottleneck_hint(wait: float, data: DataConfig, on_gpu: bool, resident: bool, gpu_idle: float | None = None) -> str:
     """Return in words which side is slow, and which key to try.
 
     wait       share of time spent waiting for data
     on_gpu     whether training runs on a GPU
     resident   whether the slices are kept in GPU memory
+    gpu_idle   share of time in which the GPU ran no kernel (train.profile=true); None: not known
     """
     if wait < INPUT_BOUND:
+        if gpu_idle is not None and gpu_idle >= LAUNCH_BOUND:
+            tip = "train.compile=true, or a larger data.batch_size"
+            return f"launch-bound: GPU idle {gpu_idle:.0%}, data wait {wait:.1%}: try {tip}".replace("%", " %")
         return f"compute-bound: data wait {wait:.1%}".replace("%", " %")
     if not on_gpu:
         tip = "data.backend=opencv" if data.backend == "dali" else "a smaller data.size_px, or more CPU cores"

@@ -71,3 +71,20 @@ def test_a_report_leaves_the_steps_after_its_marks_to_the_next(monkeypatch):
 def test_the_hint_names_the_slow_side_and_a_key(wait, backend, residency, on_gpu, resident, words):
     said = bottleneck_hint(wait, DataConfig(store="s", backend=backend, residency=residency), on_gpu, resident)
     assert said.startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("wait", "idle", "words"),
+    [
+        (
+            0.004,
+            0.31,
+            "launch-bound: GPU idle 31 %, data wait 0.4 %: try train.compile=true, or a larger data.batch_size",
+        ),
+        (0.004, 0.06, "compute-bound: data wait 0.4 %"),  # the gaps between kernels
+        (0.38, 0.45, "input-bound 38 %: try data.residency=gpu"),  # most of it waits for data
+    ],
+)
+def test_the_hint_sees_a_gpu_that_waits_for_launches(wait, idle, words):
+    data = DataConfig(store="s", backend="dali", residency="mmap")
+    assert bottleneck_hint(wait, data, True, False, idle) == words
