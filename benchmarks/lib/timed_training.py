@@ -1,7 +1,6 @@
 """Trainings timed in turns: their rate, the time of each step, and the share of it that waits for data."""
 
 import statistics
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,9 +22,9 @@ class TimedTraining:
     """A training as a candidate of the harness: takes its steps and keeps their times."""
 
     def __init__(self, training: Training, name: str, batch_size: int, device: torch.device):
-        self._step, self._batch_size, self._device = training.step, batch_size, device
+        self._step, self._batch_size = training.step, batch_size
         self._batches: Iterator[Any] = training.batches if name == "fixed" else checked(training.batches, name)
-        self._timer, self._marks, self._count = StepTimer(device), [], 0
+        self._timer, self._count = StepTimer(device), 0
         self.waits: list[float] = []  # share of each window spent waiting for data
         self.step_ms: list[float] = []  # every timed step
 
@@ -37,18 +36,17 @@ class TimedTraining:
         self._count += 1
         self._step(batch, self._count % EVERY_STEPS == 0)
         self._timer.step_ended()
-        self._marks.append(self._mark())
 
     def before(self) -> None:
         """Discard the untimed steps."""
         self._timer.cut()
         self._timer.resume()
-        self._marks = [self._mark()]
 
     def after(self) -> None:
         """Keep the times of the window, and wait until its workers are idle."""
-        self.waits.append(self._timer.report(self._timer.cut(), self._batch_size)["perf/data_wait"])
-        self.step_ms += [self._ms(a, b) for a, b in zip(self._marks, self._marks[1:], strict=False)]
+        marks = self._timer.cut()
+        self.waits.append(self._timer.report(marks, self._batch_size)["perf/data_wait"])
+        self.step_ms += [1e3 * self._timer.between(*pair) for pair in marks.steps]
         settle()  # batches that its workers prefetch would fall into the window of the next training
 
     def summary(self, timed: Windows) -> dict[str, Any]:
@@ -85,16 +83,6 @@ class TimedTraining:
             f"{100 * summary['data_wait']:.2f} % of the time"
             + ("" if summary.get("gpu_idle") is None else f", GPU without a kernel {100 * summary['gpu_idle']:.1f} %")
         )
-
-    def _mark(self):
-        if self._device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def _ms(self, a, b) -> float:
-        return a.elapsed_time(b) if self._device.type == "cuda" else 1e3 * (b - a)
 
 
 def time_trainings(

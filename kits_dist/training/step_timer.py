@@ -84,7 +84,7 @@ class StepTimer:
         """Convert marks to seconds."""
         if self._cuda and marks.steps:
             marks.steps[-1][1].synchronize()  # sync: with the last step of these, after which others may be queued
-        seconds, waits = ([self._between(*pair) for pair in pairs] for pairs in marks)
+        seconds, waits = ([self.between(*pair) for pair in pairs] for pairs in marks)
         self._seconds += seconds
         self._waits += waits
         self._epoch = (self._epoch[0] + sum(seconds), self._epoch[1] + sum(waits))
@@ -96,8 +96,8 @@ class StepTimer:
         event.record()
         return event
 
-    def _between(self, a, b) -> float:
-        """Return the seconds between two marks."""
+    def between(self, a, b) -> float:
+        """Return the seconds between two marks that have been read."""
         return a.elapsed_time(b) / 1e3 if self._cuda else b - a
 
 
