@@ -13,6 +13,7 @@ from pathlib import Path
 from kits_dist import cli
 from kits_dist.cli import MISSING
 from kits_dist.data.intensity import Window
+from kits_dist.data.splits import SplitRule
 from kits_dist.data.store import PLANES, Store
 from kits_dist.data.store_writer import write_case, write_tables
 from kits_dist.imaging.checks import format_findings, unusable_finding
@@ -37,6 +38,9 @@ class Args:
     """HU kept; lossless up to 255 HU of width."""
     planes: tuple[str, ...] = ("axial",)
     """Axial, and optionally coronal, sagittal: each stores all voxels once more."""
+    splits: SplitRule = "stratified"
+    """Test set and folds: `stratified`, by the seed; `poster`, by case number: fold 0 trains on 0..239 and validates on
+    240..269, and 270..299 are the test set."""
     seed: int = 0
     """Random seed of the test set and the folds."""
     skip: tuple[str, ...] = ()
@@ -103,7 +107,7 @@ def _write_cases(root: Path, cases: list[CaseFiles], args: Args) -> None:
 
 def _finish(root: Path, cases: list[CaseFiles], source: CaseList, args: Args) -> None:
     case_ids = [case.case_id for case in cases]
-    warnings = write_tables(root, case_ids, source, Window(*args.window_hu), args.planes, args.seed)
+    warnings = write_tables(root, case_ids, source, Window(*args.window_hu), args.planes, args.seed, args.splits)
     for line in format_findings(warnings):
         print(line)
 

@@ -1,12 +1,14 @@
 """A fixed test set and patient folds of the rest, stratified by what makes a case difficult to segment."""
 
 import itertools
-from typing import NamedTuple
+import re
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from kits_dist.utils.errors import InputError
 
+SplitRule = Literal["stratified", "poster"]
 TEST_SHARE = 0.2  # 60 of KiTS21's 300; MLPerf's U-Net3D holds out 42 of 210
 NUM_FOLDS = 5
 
@@ -56,8 +58,11 @@ class Splits(NamedTuple):
         return train + [variant for variant, cases in self.variants.items() if set(cases) <= set(train)]
 
 
-def make_splits(cases: list[Traits], seed: int) -> Splits:
-    """Deal the patients, sorted by stratum, round-robin to the test set and the folds.
+def make_splits(cases: list[Traits], seed: int, rule: SplitRule = "stratified") -> Splits:
+    """Deal the patients to the test set and the folds.
+
+    stratified   sorted by stratum, round-robin: see below
+    poster       in the order of their ids, without a seed: see `_as_the_poster`
 
     Sorting by (cyst, slice thickness class, tumor volume) and dealing in order gives each part the same mix even with
     few cases, where drawing within strata would leave parts empty. A case is one patient in KiTS. Copies of a scan are
@@ -79,6 +84,11 @@ def make_splits(cases: list[Traits], seed: int) -> Splits:
     firsts = [group[0] for group in patients.values()]
     copies = {group[0].case_id: [case.case_id for case in group] for group in patients.values()}
 
+    if rule == "poster":
+        parts = _as_the_poster([case.case_id for case in firsts])
+        parts = [sorted(case for first in part for case in copies[first]) for part in parts]
+        return Splits(seed, parts[0], parts[1:], variants)
+
     tie = {case.case_id: rng.random() for case in firsts}
     thick = float(np.median([case.slice_mm for case in firsts]))
     ordered = sorted(firsts, key=lambda c: (c.cyst, c.slice_mm > thick, c.tumor_ml, tie[c.case_id]))
@@ -95,3 +105,24 @@ def make_splits(cases: list[Traits], seed: int) -> Splits:
     folds = [rest[i::num_folds] for i in rng.permutation(num_folds)]
     parts = [sorted(case for first in part for case in copies[first]) for part in (test, *folds)]
     return Splits(seed, parts[0], parts[1:], variants)
+
+
+def _as_the_poster(ids: list[str]) -> list[list[str]]:
+    """Return test, validation and training cases as the poster's code divides KiTS21: fold 0 validates on its cases.
+
+    By case number: 0..239 train, 240..269 validate, 270..299 test. Where these numbers leave a part empty or a case out,
+    as with other data, the first eight tenths of the cases train, the next tenth validates, the last one tests.
+
+    Raises InputError for fewer than three cases.
+    """
+    if len(ids) < 3:
+        raise InputError(
+            f"splits=poster needs 3 patients or more, for training, validation and test; found {len(ids)}."
+        )
+    numbers = [int(case_id[5:]) if re.fullmatch(r"case_\d{5}", case_id) else -1 for case_id in ids]
+    ranges = range(270, 300), range(240, 270), range(240)
+    parts = [[case_id for case_id, number in zip(ids, numbers, strict=True) if number in one] for one in ranges]
+    if all(parts) and sum(map(len, parts)) == len(ids):
+        return parts
+    tenth = max(1, len(ids) // 10)
+    return [ids[-tenth:], ids[-2 * tenth : -tenth], ids[: -2 * tenth]]

@@ -11,7 +11,7 @@ from kits_dist import __version__
 from kits_dist.data import store
 from kits_dist.data.intensity import Window, body_box
 from kits_dist.data.kidneys import find_kidneys
-from kits_dist.data.splits import Splits, Traits, make_splits
+from kits_dist.data.splits import SplitRule, Splits, Traits, make_splits
 from kits_dist.imaging.checks import Finding, check_case, find_duplicates
 from kits_dist.imaging.datasets import CaseFiles, CaseList
 from kits_dist.labels import LABELS
@@ -115,12 +115,18 @@ def _write_plane(root: Path, plane: str, case_id: str, levels: np.ndarray, label
 
 
 def write_tables(
-    root: Path, case_ids: list[str], source: CaseList, window: Window, planes: tuple[str, ...], seed: int
+    root: Path,
+    case_ids: list[str],
+    source: CaseList,
+    window: Window,
+    planes: tuple[str, ...],
+    seed: int,
+    rule: SplitRule,
 ) -> list[Finding]:
     """Write what needs all cases, and return the warnings. store.json is last: without it the folder is no store."""
     records = [json.loads((root / "axial" / case_id / "case.json").read_text()) for case_id in case_ids]
     cases = [store.case_from_json(record["case"]) for record in records]
-    splits = _deal(cases, source, seed)
+    splits = _deal(cases, source, seed, rule)
 
     buffer = io.BytesIO()
     np.savez(buffer, **_slice_columns(root, case_ids, planes))
@@ -149,7 +155,7 @@ def write_tables(
     return warnings + find_duplicates({case.case_id: case.voxels_sha256 for case in cases})
 
 
-def _deal(cases: list[store.Case], source: CaseList, seed: int) -> Splits:
+def _deal(cases: list[store.Case], source: CaseList, seed: int, rule: SplitRule) -> Splits:
     made_from = {case.case_id: case.made_from for case in source.cases}
     traits = [
         Traits(
@@ -162,7 +168,7 @@ def _deal(cases: list[store.Case], source: CaseList, seed: int) -> Splits:
         )
         for case in cases
     ]
-    return make_splits(traits, seed)
+    return make_splits(traits, seed, rule)
 
 
 def _slice_columns(root: Path, case_ids: list[str], planes: tuple[str, ...]) -> dict[str, Any]:

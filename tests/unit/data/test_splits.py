@@ -51,6 +51,31 @@ def test_a_seed_means_the_same_splits_in_every_version():
     ]
 
 
+def test_the_poster_s_splits_go_by_case_number():
+    numbers = [0, 7, 239, 240, 252, 269, 270, 299]
+    splits = make_splits([Traits(f"case_{n:05d}", 1.0, 1.0, False) for n in numbers], 0, "poster")
+    assert [int(case[-3:]) for case in splits.test] == [270, 299]
+    train, val = splits.select(0)
+    assert ([int(case[-3:]) for case in train], [int(case[-3:]) for case in val]) == ([0, 7, 239], [240, 252, 269])
+    whole = make_splits(cases(300), 0, "poster")
+    assert [len(part) for part in (whole.test, *whole.folds)] == [30, 30, 240]
+
+
+@pytest.mark.parametrize("names", ["case_{:05d}", "other_{:02d}"])
+def test_on_other_data_the_poster_s_splits_have_its_shares_in_order(names):
+    ids = [names.format(n) for n in range(20)]
+    splits = make_splits([Traits(one, 1.0, 1.0, False) for one in ids], 5, "poster")
+    assert (splits.folds[1], splits.folds[0], splits.test) == (ids[:16], ids[16:18], ids[18:])
+    with pytest.raises(InputError, match="splits=poster needs 3 patients or more.*found 2"):
+        make_splits([Traits(one, 1.0, 1.0, False) for one in ids[:2]], 0, "poster")
+
+
+def test_copies_of_a_scan_stay_together_in_the_poster_s_splits():
+    patients = ["a", "b", "b", "c", "d", "a"]
+    splits = make_splits([Traits(f"x{n}", 1.0, 1.0, False, patient) for n, patient in enumerate(patients)], 0, "poster")
+    assert (splits.folds[1], splits.folds[0], splits.test) == (["x0", "x1", "x2", "x5"], ["x3"], ["x4"])
+
+
 @pytest.mark.parametrize("largest", [2, 3, 15, 40])
 def test_scans_that_are_there_twice_are_never_on_both_sides(largest):
     for seed in range(100):
