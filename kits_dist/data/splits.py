@@ -110,8 +110,8 @@ def make_splits(cases: list[Traits], seed: int, rule: SplitRule = "stratified") 
 def _as_the_poster(ids: list[str]) -> list[list[str]]:
     """Return test, validation and training cases as the poster's code divides KiTS21: fold 0 validates on its cases.
 
-    By case number: 0..239 train, 240..269 validate, 270..299 test. Where these numbers leave a part empty or a case out,
-    as with other data, the first eight tenths of the cases train, the next tenth validates, the last one tests.
+    By case number: 0..239 train, 240..269 validate, 270..299 test. Where that leaves a part empty or a case out, as
+    with other data, the first eight tenths of the cases train, the next tenth validates, the last one tests.
 
     Raises InputError for fewer than three cases.
     """
