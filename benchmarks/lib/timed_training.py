@@ -22,7 +22,7 @@ class TimedTraining:
     """A training as a candidate of the harness: takes its steps and keeps their times."""
 
     def __init__(self, training: Training, name: str, batch_size: int, device: torch.device):
-        self._step, self._batch_size = training.step, batch_size
+        self._step, self._batch_size, self._device = training.step, batch_size, device
         self._batches: Iterator[Any] = training.batches if name == "fixed" else checked(training.batches, name)
         self._timer, self._count = StepTimer(device), 0
         self.waits: list[float] = []  # share of each window spent waiting for data
