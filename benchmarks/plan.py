@@ -1,4 +1,4 @@
-"""How fast will a GPU be that was never measured? `python -m benchmarks.plan gpu=A6000`.
+"""How fast will a GPU be that was never measured? `python -m benchmarks.plan gpu=A6000 gpus=8`.
 
 The work of a training step is counted (benchmarks/lib/roofline.py), the data sheet gives the bound
 (kits_dist/training/mfu.py), and the share of such a bound that a real GPU reaches is taken from the measured lines
@@ -9,19 +9,21 @@ the other lines. What it says about a GPU is marked as a prediction, whatever th
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from benchmarks.lib import roofline
 from benchmarks.lib.lines import RESULTS, Line, key, read_all
 from benchmarks.lib.model_steps import Mode, counted
 from kits_dist import cli
 from kits_dist.config import ModelConfig
+from kits_dist.models import build_model
 from kits_dist.training.mfu import peak_of, short_name
 from kits_dist.utils.errors import InputError, MissingInput
 
 KITS21_SLICES = 65164  # of all 300 cases, 512x512 (one case is wider)
 FOLD_SLICES = round(KITS21_SLICES * 0.8 * 0.8)  # without a test set of a fifth and one fold of five
 PREPARED_VOXELS = 32 * 256 * 256  # of a case in the recorded lines of benchmarks.prepare
+LINK_SHARE = 0.7  # of the data sheet's link that an all-reduce uses; not measured here
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,20 @@ class Args:
 
     gpu: str = cli.MISSING
     """A6000, A40, L40S, A100, H100 or H200."""
+    gpus: int = 1
+    """How many of them in one machine."""
     size_px: tuple[int, int] = (512, 512)
     """(height, width) of the images."""
     batch_size: int = 128
-    """Images per step."""
+    """Images per GPU and step."""
     arch: str = "unet"
     """As model.arch."""
     encoder: str = "resnet34"
     """As model.encoder."""
     precision: str = "bf16"
     """Bf16, fp16, tf32 or fp32."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """As train.gradients."""
     slices: int = FOLD_SLICES
     """Slices of an epoch; by default those of one training fold of KiTS21, 192 of its 300 cases."""
     epochs: int = 100
@@ -48,7 +54,7 @@ class Args:
     """Folder or file of recorded lines; empty: benchmarks/results."""
 
     def __post_init__(self) -> None:
-        counts = {name: getattr(self, name) for name in ("batch_size", "slices", "epochs")}
+        counts = {name: getattr(self, name) for name in ("gpus", "batch_size", "slices", "epochs")}
         if min(counts.values()) < 1:
             raise InputError(f"{', '.join(f'{name}={value}' for name, value in counts.items())}: use 1 or more.")
         known = ["fp16", *peak_of(self.gpu).flops]
@@ -71,14 +77,15 @@ def main(args: Args) -> None:
     lines = recorded(args.results)
     rows = measured_rows(lines)
     print(
-        f"PREDICTED, not measured: {args.gpu}, {args.size_px[0]}x{args.size_px[1]}, batch {args.batch_size}, "
-        f"{args.arch} {args.encoder}, {args.precision}"
+        f"PREDICTED, not measured: {args.gpus} x {args.gpu}, {args.size_px[0]}x{args.size_px[1]}, batch "
+        f"{args.batch_size} a GPU, {args.arch} {args.encoder}, {args.precision}"
     )
     print(*forecast(args, rows), sep="\n")
     print("\nKiTS21, 300 cases:")
     print(*data_costs(lines), sep="\n")
     print("\npredicted / measured, for every line there is:")
-    print(*list(check_model(rows)) or ["  no lines of benchmarks.model yet"], sep="\n")
+    checks = [*check_model(rows), *check_scaling(lines)]
+    print(*checks or ["  no lines of benchmarks.model or scaling yet"], sep="\n")
 
 
 def recorded(results: str) -> list[Line]:
@@ -117,8 +124,8 @@ def forecast(args: Args, rows: list[Row]) -> Iterator[str]:
         f"a batch takes {work.peak_bytes / 1e9:.1f} GB at most, {work.saved_bytes / 1e9:.1f} of them activations"
     )
     yield (
-        f"  data sheet: {peak.flops_in(args.precision) / 1e12:g} TFLOP/s, {peak.bytes_per_s / 1e9:g} GB/s "
-        f"({peak.source})"
+        f"  data sheet: {peak.flops_in(args.precision) / 1e12:g} TFLOP/s, {peak.bytes_per_s / 1e9:g} GB/s, link "
+        f"{peak.link_bytes_per_s / 1e9:g} GB/s a direction ({peak.source})"
     )
     yield (
         f"  bound: {at_best:.0f} images/s, operators one after another, each at the data sheet's peak or bandwidth; "
@@ -126,12 +133,22 @@ def forecast(args: Args, rows: list[Row]) -> Iterator[str]:
     )
     shares, source = shares_for(args, rows)
     yield f"  share of the bound that is reached: {source}"
+    nbytes = gradient_bytes(network, args.gradients)
+    exchange_s = all_reduce_s(nbytes, args.gpus, peak.link_bytes_per_s)
+    yield (
+        f"  gradients in {args.gradients}: {nbytes / 1e6:.0f} MB, a ring all-reduce at {LINK_SHARE:.0%} of the "
+        f"link takes {1e3 * exchange_s:.1f} ms a step; none of it overlaps with the backward pass (DDP overlaps most)"
+    )
     yield "  the data path keeps up (see end_to_end), the GPU keeps its boost clock (a power limit may prevent it)"
     for name, share in shares.items():
-        rate = at_best * share  # images/s
+        one = at_best * share  # images/s
+        step_s = args.batch_size / one
+        many = args.gpus * args.batch_size / (step_s + exchange_s)
         yield (
-            f"PREDICTED {name}: {rate:.0f} images/s on one {args.gpu}; an epoch of {args.slices} slices takes "
-            f"{args.slices / rate:.0f} s, {args.epochs} epochs {args.epochs * args.slices / rate / 3600:.1f} h"
+            f"PREDICTED {name}: {one:.0f} images/s on one {args.gpu}"
+            + (f", {many:.0f} on {args.gpus} ({many / one:.2f} times one)" if args.gpus > 1 else "")
+            + f"; an epoch of {args.slices} slices takes {args.slices / many:.0f} s, {args.epochs} epochs "
+            f"{args.epochs * args.slices / many / 3600:.1f} h"
         )
 
 
@@ -161,6 +178,17 @@ def data_costs(lines: list[Line]) -> Iterator[str]:
             yield f"  PREDICTED prepare: {minutes:.0f} min on {env['cpu_cores']} cores ({env['cpu']}), by voxels"
 
 
+def gradient_bytes(network: ModelConfig, gradients: str) -> int:
+    """Return the bytes of gradients that each GPU sends, by train.gradients."""
+    each = {"fp32": 4, "bf16": 2}[gradients]
+    return each * sum(p.numel() for p in build_model(network, 1, pretrained=False).parameters())
+
+
+def all_reduce_s(nbytes: float, gpus: int, link_bytes_per_s: float) -> float:
+    """Return the seconds of a ring all-reduce: each GPU sends and receives 2 (n - 1) / n of the gradients."""
+    return 2 * (gpus - 1) / gpus * nbytes / (LINK_SHARE * link_bytes_per_s)
+
+
 def check_model(rows: list[Row]) -> Iterator[str]:
     """Predict each measured step: its bound times the median share that other rows of its kind of device reached."""
     for row in rows:
@@ -172,9 +200,12 @@ def check_model(rows: list[Row]) -> Iterator[str]:
             continue
         sheet = short_name(gpu or "")
         tail = f"; by the data sheet alone {_by_data_sheet(row, sheet):.0f}" if sheet else ""
-        predicted, measured = row.bound * statistics.median(others), row.line.value
-        ratio = f"ratio {predicted / measured:.2f}{tail}"
-        yield f"  {name}: predicted {predicted:.4g}, measured {measured:g} images/s, {ratio}"
+        yield _checked(name, row.bound * statistics.median(others), row.line.value) + tail
+
+
+def _checked(name: str, predicted: float, measured: float) -> str:
+    ratio = predicted / measured
+    return f"  {name}: predicted {predicted:.4g}, measured {measured:g} images/s, ratio {ratio:.2f}"
 
 
 def _by_data_sheet(row: Row, gpu: str) -> float:
@@ -183,6 +214,27 @@ def _by_data_sheet(row: Row, gpu: str) -> float:
     mode = Mode(config["precision"], True, fused=config["fused"])
     work = counted(network, mode, tuple(config["size_px"]), config["batch_size"], "cuda")
     return config["batch_size"] / roofline.bound(work, peak.flops_in(mode.precision), peak.bytes_per_s).seconds
+
+
+def check_scaling(lines: list[Line]) -> Iterator[str]:
+    """Predict each measured number of processes: the step of one of them and an exchange that overlaps with nothing.
+
+    Processes that share the cores of a CPU have no link to speak of, so no exchange is predicted for theirs.
+    """
+    lines = [line for line in lines if line.question == "scaling"]
+    ones = {line.env["gpu"]: line for line in lines if line.config["variant"] == "one"}
+    for line in lines:
+        gpu = line.env["gpu"]
+        one = ones.get(gpu)
+        if one is None or not line.config["variant"].startswith("weak_"):
+            continue
+        n, sheet = line.config["processes"], short_name(gpu or "")
+        exchange_s = 0.0
+        if sheet:
+            exchange_s = all_reduce_s(1e6 * line.config["gradient_mb"], n, peak_of(sheet).link_bytes_per_s)
+        step_s = one.config["batch_size"] / one.value
+        predicted = n * line.config["batch_size"] / (step_s + exchange_s)
+        yield _checked(f"{gpu or 'CPU'} {line.config['variant']}", predicted, line.value)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ class Peak(NamedTuple):
 
     flops: dict[str, float]  # precision -> floating point operations per second
     bytes_per_s: float  # of the GPU's memory
+    link_bytes_per_s: float  # to neighboring GPUs, in one direction
     source: str
 
     def flops_in(self, precision: str) -> float:
@@ -33,13 +34,16 @@ PEAKS = {
     "A6000": Peak(
         {"bf16": 154.8e12, "tf32": 77.4e12, "fp32": 38.7e12},
         768e9,
+        32e9,  # PCIe 4.0 x16; a bridge joins no more than two of them
         "NVIDIA RTX A6000 data sheet (309.7 TFLOPS with sparsity)",
     ),
-    "A40": Peak({"bf16": 149.7e12, "tf32": 74.8e12, "fp32": 37.4e12}, 696e9, "NVIDIA A40 data sheet"),
-    "L40S": Peak({"bf16": 362e12, "tf32": 183e12, "fp32": 91.6e12}, 864e9, "NVIDIA L40S data sheet"),
-    "A100": Peak({"bf16": 312e12, "tf32": 156e12, "fp32": 19.5e12}, 2039e9, "NVIDIA A100 data sheet, 80 GB SXM4"),
-    "H100": Peak(_HOPPER, 3350e9, "NVIDIA H100 data sheet, SXM5 (1,979 TFLOPS with sparsity)"),
-    "H200": Peak(_HOPPER, 4800e9, "NVIDIA H200 data sheet, SXM5 (1,979 TFLOPS with sparsity)"),
+    "A40": Peak({"bf16": 149.7e12, "tf32": 74.8e12, "fp32": 37.4e12}, 696e9, 32e9, "NVIDIA A40 data sheet"),
+    "L40S": Peak({"bf16": 362e12, "tf32": 183e12, "fp32": 91.6e12}, 864e9, 32e9, "NVIDIA L40S data sheet"),
+    "A100": Peak(
+        {"bf16": 312e12, "tf32": 156e12, "fp32": 19.5e12}, 2039e9, 300e9, "NVIDIA A100 data sheet, 80 GB SXM4"
+    ),
+    "H100": Peak(_HOPPER, 3350e9, 450e9, "NVIDIA H100 data sheet, SXM5 (1,979 TFLOPS with sparsity)"),
+    "H200": Peak(_HOPPER, 4800e9, 450e9, "NVIDIA H200 data sheet, SXM5 (1,979 TFLOPS with sparsity)"),
 }
 
 

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks import plan
 from kits_dist import cli, train
-from kits_dist.config import Config, TrainConfig
+from kits_dist.config import Config, ModelConfig, TrainConfig
 from kits_dist.distributed.runtime import ddp_settings
 from tests.helpers import fork_server
 
@@ -93,3 +94,8 @@ def test_bf16_gradients_are_the_mean_of_rounded_gradients(exchanged):
     # bf16 has 8 significant bits: rounding to nearest errs by 2^-8 at most, once each term and once the sum
     mean = (a.abs() + b.abs()) / 2
     assert ((rounded - exact).abs() <= 2**-8 * (mean + mean * (1 + 2**-8)) + 1e-38).all()
+
+
+def test_the_planner_sends_half_the_bytes_in_bf16():
+    network = ModelConfig("simple_unet", width=8)  # 486,409 weights
+    assert [plan.gradient_bytes(network, gradients) for gradients in ("fp32", "bf16")] == [1_945_636, 972_818]

@@ -169,8 +169,8 @@ def planned(tmp_path, capsys, *recorded, **args) -> str:
 
 
 def test_a_plan_is_marked_as_predicted_and_says_what_it_assumes(tmp_path, capsys):
-    said = planned(tmp_path, capsys, measured(0.5), measured(0.4, variant="b"))
-    assert said.startswith("PREDICTED, not measured: A6000, 64x64, batch 4")
+    said = planned(tmp_path, capsys, measured(0.5), measured(0.4, variant="b"), gpus=8)
+    assert said.startswith("PREDICTED, not measured: 8 x A6000")
     assert "154.8 TFLOP/s, 768 GB/s" in said and "0.40 .. 0.50 in 2 bf16 GPU lines" in said
     low, high = (float(word) for word in re.findall(r"^PREDICTED (?:low|high): (\d+) images/s", said, flags=re.M))
     bound = float(re.search(r"bound: (\d+) images/s", said)[1])
@@ -186,6 +186,12 @@ def test_a_plan_without_gpu_lines_says_how_little_it_knows(tmp_path, capsys):
     said = planned(tmp_path, capsys, measured(0.5, precision="fp32", gpu=None))
     assert "no GPU was measured, and the share of a CPU says little about it" in said
     assert "no other line to predict it from" in said
+
+
+def test_gradients_travel_round_a_ring():
+    # 4 GPUs: 2 * 3 / 4 of 700 MB at 0.7 of 1 GB/s
+    assert plan.all_reduce_s(7e8, 4, 1e9) == pytest.approx(1.5)
+    assert plan.all_reduce_s(7e8, 1, 1e9) == 0
 
 
 def test_a_gpu_without_a_data_sheet_is_refused():
