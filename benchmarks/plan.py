@@ -23,6 +23,7 @@ from kits_dist.utils.errors import InputError, MissingInput
 KITS21_SLICES = 65164  # of all 300 cases, 512x512 (one case is wider)
 FOLD_SLICES = round(KITS21_SLICES * 0.8 * 0.8)  # without a test set of a fifth and one fold of five
 PREPARED_VOXELS = 32 * 256 * 256  # of a case in the recorded lines of benchmarks.prepare
+POSTER_RATE, POSTER_SCALING = 72, 3.15  # images/s of one A100; four of them, times one
 LINK_SHARE = 0.7  # of the data sheet's link that an all-reduce uses; not measured here
 
 
@@ -81,6 +82,8 @@ def main(args: Args) -> None:
         f"{args.batch_size} a GPU, {args.arch} {args.encoder}, {args.precision}"
     )
     print(*forecast(args, rows), sep="\n")
+    print("\nThe poster's author on A100, 512x512, ResNet34 U-Net, batch 64 (measured there; ours in bf16 is not):")
+    print(*against_the_poster(rows), sep="\n")
     print("\nKiTS21, 300 cases:")
     print(*data_costs(lines), sep="\n")
     print("\npredicted / measured, for every line there is:")
@@ -113,9 +116,7 @@ def measured_rows(lines: list[Line]) -> list[Row]:
 
 def forecast(args: Args, rows: list[Row]) -> Iterator[str]:
     """Yield the prediction line by line, assumptions first."""
-    peak = peak_of(args.gpu)
-    network = ModelConfig(arch=args.arch, encoder=args.encoder, encoder_weights="none")
-    work = counted(network, Mode(args.precision, True), args.size_px, args.batch_size, "cuda")
+    peak, network, work = peak_of(args.gpu), _network(args), _work(args)
     roof = roofline.bound(work, peak.flops_in(args.precision), peak.bytes_per_s)
     at_best = args.batch_size / roof.seconds
     gflop, megabytes = work.flop / args.batch_size / 1e9, work.nbytes / args.batch_size / 1e6
@@ -131,8 +132,7 @@ def forecast(args: Args, rows: list[Row]) -> Iterator[str]:
         f"  bound: {at_best:.0f} images/s, operators one after another, each at the data sheet's peak or bandwidth; "
         f"memory is the limit for {100 * roof.memory_share:.0f} % of that time"
     )
-    shares, source = shares_for(args, rows)
-    yield f"  share of the bound that is reached: {source}"
+    yield f"  share of the bound that is reached: {shares_for(args, rows)[1]}"
     nbytes = gradient_bytes(network, args.gradients)
     exchange_s = all_reduce_s(nbytes, args.gpus, peak.link_bytes_per_s)
     yield (
@@ -140,16 +140,46 @@ def forecast(args: Args, rows: list[Row]) -> Iterator[str]:
         f"link takes {1e3 * exchange_s:.1f} ms a step; none of it overlaps with the backward pass (DDP overlaps most)"
     )
     yield "  the data path keeps up (see end_to_end), the GPU keeps its boost clock (a power limit may prevent it)"
-    for name, share in shares.items():
-        one = at_best * share  # images/s
-        step_s = args.batch_size / one
-        many = args.gpus * args.batch_size / (step_s + exchange_s)
+    for name, (one, many) in predicted_rates(args, rows).items():
         yield (
             f"PREDICTED {name}: {one:.0f} images/s on one {args.gpu}"
             + (f", {many:.0f} on {args.gpus} ({many / one:.2f} times one)" if args.gpus > 1 else "")
             + f"; an epoch of {args.slices} slices takes {args.slices / many:.0f} s, {args.epochs} epochs "
             f"{args.epochs * args.slices / many / 3600:.1f} h"
         )
+
+
+def _network(args: Args) -> ModelConfig:
+    return ModelConfig(arch=args.arch, encoder=args.encoder, encoder_weights="none")
+
+
+def _work(args: Args) -> roofline.Work:
+    return counted(_network(args), Mode(args.precision, True), args.size_px, args.batch_size, "cuda")
+
+
+def predicted_rates(args: Args, rows: list[Row]) -> dict[str, tuple[float, float]]:
+    """Return {"low", "high"} images/s of one GPU and of args.gpus, whose exchange overlaps with nothing."""
+    peak = peak_of(args.gpu)
+    at_best_s = roofline.bound(_work(args), peak.flops_in(args.precision), peak.bytes_per_s).seconds
+    exchange_s = all_reduce_s(gradient_bytes(_network(args), args.gradients), args.gpus, peak.link_bytes_per_s)
+    rates = {}
+    for name, share in shares_for(args, rows)[0].items():
+        step_s = at_best_s / share
+        rates[name] = args.batch_size / step_s, args.gpus * args.batch_size / (step_s + exchange_s)
+    return rates
+
+
+def against_the_poster(rows: list[Row]) -> Iterator[str]:
+    """Yield our prediction beside what the poster's author measured in its sequel on distributed training.
+
+    Source: the report in github.com/Hosein-Beheshti/Distributed-Deep-Learning-for-Kidney-Tumor-Segmentation (2024). Its
+    images/s follow from 14.6 h for 50 epochs of about 75,700 slices; four of its GPUs were in four machines.
+    """
+    for gpus, theirs in ((1, POSTER_RATE), (4, POSTER_RATE * POSTER_SCALING)):
+        rates = predicted_rates(Args(gpu="A100", gpus=gpus, batch_size=64), rows)
+        low, high = (many / theirs for _, many in rates.values())
+        span = f"{low:.1f}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} .. {high:.1f}"
+        yield f"  {gpus} x A100: theirs about {theirs:.0f} images/s, ours PREDICTED {span} times that"
 
 
 def shares_for(args: Args, rows: list[Row]) -> tuple[dict[str, float], str]:

@@ -188,6 +188,15 @@ def test_a_plan_without_gpu_lines_says_how_little_it_knows(tmp_path, capsys):
     assert "no other line to predict it from" in said
 
 
+def test_the_plan_stands_beside_what_the_poster_s_author_measured():
+    rows = plan.measured_rows([measured(0.4), measured(0.5, variant="b")])
+    one, four = plan.against_the_poster(rows)
+    low, high = (rate for rate, _ in plan.predicted_rates(plan.Args(gpu="A100", batch_size=64), rows).values())
+    assert high / low == pytest.approx(0.5 / 0.4)
+    assert one.endswith(f"theirs about 72 images/s, ours PREDICTED {low / 72:.1f} .. {high / 72:.1f} times that")
+    assert "4 x A100: theirs about 227 images/s" in four
+
+
 def test_gradients_travel_round_a_ring():
     # 4 GPUs: 2 * 3 / 4 of 700 MB at 0.7 of 1 GB/s
     assert plan.all_reduce_s(7e8, 4, 1e9) == pytest.approx(1.5)
