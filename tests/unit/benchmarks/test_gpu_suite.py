@@ -1,5 +1,6 @@
 """The plan of the GPU suite: what it is for is measured whatever else is slow, fails or hangs."""
 
+import importlib
 import time
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 
 from benchmarks import gpu_suite
 from benchmarks.lib import programs
+from kits_dist import cli
+from kits_dist.config import Config
 
 HEADLINES = ("end_to_end 512", "end_to_end 256", "train", "evaluate")
 MAKES = {  # the last words of a task -> the file that others need
@@ -90,6 +93,22 @@ def test_a_task_whose_input_is_missing_is_left_out_and_says_so(monkeypatch, tmp_
     for name in without:
         assert any(note.startswith(f"{name:<18} left out: an earlier task made no ") for note in suite.notes)
     assert f"left out: an earlier task made no {MAKES[broken]}" in (suite.out / "table.txt").read_text()
+
+
+def test_every_program_of_the_plan_takes_its_arguments(monkeypatch, tmp_path):
+    suite = StandIn(monkeypatch, tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.chdir(programs.ROOT)
+    for task in suite.tasks():
+        program, *words = task.words
+        if program == "accelerate.commands.launch":
+            program, *words = task.words[task.words.index("-m") + 1 :]
+        if program == "pytest" or words == ["help"]:
+            continue
+        module = importlib.import_module(program)
+        args = cli.load(Config if program == "kits_dist.train" else module.Args, words)
+        if program == "benchmarks.model":
+            assert set(args.variants) <= set(module.ON_GPU) and module.AS_TRAINED["cuda"] in args.variants
 
 
 def test_only_files_with_tests_that_need_a_gpu_are_collected():
