@@ -156,19 +156,36 @@ def write_tables(
 
 
 def _deal(cases: list[store.Case], source: CaseList, seed: int, rule: SplitRule) -> Splits:
-    made_from = {case.case_id: case.made_from for case in source.cases}
+    files_of = {case.case_id: case for case in source.cases}
+    patients = _patients({case.case_id: (files_of[case.case_id].patient, case.voxels_sha256) for case in cases})
     traits = [
         Traits(
             case.case_id,
             tumor_ml=case.tumor_ml,
             slice_mm=case.spacing_mm[0],
             cyst=case.voxels["cyst"] > 0,
-            patient=case.voxels_sha256,
-            made_from=made_from[case.case_id],
+            patient=patients[case.case_id],
+            made_from=files_of[case.case_id].made_from,
         )
         for case in cases
     ]
     return make_splits(traits, seed, rule)
+
+
+def _patients(names: dict[str, tuple[str, str]]) -> dict[str, str]:
+    """Return {case: patient}, where cases with the name or the voxels of one patient in common are that patient's.
+
+    names   {case: (patient, or "" where that is not known; sha256 of the voxels)}
+    """
+    patients: dict[str, str] = {}  # {name or hash: patient}
+    for case_id, shared in names.items():
+        known = sorted({patients[name] for name in shared if name in patients})
+        patient = known[0] if known else case_id
+        for name in filter(None, shared):
+            patients[name] = patient
+        if len(known) > 1:  # they turn out to be one
+            patients = {name: patient if other in known else other for name, other in patients.items()}
+    return {case_id: patients[shared[1]] for case_id, shared in names.items()}
 
 
 def _slice_columns(root: Path, case_ids: list[str], planes: tuple[str, ...]) -> dict[str, Any]:

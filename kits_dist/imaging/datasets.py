@@ -1,5 +1,8 @@
 """Find the cases of a data set: KiTS19, KiTS21, KiTS23 and nnU-Net raw folders -> a list of CaseFiles."""
 
+import csv
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -13,6 +16,7 @@ DataKind = Literal["kits", "phantom", "painted"]
 LabelChoice = Literal["majority", "and", "or"]
 # A generated folder carries this file, so that the score of a phantom is never read as a KiTS result.
 MARKER = "kits_dist_data.json"
+PATIENTS = "patients.csv"  # beside the cases: which of them are scans of one patient
 VARIANT_RECORD = "variant.json"  # in the folder of a synthetic variant: which cases it was made from
 
 _AGGREGATED: dict[LabelChoice, str] = {
@@ -35,6 +39,7 @@ class CaseFiles(NamedTuple):
     label: Path | None
     missing: str = ""  # which file is missing, and its expected name
     made_from: tuple[str, ...] = ()  # of a synthetic variant: the cases whose anatomy or lesions it holds
+    patient: str = ""  # cases of one patient stay on one side of every split; "": a patient of its own
 
 
 class CaseList(NamedTuple):
@@ -104,7 +109,32 @@ def find_cases(folder: Path, labels: LabelChoice = "majority") -> CaseList:
     else:
         label_name = _AGGREGATED[labels] if layout == "KiTS21" else "segmentation"
         cases = [_kits_case(case, label_name) for case in _case_folders(root)]
+    patients = _patients(root, [case.case_id for case in cases])
+    cases = [case._replace(patient=patients[case.case_id]) for case in cases]
     return CaseList(root, layout, labels if layout == "KiTS21" else None, data_kind(folder, root), cases, [])
+
+
+def _patients(root: Path, case_ids: list[str]) -> dict[str, str]:
+    """Return {case: patient}: from patients.csv beside the cases, else case_00067_s205 is a scan of case_00067.
+
+    Raises InputError for a table that has other columns, or that names a case twice or one that is not there.
+    """
+    patients = {case_id: re.sub(r"^(case_\d{5})_s\d+$", r"\1", case_id) for case_id in case_ids}
+    path = root / PATIENTS
+    if not path.is_file():
+        return patients
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        named = [(row["case"].strip(), row["patient"].strip()) for row in rows]
+    except (KeyError, AttributeError) as error:
+        raise InputError(f"{path}: needs the columns case and patient, and both in every row.") from error
+    twice = [case for case, count in Counter(case for case, _ in named).items() if count > 1]
+    unknown = [case for case, _ in named if case not in patients]
+    for wrong, what in ((twice, "twice"), (unknown, "without a folder of that name")):
+        if wrong:
+            raise InputError(f"{path}: {listed(wrong)} {what}. Correct the table, or delete it.")
+    return patients | {case: patient for case, patient in named if patient}
 
 
 def find_image(case: Path) -> Path | None:

@@ -170,6 +170,19 @@ def test_copies_of_a_scan_are_reported_and_kept_on_one_side(raw, tmp_path, capsy
     assert hashes["case_00002"] == hashes["case_00077"] and len(hashes["case_00002"]) == 64
 
 
+def test_scans_of_one_patient_and_copies_of_them_are_kept_on_one_side(raw, tmp_path):
+    source = shutil.copytree(raw, tmp_path / "raw")
+    stored_otherwise(source / "case_00002", source / "case_00077")  # a copy, under the name of another patient's scan
+    (source / "patients.csv").write_text(
+        "case,patient\ncase_00000,ann\ncase_00002,ann\ncase_00077,bob\ncase_00003,bob\n"
+    )
+    together = {"case_00000", "case_00002", "case_00077", "case_00003"}
+    for seed in range(4):
+        store = run(source, tmp_path / "store", seed=seed)
+        parts = [set(part) & together for part in (store.splits.test, *store.splits.folds)]
+        assert together in parts and sum(map(len, parts)) == 4
+
+
 def test_a_copy_of_a_trained_case_is_recognized_by_its_voxels(raw, store, tmp_path, monkeypatch):
     source = tmp_path / "raw"
     source.mkdir()

@@ -40,6 +40,36 @@ def test_layouts_are_found(tmp_path, files, layout):
     assert source.labels == ("majority" if layout == "KiTS21" else None)
 
 
+def test_scans_of_one_patient_are_known_by_their_ids_or_by_a_table(tmp_path):
+    touch(
+        tmp_path,
+        *(
+            f"case_{i}/{kind}.nii.gz"
+            for i in ("00001_s12", "00001_s3", "00002")
+            for kind in ("imaging", "segmentation")
+        ),
+    )
+    assert [case.patient for case in find_cases(tmp_path).cases] == ["case_00001", "case_00001", "case_00002"]
+    (tmp_path / "patients.csv").write_text("case,patient,age\ncase_00002,ann,50\ncase_00001_s3,ann,50\n")
+    assert [case.patient for case in find_cases(tmp_path).cases] == ["case_00001", "ann", "ann"]
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("case;patient\ncase_00001;ann\n", "patients.csv: needs the columns case and patient"),
+        ("case,patient\ncase_00001\n", "patients.csv: needs the columns case and patient, and both in every row"),
+        ("case,patient\ncase_00001,ann\ncase_00001,bob\n", "patients.csv: case_00001 twice"),
+        ("case,patient\ncase_00007,ann\n", "patients.csv: case_00007 without a folder of that name"),
+    ],
+)
+def test_a_table_of_patients_that_cannot_be_meant_is_refused(tmp_path, table, said):
+    kits(tmp_path, 1)
+    (tmp_path / "patients.csv").write_text(table)
+    with pytest.raises(InputError, match=said):
+        find_cases(tmp_path)
+
+
 def test_labels_choose_one_of_kits21s_aggregations(tmp_path):
     names = {"majority": "aggregated_MAJ_seg", "and": "aggregated_AND_seg", "or": "aggregated_OR_seg"}
     touch(tmp_path, "case_00001/imaging.nii.gz", *(f"case_00001/{name}.nii.gz" for name in names.values()))
