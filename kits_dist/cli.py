@@ -35,7 +35,7 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from kits_dist.distributed import launcher
+from kits_dist.distributed import gpu_memory, launcher
 from kits_dist.utils.errors import InputError, JobFailed, MissingInput, Preempted
 
 T = TypeVar("T")
@@ -70,6 +70,9 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
             _exit(f"{program}: {where}. Name another file or folder, or change its permissions.", 2)
         if error.errno in _MAKE_ROOM:
             _exit(f"{program}: {where}. Finished parts are kept; free some space and run again.", 1)
+        raise
+    except (RuntimeError, MemoryError) as error:
+        _exit_if_gpu_is_full(program, schema, error)
         raise
     except KeyboardInterrupt:
         _exit(f"{program}: interrupted.", 130)
@@ -122,6 +125,13 @@ def help_table(schema: type) -> str:
     return "\n".join(
         f"  {name:<{widths[0]}}  {default:<{widths[1]}}  {meaning}".rstrip() for name, default, meaning in rows
     )
+
+
+def _exit_if_gpu_is_full(program: str, schema: type, error: Exception) -> None:
+    full = gpu_memory.out_of_memory(error)
+    if full:
+        advice = "Try a smaller batch_size. " if "batch_size" in _keys(schema) else ""
+        _exit(f"{program}: out of GPU memory ({full}). {advice}nvidia-smi shows what else is on the GPU.", 1)
 
 
 def _exit(message: str, code: int) -> NoReturn:

@@ -9,11 +9,9 @@ import contextlib
 import os
 from pathlib import Path
 
-import torch
-
 from kits_dist import cli
 from kits_dist.config import Config
-from kits_dist.distributed import rendezvous
+from kits_dist.distributed import gpu_memory, rendezvous
 from kits_dist.distributed.preemption import StopRequest
 from kits_dist.distributed.runtime import seed_step
 from kits_dist.training import out_of_memory
@@ -35,9 +33,9 @@ def main(config: Config) -> None:
     with lock, StopRequest() as request:
         try:
             train(config, request)
-        except torch.OutOfMemoryError as error:
-            raise JobFailed(out_of_memory.advice(config, error)) from error
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
+            if gpu_memory.out_of_memory(error):
+                raise JobFailed(out_of_memory.advice(config, error)) from error
             explanation = rendezvous.explain(error)
             if not explanation:
                 raise

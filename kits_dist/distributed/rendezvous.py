@@ -73,7 +73,7 @@ def join(
         ) from error
 
 
-def explain(error: RuntimeError) -> str:
+def explain(error: Exception) -> str:
     """Return what an error in the exchange between processes means; "" when `error` is about something else.
 
     Errors of gloo are about other processes. Those of nccl and of the store may be about another rank or this GPU.
@@ -192,11 +192,11 @@ def _listed(ranks: list[int]) -> str:
     return ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
-def _is_of_gloo(error: RuntimeError) -> bool:
+def _is_of_gloo(error: Exception) -> bool:
     return any(text in str(error) for text in _OF_GLOO)
 
 
-def _first_words(error: RuntimeError) -> str:
+def _first_words(error: Exception) -> str:
     """Return the message without gloo's source line before and its advice after it; nccl names the cause last."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     words = lines[0].split("] ", 1)[-1].split(". This is", 1)[0].strip().rstrip(".")

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, GradientAccumulationPlugin
 
 from kits_dist.config import TrainConfig
-from kits_dist.distributed import launcher, rendezvous
+from kits_dist.distributed import gpu_memory, launcher, rendezvous
 from kits_dist.distributed.precision import Precision, launched_precision
 from kits_dist.distributed.ranks import Ranks
 
@@ -49,6 +49,8 @@ def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
     launcher.refuse_contradictions(options, accumulate, train.compile)
     precision = launched_precision(train)
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    if torch.cuda.is_available():
+        gpu_memory.use_expandable_segments()
     # Before Accelerator, which would wait half an hour for a missing rank without naming it, and joins what it finds.
     rendezvous.join("nccl" if torch.cuda.is_available() else "gloo", train.timeout_s)
     accelerator = Accelerator(

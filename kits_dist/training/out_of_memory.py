@@ -1,6 +1,7 @@
 """What to tell a user whose training does not fit into GPU memory."""
 
 from kits_dist.config import Config
+from kits_dist.distributed import gpu_memory
 from kits_dist.distributed.precision import launched_precision
 
 
@@ -24,6 +25,6 @@ def advice(config: Config, error: Exception) -> str:
 
     return (
         f"out of GPU memory with data.batch_size={data.batch_size}, data.size_px={data.size_px[0]}x{data.size_px[1]}, "
-        f"precision {mode}, data.residency={data.residency} ({str(error).splitlines()[0]}). "
+        f"precision {mode}, data.residency={data.residency} ({gpu_memory.out_of_memory(error)}). "
         f"Resume with resume=auto and {', or '.join(options)}"
     )
