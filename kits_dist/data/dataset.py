@@ -1,10 +1,9 @@
 """SliceDataset: positions in the stream of samples -> what a backend needs on the host, before any pixel is touched."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data import augment_params, augment_reference
@@ -22,8 +21,8 @@ class HostBatch(NamedTuple):
     one tensor, padded with 0 at the bottom and on the right.
     """
 
-    slabs: list[np.ndarray] | Tensor  # B times (F, H, W, 1) uint8, F = 1 + 2 * context
-    labels: list[np.ndarray] | Tensor  # B times (H, W, 1) uint8
+    slabs: Any  # B times (F, H, W, 1) uint8, F = 1 + 2 * context: a list of arrays, or one array or tensor
+    labels: Any  # B times (H, W, 1) uint8, likewise
     params: AugmentParams
     identity: np.ndarray  # (B, 3) int32: case, slice index, plane
 
