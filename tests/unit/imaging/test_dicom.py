@@ -11,6 +11,7 @@ from kits_dist.imaging import dicom
 from kits_dist.imaging.nifti import read_image, same_grid
 from kits_dist.imaging.scans import find_scans
 from kits_dist.utils.errors import InputError, MissingPackage
+from tests.helpers import DATA, by_nibabel
 
 sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: pip install 'kits-dist[dicom]'")
 
@@ -270,3 +271,20 @@ def test_without_simpleitk_the_way_out_is_said(tmp_path, monkeypatch):
 
 def test_no_tag_of_the_patient_is_asked_for():
     assert all(not tag.startswith(("0010", "0032", "0040")) for tag in dicom._TAGS.values())
+
+
+@pytest.mark.kits
+@pytest.mark.skipif(not (DATA / "real_dicom").is_dir(), reason="no real_dicom/ in the data folder")
+def test_a_real_scanner_s_series_lies_under_its_labels():
+    """Liver (5) and ribs (92 .. 115 of TotalSegmentator's classes) have the HU of their tissue in one orientation only."""
+    ((scan,), _) = find_scans(DATA / "real_dicom")
+    hu, organs = scan.read().array, by_nibabel(DATA / "real_dicom_labels.nii.gz")
+    assert hu.shape == organs.shape == (20, 512, 512)
+
+    def fits(turned):
+        liver, ribs = hu[turned == 5], hu[(turned >= 92) & (turned <= 115)]
+        return 80 < liver.mean() < 100 and liver.std() < 30 and ribs.mean() > 250
+
+    assert fits(organs)
+    for axes in ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)):
+        assert not fits(np.flip(organs, axes)), axes

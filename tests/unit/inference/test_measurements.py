@@ -8,7 +8,9 @@ from scipy.spatial.distance import pdist
 from kits_dist.imaging.nifti import kits_geometry, read_labels, write_nifti
 from kits_dist.inference.measurements import diameter_mm, measure_label_map
 from kits_dist.labels import KIDNEY, REGIONS, TUMOR
+from tests.helpers import DATA, by_nibabel
 
+TORSO = DATA / "real_ct" / "torso_3mm_totalsegmentator_labels.nii.gz"
 SHAPE, MM = (20, 60, 100), (3.0, 0.8, 0.8)
 
 
@@ -105,3 +107,16 @@ def test_only_the_largest_tumor_is_measured(patient):
 
 def test_all_regions_are_asked_for_by_default():
     assert tuple(REGIONS) == measure_label_map.__defaults__[0]
+
+
+@pytest.mark.kits
+@pytest.mark.skipif(not TORSO.is_file(), reason=f"no {TORSO.name} in the data folder; set KITS_DATA to one with it")
+def test_the_kidneys_of_a_real_torso_are_on_their_own_sides(tmp_path):
+    """TotalSegmentator's labels, 2 the right kidney of 192.6 ml, 3 the left one of 137.4; stored with R, A and S up."""
+    organs = nib.load(TORSO)
+    kidneys = np.isin(np.asanyarray(organs.dataobj), (2, 3)).astype(np.uint8)
+    nib.save(nib.Nifti1Image(kidneys, organs.affine), tmp_path / "kidneys.nii.gz")
+    volume = read_labels(tmp_path / "kidneys.nii.gz")
+    measured = measure_label_map(volume.array, volume.spacing_mm)
+    assert (measured["kidney_right_ml"], measured["kidney_left_ml"]) == pytest.approx((192.6, 137.4), abs=0.05)
+    assert np.array_equal(volume.array, np.isin(by_nibabel(TORSO), (2, 3)))
