@@ -276,7 +276,7 @@ def test_no_tag_of_the_patient_is_asked_for():
 @pytest.mark.kits
 @pytest.mark.skipif(not (DATA / "real_dicom").is_dir(), reason="no real_dicom/ in the data folder")
 def test_a_real_scanner_s_series_lies_under_its_labels():
-    """Liver (5) and ribs (92 .. 115 of TotalSegmentator's classes) have the HU of their tissue in one orientation only."""
+    """Liver (5) and ribs (92 .. 115 for TotalSegmentator) have the HU of their tissue in one orientation only."""
     ((scan,), _) = find_scans(DATA / "real_dicom")
     hu, organs = scan.read().array, by_nibabel(DATA / "real_dicom_labels.nii.gz")
     assert hu.shape == organs.shape == (20, 512, 512)
