@@ -30,6 +30,9 @@ class Prefetcher(Generic[T]):
         self._make = make
         self._depth = depth
         self._steps = iter(count() if num_steps is None else range(num_steps))
+        if device is not None and device.type == "cuda" and device.index is None:
+            # Accelerate names no index where there is one process, and torch.cuda.set_device takes none without
+            device = torch.device("cuda", torch.cuda.current_device())
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch", initializer=_use, initargs=(device,))
         self._waiting: deque[Future[T]] = deque()
         weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from torch.cuda._utils import _get_device_index
 
 from kits_dist.data.prefetcher import Prefetcher
 
@@ -37,10 +38,12 @@ def test_an_error_is_raised_where_its_result_is_taken():
         next(results)
 
 
-@pytest.mark.parametrize(("device", "expected"), [("cuda:1", [torch.device("cuda:1")]), ("cpu", [])])
+@pytest.mark.parametrize(("device", "expected"), [("cuda:1", [1]), ("cuda", [2]), ("cpu", [])])
 def test_the_thread_works_on_the_gpu_of_its_rank(monkeypatch, device, expected):
     used = []
-    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    # as set_device does it, which refuses a device without an index
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: used.append(_get_device_index(device)))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
     assert list(Prefetcher(str, depth=1, num_steps=2, device=torch.device(device))) == ["0", "1"]
     assert used == expected
 
