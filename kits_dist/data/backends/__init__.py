@@ -24,7 +24,14 @@ def real_backend(backend: str, device: torch.device) -> Literal["dali", "opencv"
     """
     if backend in ("dali", "opencv"):
         return backend  # type: ignore[return-value]
-    return "dali" if device.type == "cuda" and importlib.util.find_spec("nvidia.dali") else "opencv"
+    return "dali" if device.type == "cuda" and _has_dali() else "opencv"
+
+
+def _has_dali() -> bool:
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # not even of its parent, which PyTorch's wheels for CUDA bring along
+        return False
 
 
 def loader_class(backend: str, device: torch.device) -> type:

@@ -281,6 +281,14 @@ def test_auto_takes_dali_only_on_a_gpu(monkeypatch, device, installed, expected)
         assert real_backend(backend, torch.device(device)) == backend
 
 
+def test_auto_sees_that_no_package_of_nvidia_is_installed(monkeypatch):
+    """A PyTorch that was not installed by pip, as in a container, has no package `nvidia`."""
+    monkeypatch.setitem(sys.modules, "nvidia", None)
+    for name in [name for name in sys.modules if name.startswith("nvidia.")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert real_backend("auto", torch.device("cuda")) == "opencv"
+
+
 def test_the_demo_trains_on_the_same_pixels_by_either_backend(store):
     """Without a GPU the demo takes the CPU backend; DALI's graph is that of a GPU."""
     keys = ["config=configs/demo.yaml", f"data.store={store.path}", "run=r", "data.batch_size=4"]
