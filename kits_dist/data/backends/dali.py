@@ -37,10 +37,8 @@ class DaliLoader:
         self._last_step = -1  # of the batch at the end of _alive
         self._taken = 0  # batches taken out of the pipeline
         self._pipeline = build_graph(dataset, self._slices, self._params, device, dtype, threads)
-        self._noise_bank = None
         if dataset.has_noise:  # given once, and kept: DALI reads this very memory
-            bank = augment_reference.noise_bank(dataset.noise_size)
-            self._noise_bank = torch.from_numpy(bank).to(device) if self._on_gpu else bank
+            self._noise_bank = augment_reference.noise_bank(dataset.noise_size)
             self._pipeline.feed_input(NOISE_BANK, [self._noise_bank] * dataset.data.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -77,15 +77,10 @@ def build_graph(
         if dataset.augment:
             image = _change_levels(dali, dataset, image, *drawn[:5])
         if dataset.has_noise:
-            bank = fn.external_source(
-                name=NOISE_BANK,
-                device="gpu" if on_gpu else "cpu",
-                dtype=types.FLOAT,
-                ndim=1,
-                repeat_last=True,
-                no_copy=True,
-            )
-            image = _add_noise(dali, dataset, image, bank, *drawn[5:])
+            # In host memory, where DALI reads one array for all samples; on a GPU it would join them to one piece of
+            # memory in each step, 2 GB for 128 samples of 512x512.
+            bank = fn.external_source(name=NOISE_BANK, dtype=types.FLOAT, ndim=1, repeat_last=True, no_copy=True)
+            image = _add_noise(dali, dataset, image, bank, *drawn[5:], on_gpu)
         image = fn.crop_mirror_normalize(
             image, mean=[dataset.norm.mean], std=[dataset.norm.sd], dtype=out_type, output_layout="CHW"
         )
@@ -112,9 +107,10 @@ def _change_levels(
     return image
 
 
-def _add_noise(dali: Any, dataset: SliceDataset, image: Any, bank: Any, sd: Any, offset: Any):
+def _add_noise(dali: Any, dataset: SliceDataset, image: Any, bank: Any, sd: Any, offset: Any, on_gpu: bool):
     if sd > 0:
         noise = dali.fn.slice(bank, start=offset, shape=[dataset.noise_size], axes=[0])
         noise = dali.fn.reshape(noise, shape=[dataset.frames, *dataset.data.size_px], layout="CHW")
+        noise = noise.gpu() if on_gpu else noise
         image = dali.math.clamp(image + noise * sd, 0.0, float(dataset.store.window.levels))
     return image
