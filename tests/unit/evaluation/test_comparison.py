@@ -49,6 +49,12 @@ def tables(*values):
     return {f"case_{k}": {"tumor_dice": value, "tumor_hd95_mm": mm} for k, (value, mm) in enumerate(values)}
 
 
+def test_what_predicting_nothing_scores_is_no_figure_of_a_system():
+    a = {"case_0": {"tumor_dice": 0.5, "tumor_dice_poster": 0.8, "tumor_dice_poster_empty": 0.6}}
+    (figures,) = comparison.compare(a, a, ("A", "B")).values()
+    assert list(figures) == ["dice", "dice_poster"]
+
+
 def test_pairs_without_a_figure_are_counted_out():
     a = tables((0.9, 1.0), (0.8, None), (0.7, 3.0), (1.0, 2.0))
     b = tables((0.8, 2.0), (0.8, 1.0), (0.5, None), (0.7, 5.0))
