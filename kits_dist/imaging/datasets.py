@@ -123,10 +123,12 @@ def _patients(root: Path, case_ids: list[str]) -> dict[str, str]:
     path = root / PATIENTS
     if not path.is_file():
         return patients
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
     try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
         named = [(row["case"].strip(), row["patient"].strip()) for row in rows]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: no table of UTF-8 text with commas ({error}). Save it as such.") from error
     except (KeyError, AttributeError) as error:
         raise InputError(f"{path}: needs the columns case and patient, and both in every row.") from error
     twice = [case for case, count in Counter(case for case, _ in named).items() if count > 1]

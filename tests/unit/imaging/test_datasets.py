@@ -70,6 +70,13 @@ def test_a_table_of_patients_that_cannot_be_meant_is_refused(tmp_path, table, sa
         find_cases(tmp_path)
 
 
+def test_a_table_of_patients_in_another_encoding_is_refused(tmp_path):
+    kits(tmp_path, 1)
+    (tmp_path / "patients.csv").write_bytes("case,patient\ncase_00001,Jürgen\n".encode("latin-1"))
+    with pytest.raises(InputError, match="patients.csv: no table of UTF-8 text with commas"):
+        find_cases(tmp_path)
+
+
 def test_labels_choose_one_of_kits21s_aggregations(tmp_path):
     names = {"majority": "aggregated_MAJ_seg", "and": "aggregated_AND_seg", "or": "aggregated_OR_seg"}
     touch(tmp_path, "case_00001/imaging.nii.gz", *(f"case_00001/{name}.nii.gz" for name in names.values()))
