@@ -56,6 +56,7 @@ def train(config: Config, request: StopRequest) -> None:
         step_log = StepLog(run, instruments)
         if run.on_gpu:
             epoch_end.rehearse()
+            instruments.timer.resume()
         batches = iter(run.batches)
         run.train_step.model.train()
         while not reason:
