@@ -39,8 +39,8 @@ class Args:
     planes: tuple[str, ...] = ("axial",)
     """Axial, and optionally coronal, sagittal: each stores all voxels once more."""
     splits: SplitRule = "stratified"
-    """Test set and folds: `stratified`, by the seed; `poster`, by case number: fold 0 trains on 0..239 and validates on
-    240..269, and 270..299 are the test set."""
+    """Test set and folds: `stratified`, by the seed; `poster`, by case number, for data.fold=0: it trains on 0..239 and
+    validates on 240..269, and 270..299 are the test set. Of other data: the first 80 %, the next and the last 10 %."""
     seed: int = 0
     """Random seed of the test set and the folds."""
     skip: tuple[str, ...] = ()
