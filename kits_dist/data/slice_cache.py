@@ -44,8 +44,9 @@ class MappedSlices:
     def will_need(self, places: list[Place]) -> None:
         """Let the operating system begin to read these slices from the disk."""
         for stack, index in places:
-            _read_ahead(self.store.image(*stack)[max(0, index - self.context) : index + self.context + 1])
-            _read_ahead(self.store.label(*stack)[index])
+            with contextlib.suppress(OSError, ValueError, InputError):  # of a file that cannot be mapped: see `check`
+                _read_ahead(self.store.image(*stack)[max(0, index - self.context) : index + self.context + 1])
+                _read_ahead(self.store.label(*stack)[index])
 
     def take(self, places: list[Place]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return (F, H, W, 1) uint8 levels around each slice, F = 1 + 2 * context, and its (H, W, 1) uint8 labels."""

@@ -1,6 +1,8 @@
 """Slices in GPU memory are the slices of the store; on the CPU here, on a GPU in tests/gpu."""
 
 import mmap
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.samples import Samples, select_rows
 from kits_dist.data.slice_cache import GpuSlices, MappedSlices, choose_residency, gathered_bytes, queue_bytes
+from kits_dist.data.store import Store, array_path
 from kits_dist.distributed.ranks import Ranks
-from kits_dist.utils.errors import InputError
+from kits_dist.utils.errors import InputError, JobFailed
 
 CPU = torch.device("cpu")
 
@@ -61,6 +64,22 @@ def test_the_slices_of_the_next_batch_are_read_ahead(store, monkeypatch):
                 begin = needed.__array_interface__["data"][0]
                 assert address <= begin and begin + needed.nbytes <= address + nbytes
             assert nbytes < (last - first + 1) * mapped[0].nbytes + mmap.PAGESIZE
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:200])])
+def test_a_file_that_is_gone_is_reported_by_the_batch_that_needs_it(store, tmp_path, spoil):
+    """Not by the one before, which only lets the system read ahead."""
+    shutil.copytree(store.path, tmp_path / "store")
+    copy = Store(tmp_path / "store")
+    data = DataConfig(store=str(copy.path), batch_size=1, size_px=(64, 64))
+    rows = select_rows(copy, [case.case_id for case in copy.cases], "all", 0, ["axial"])
+    dataset = SliceDataset(copy, Samples(rows), data, augment=None, seed=0, norm=copy.normalization(0))
+    first, other = (int(np.flatnonzero(copy.slices.case[rows] == case)[0]) for case in (0, 1))
+    plan = BatchPlan([np.array([first]), np.array([other])].__getitem__, 2)
+    spoil(array_path(copy.path, "axial", copy.cases[1].case_id, "image"))
+    assert dataset.planned(plan, 0).identity[0, 0] == 0
+    with pytest.raises(JobFailed, match="the store changed while it was read"):
+        dataset.planned(plan, 1)
 
 
 def test_slices_of_one_size_are_not_padded(store):
