@@ -80,7 +80,7 @@ def build_graph(
             # In host memory, where DALI reads one array for all samples; on a GPU it would join them to one piece of
             # memory in each step, 2 GB for 128 samples of 512x512.
             bank = fn.external_source(name=NOISE_BANK, dtype=types.FLOAT, ndim=1, repeat_last=True, no_copy=True)
-            image = _add_noise(dali, dataset, image, bank, *drawn[5:], on_gpu)
+            image = _add_noise(dali, dataset, image, bank, *drawn[5:], on_gpu=on_gpu)
         image = fn.crop_mirror_normalize(
             image, mean=[dataset.norm.mean], std=[dataset.norm.sd], dtype=out_type, output_layout="CHW"
         )
