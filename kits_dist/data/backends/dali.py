@@ -15,7 +15,7 @@ from kits_dist.data import augment_reference
 from kits_dist.data.backends.dali_graph import NOISE_BANK, build_graph
 from kits_dist.data.backends.stacking import StackedBatch, Stacker
 from kits_dist.data.batch import Batch
-from kits_dist.data.dataset import BatchPlan, HostBatch, SliceDataset
+from kits_dist.data.dataset import BatchPlan, SliceDataset
 from kits_dist.data.prefetcher import Prefetcher
 
 
@@ -33,6 +33,7 @@ class DaliLoader:
         # one it is asked for, and those whose work on the GPU may not have ended when it is.
         self._alive: deque[StackedBatch] = deque()
         self._max_alive = depth + 4
+        self._identities: deque[np.ndarray] = deque()  # of the batches in DALI's queue, which keeps their order
         self._stacker = Stacker(pinned=self._on_gpu)
         self._last_step = -1  # of the batch at the end of _alive
         self._taken = 0  # batches taken out of the pipeline
@@ -45,13 +46,15 @@ class DaliLoader:
         if self.plan.num_batches is not None:
             while self._taken % self.plan.num_batches:  # the rest of a pass that was left early
                 self._run()
+                self._identities.popleft()
                 self._wait()
 
         in_use: deque = deque()  # outputs whose kernels may still be running, with the event that ends their use
         try:
             for _ in itertools.count() if self.plan.num_batches is None else range(self.plan.num_batches):
                 outputs = self._run()
-                image, label, identity = (torch.from_dlpack(output.as_tensor()) for output in outputs)
+                image, label = (torch.from_dlpack(output.as_tensor()) for output in outputs)
+                identity = torch.from_numpy(self._identities.popleft()).to(image.device, non_blocking=True)
                 yield Batch(image, label, *identity.unbind(1))
 
                 if self._on_gpu:
@@ -80,25 +83,22 @@ class DaliLoader:
     def _host_batch(self, step: int) -> StackedBatch:
         return self._stacker.stack(self.dataset.planned(self.plan, step))
 
-    def _current(self, info) -> HostBatch:
+    def _current(self, info) -> StackedBatch:
         """Return the batch of one iteration; both sources below ask for it."""
         if self._last_step != info.iteration:
             self._last_step = info.iteration
             self._alive.append(next(self._host_batches))
+            self._identities.append(self._alive[-1].host.identity)
             if len(self._alive) > self._max_alive:
                 self._stacker.give_back(self._alive.popleft())
-        return self._alive[-1].host
+        return self._alive[-1]
 
     def _slices(self, info) -> tuple:
-        host = self._current(info)
+        host = self._current(info).host
         return host.slabs, host.labels
 
     def _params(self, info) -> tuple:
-        host = self._current(info)
-        p = host.params
-        values = [host.identity, p.matrix]
-        if self.dataset.augment:
-            values += [p.blur, p.linear.astype(np.uint8), p.gain, p.bias, p.gamma]
-        if self.dataset.has_noise:
-            values += [p.noise_sd, p.noise_offset]
-        return tuple(values)
+        batch = self._current(info)
+        params = batch.host.params
+        values = params.matrix, batch.numbers, params.noise_offset
+        return values[: 1 + bool(self.dataset.augment) + self.dataset.has_noise]

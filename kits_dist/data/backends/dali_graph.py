@@ -20,10 +20,11 @@ def build_graph(
     dtype: torch.dtype,
     threads: int,
 ) -> Any:
-    """Return the built pipeline: (slices, params) -> image (B, F, h, w), label (B, h, w), identity (B, 3).
+    """Return the built pipeline: (slices, params) -> image (B, F, h, w), label (B, h, w).
 
     slices   source of slabs and labels, each one array as `stacking` makes them, or a tensor in GPU memory
-    params   source of identity, matrix and, where there is augmentation, what `augment_params.draw` returned
+    params   source of the matrices (B, 2, 3); with dataset.augment also of StackedBatch.numbers; with dataset.has_noise
+             also of noise_offset (B,) int32
 
     Raises MissingPackage where DALI is not installed.
     """
@@ -40,8 +41,9 @@ def build_graph(
     fn, types = dali.fn, dali.types
     on_gpu = device.type == "cuda"
     out_type = {torch.float32: types.FLOAT, torch.float16: types.FLOAT16}[dtype]
-    scalars = [types.FLOAT, types.UINT8, *[types.FLOAT] * 3] if dataset.augment else []
-    scalars += [types.FLOAT, types.INT32] if dataset.has_noise else []
+    inputs = [(types.FLOAT, 2)]  # type and dimensions of a sample: matrix
+    inputs += [(types.FLOAT, 1)] if dataset.augment else []
+    inputs += [(types.INT32, 0)] if dataset.has_noise else []
 
     @dali.pipeline_def(
         batch_size=dataset.data.batch_size,
@@ -60,14 +62,14 @@ def build_graph(
             ndim=[4, 3],
             layout=["FHWC", "HWC"],
         )
-        identity, matrix, *drawn = source(
+        matrix, *drawn = source(
             source=params,
-            num_outputs=2 + len(scalars),
-            dtype=[types.INT32, types.FLOAT, *scalars],
-            ndim=[1, 2, *[0] * len(scalars)],
+            num_outputs=len(inputs),
+            dtype=[dtype for dtype, _ in inputs],
+            ndim=[ndim for _, ndim in inputs],
         )
         if on_gpu:
-            slab, label, identity = slab.gpu(), label.gpu(), identity.gpu()
+            slab, label = slab.gpu(), label.gpu()
 
         warp = partial(fn.warp_affine, matrix=matrix, size=dataset.data.size_px, fill_value=0)
         image = warp(slab, dtype=types.FLOAT, interp_type=types.INTERP_LINEAR)
@@ -75,16 +77,16 @@ def build_graph(
         label = fn.squeeze(warp(label, interp_type=types.INTERP_NN), axes=[2])
 
         if dataset.augment:
-            image = _change_levels(dali, dataset, image, *drawn[:5])
+            image = _change_levels(dali, dataset, image, *(drawn[0][i] for i in range(5)))
         if dataset.has_noise:
             # In host memory, where DALI reads one array for all samples; on a GPU it would join them to one piece of
             # memory in each step, 2 GB for 128 samples of 512x512.
             bank = fn.external_source(name=NOISE_BANK, dtype=types.FLOAT, ndim=1, repeat_last=True, no_copy=True)
-            image = _add_noise(dali, dataset, image, bank, *drawn[5:], on_gpu=on_gpu)
+            image = _add_noise(dali, dataset, image, bank, drawn[0][5], drawn[1], on_gpu=on_gpu)
         image = fn.crop_mirror_normalize(
             image, mean=[dataset.norm.mean], std=[dataset.norm.sd], dtype=out_type, output_layout="CHW"
         )
-        return image, label, identity
+        return image, label
 
     pipeline = graph()
     pipeline.build()

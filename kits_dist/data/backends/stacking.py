@@ -1,4 +1,4 @@
-"""Copy the slices of a batch into one array, in host memory that is used again.
+"""Make few arrays of a batch: its slices in one, in host memory that is used again, its parameters in another.
 
 DALI takes one array in a hundredth of the time of a view per slice, and a GPU copies from page-locked memory by itself,
 without a thread that waits for it.
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kits_dist.data.augment_params import AugmentParams
 from kits_dist.data.dataset import HostBatch
 
 
@@ -20,6 +21,7 @@ class StackedBatch(NamedTuple):
 
     host: HostBatch
     memory: Tensor | None  # that holds both; None where they are in GPU memory anyway
+    numbers: np.ndarray  # (B, 6) float32: blur, linear, gain, bias, gamma, noise_sd
 
 
 class Stacker:
@@ -36,7 +38,7 @@ class Stacker:
         Padding changes no warp: outside a slice everything counts as 0.
         """
         if not isinstance(host.slabs, list) or not isinstance(host.labels, list):
-            return StackedBatch(host, None)
+            return StackedBatch(host, None, _numbers(host.params))
         shapes = [(len(views), *np.max([view.shape for view in views], axis=0)) for views in (host.slabs, host.labels)]
         sizes = [math.prod(shape) for shape in shapes]
         memory = self._memory(sum(sizes))
@@ -45,7 +47,7 @@ class Stacker:
         )
         _copy(host.slabs, slabs)
         _copy(host.labels, labels)
-        return StackedBatch(host._replace(slabs=slabs, labels=labels), memory)
+        return StackedBatch(host._replace(slabs=slabs, labels=labels), memory, _numbers(host.params))
 
     def give_back(self, batch: StackedBatch) -> None:
         """Take the memory of a batch that nothing reads any more."""
@@ -58,6 +60,10 @@ class Stacker:
             if len(memory) >= size:
                 return memory
         return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+
+
+def _numbers(p: AugmentParams) -> np.ndarray:
+    return np.stack([p.blur, p.linear, p.gain, p.bias, p.gamma, p.noise_sd], axis=1, dtype=np.float32)
 
 
 def _copy(views: list[np.ndarray], out: np.ndarray) -> None:
