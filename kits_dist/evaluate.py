@@ -79,6 +79,10 @@ class Args:
             raise InputError("predictions=DIR also needs truth=DIR and output=DIR.")
         if self.raters and not self.output:
             raise InputError("raters=DIR also needs output=DIR.")
+        if self.poster and (self.compare or self.raters):
+            raise InputError(
+                "poster=true prints with run= and predictions=; compare= shows the measure of both systems."
+            )
         if self.reference != "file" and not self.truth:
             raise InputError(f"reference={self.reference} is made of truth=DIR/CASE/segmentations/. Name truth=DIR")
         if self.store and self.split != "test" and not self.run:

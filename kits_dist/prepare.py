@@ -13,7 +13,7 @@ from pathlib import Path
 from kits_dist import cli
 from kits_dist.cli import MISSING
 from kits_dist.data.intensity import Window
-from kits_dist.data.splits import SplitRule
+from kits_dist.data.splits import SplitRule, follows_case_numbers
 from kits_dist.data.store import PLANES, Store
 from kits_dist.data.store_writer import write_case, write_tables
 from kits_dist.imaging.checks import format_findings, unusable_finding
@@ -112,6 +112,10 @@ def _finish(root: Path, cases: list[CaseFiles], source: CaseList, args: Args) ->
         print(line)
 
     store = Store(root, key="store")
+    if args.splits == "poster" and not follows_case_numbers(case_ids):
+        print(
+            "note     splits=poster: these are not KiTS21's case numbers; the parts are tenths in the order of the ids"
+        )
     variants = store.splits.variants
     unused = [variant for variant, parents in variants.items() if not set(parents) <= set(case_ids)]
     if unused:

@@ -11,6 +11,7 @@ from kits_dist.utils.errors import InputError
 SplitRule = Literal["stratified", "poster"]
 TEST_SHARE = 0.2  # 60 of KiTS21's 300; MLPerf's U-Net3D holds out 42 of 210
 NUM_FOLDS = 5
+_POSTER = range(270, 300), range(240, 270), range(240)  # case numbers: test, validation, training
 
 
 class Traits(NamedTuple):
@@ -119,10 +120,14 @@ def _as_the_poster(ids: list[str]) -> list[list[str]]:
         raise InputError(
             f"splits=poster needs 3 patients or more, for training, validation and test; found {len(ids)}."
         )
-    numbers = [int(case_id[5:]) if re.fullmatch(r"case_\d{5}", case_id) else -1 for case_id in ids]
-    ranges = range(270, 300), range(240, 270), range(240)
-    parts = [[case_id for case_id, number in zip(ids, numbers, strict=True) if number in one] for one in ranges]
-    if all(parts) and sum(map(len, parts)) == len(ids):
-        return parts
+    if follows_case_numbers(ids):
+        return [[case_id for case_id in ids if int(case_id[5:]) in part] for part in _POSTER]
     tenth = max(1, len(ids) // 10)
     return [ids[-tenth:], ids[-2 * tenth : -tenth], ids[: -2 * tenth]]
+
+
+def follows_case_numbers(ids: list[str]) -> bool:
+    """Return whether all are ids of KiTS21, case_00000 to case_00299, with some in each part of the poster's splits."""
+    if not all(re.fullmatch(r"case_00[012]\d\d", case_id) for case_id in ids):
+        return False
+    return all(any(int(case_id[5:]) in part for case_id in ids) for part in _POSTER)

@@ -101,19 +101,21 @@ class EpochEnd:
 
         Raises JobFailed for non-finite weights, and what ended the save before.
         """
-        self._on_rank_0(self._writer.join)
         step = self.train_step
         average = step.average.model if step.average else None
         for model in filter(None, (step.plain_model, average)):
             broadcast_buffers(model, self.accelerator)
         self._refuse_non_finite(progress.step)
 
-        if self.accelerator.is_main_process:
+        def begin() -> None:
+            self._writer.join()  # of the save before, whose copy is overwritten
             state = {"run": self.run.name, "progress": progress._asdict()} | step.state()
             contents = checkpoint.contents_of(
                 progress.step, step.plain_model, step.plain_optimizer, state, best=best, average=average
             )
             self._writer.start(contents, self._write)
+
+        self._on_rank_0(begin)
 
     def request_requeue(self) -> None:
         """Write RUN/requeue: no exit code survives a launcher, so a scheduler looks for this file."""

@@ -91,10 +91,13 @@ def _refuse_other_store(config: Config, store: Store, trained_on: str | None) ->
         )
 
 
-def settings_to_agree_on(config: Config, store: Store, progress: Progress, precision: str) -> dict[str, Any]:
+def settings_to_agree_on(
+    config: Config, store: Store, progress: Progress, precision: str, backend: str
+) -> dict[str, Any]:
     """Return {name: value} of what all ranks must have in common; folder names may differ between machines.
 
     precision   mode of this process, which its launcher or its GPU may have chosen
+    backend     that makes its batches, which data.backend=auto may have chosen
     """
     plain = as_plain(config)
     groups = ("data", "augment", "model", "optim", "train", "log")
@@ -107,6 +110,7 @@ def settings_to_agree_on(config: Config, store: Store, progress: Progress, preci
         "the checkpoint in run": progress.step,
         "the content of data.store": store.fingerprint()[:12],
         "the precision": precision,
+        "the data backend": backend,
     }
 
 

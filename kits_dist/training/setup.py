@@ -8,6 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from kits_dist.config import Config
+from kits_dist.data.backends import real_backend
 from kits_dist.data.batch import Batch
 from kits_dist.data.dataset import SliceDataset
 from kits_dist.data.loaders import PeekableLoader, build_train_loader, build_val_loader
@@ -120,7 +121,8 @@ def set_up(config: Config, request: StopRequest) -> Run:
 
     runtime = start(config.train, config.optim.accumulate, Path(config.run), config.seed)
     request.listen(runtime.ranks.world, config.train.timeout_s)
-    rendezvous.refuse_differences(settings_to_agree_on(config, store, opened.progress, runtime.precision.mode))
+    backend = real_backend(config.data.backend, runtime.device)
+    rendezvous.refuse_differences(settings_to_agree_on(config, store, opened.progress, runtime.precision.mode, backend))
 
     train_step, peak = _build_train_step(config, runtime, pretrained=not resumed)
 

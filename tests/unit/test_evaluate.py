@@ -127,6 +127,11 @@ def test_the_poster_s_measure_is_printed_where_it_is_asked_for(folders, tmp_path
     assert said in capsys.readouterr().out
 
 
+def test_the_poster_s_measure_is_refused_where_it_would_not_be_printed():
+    with pytest.raises(InputError, match="poster=true prints with run= and predictions="):
+        evaluate.Args(compare=("a", "b"), poster=True)
+
+
 def test_the_challenge_s_own_table(folders, tmp_path):
     _, rows = run(*folders, tmp_path / "out")
     lines = (tmp_path / "out" / "challenge.csv").read_text().split("\n")

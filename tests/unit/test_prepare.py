@@ -183,6 +183,12 @@ def test_scans_of_one_patient_and_copies_of_them_are_kept_on_one_side(raw, tmp_p
         assert together in parts and sum(map(len, parts)) == 4
 
 
+def test_the_poster_s_splits_on_other_data_say_what_they_are(raw, tmp_path, capsys):
+    store = run(raw, tmp_path / "store", splits="poster")
+    assert "note     splits=poster: these are not KiTS21's case numbers" in capsys.readouterr().out
+    assert store.splits.select(0) == (sorted(store.row)[:4], sorted(store.row)[4:5])
+
+
 def test_a_copy_of_a_trained_case_is_recognized_by_its_voxels(raw, store, tmp_path, monkeypatch):
     source = tmp_path / "raw"
     source.mkdir()

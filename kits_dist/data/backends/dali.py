@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kits_dist.data import augment_reference
-from kits_dist.data.backends.dali_graph import NOISE_BANK, build_graph
+from kits_dist.data.backends.dali_graph import LAYOUTS, NOISE_BANK, build_graph
 from kits_dist.data.backends.stacking import StackedBatch, Stacker
 from kits_dist.data.batch import Batch
 from kits_dist.data.dataset import BatchPlan, SliceDataset
@@ -94,8 +94,14 @@ class DaliLoader:
         return self._alive[-1]
 
     def _slices(self, info) -> tuple:
-        host = self._current(info).host
-        return host.slabs, host.labels
+        batch = self._current(info)
+        slices = batch.host.slabs, batch.host.labels
+        if batch.memory is None or not self._on_gpu:
+            return slices
+        # DALI would copy an array that it does not know to be page-locked into memory of its own first
+        from nvidia.dali.tensors import TensorListCPU
+
+        return tuple(TensorListCPU(a, layout, is_pinned=True) for a, layout in zip(slices, LAYOUTS, strict=True))
 
     def _params(self, info) -> tuple:
         batch = self._current(info)

@@ -9,6 +9,7 @@ import torch
 from kits_dist.data.dataset import SliceDataset
 from kits_dist.utils.errors import MissingPackage
 
+LAYOUTS = "FHWC", "HWC"  # of slabs and labels
 NOISE_BANK = "noise_bank"  # input of the graph where dataset.has_noise: once, a 1-D float32 array for each sample
 
 
@@ -60,7 +61,7 @@ def build_graph(
             device="cpu" if dataset.slice_source.device.type == "cpu" else "gpu",
             dtype=types.UINT8,
             ndim=[4, 3],
-            layout=["FHWC", "HWC"],
+            layout=list(LAYOUTS),
         )
         matrix, *drawn = source(
             source=params,
