@@ -12,6 +12,7 @@ from tensorboard.plugins.hparams.metadata import (
     SESSION_START_INFO_TAG,
     parse_session_start_info_plugin_data,
 )
+from tensorboard.summary.writer import event_file_writer
 
 from kits_dist.config import Config, DataConfig, OptimConfig
 from kits_dist.training.tracker import Tracker, flat, in_markdown, log_lines
@@ -25,8 +26,12 @@ def tracker_in(folder, step=0) -> Tracker:
 
 
 @pytest.fixture
-def logged(tmp_path):
-    """(step to go on from, lr, steps to log, done) -> all that TensorBoard reads in the folder after that leg."""
+def logged(tmp_path, monkeypatch):
+    """(step to go on from, lr, steps to log, done) -> all that TensorBoard reads in the folder after that leg.
+
+    Files of one second and one process are sorted by a counter as text, 10 before 9: it starts anew here.
+    """
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
     def leg(step: int, lr: float, steps: range, done: bool) -> EventAccumulator:
         tracker = tracker_in(tmp_path, step)
