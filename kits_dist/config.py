@@ -151,6 +151,8 @@ class AugmentConfig:
     """Probability of a gamma correction."""
     noise_hu: float = 15.0
     """Largest standard deviation of the Gaussian noise, in HU."""
+    noise_min_hu: float = 0.0
+    """Smallest one. The poster's noise has 3.2 to 7.1 HU, a variance of 10 to 50."""
     noise_p: float = 0.15
     """Probability of noise."""
 
@@ -160,6 +162,10 @@ class AugmentConfig:
             _require(0 <= p <= 1, f"augment.{name}={p} is a probability: use 0..1.")
         _require_bounds(self, 0, 180, "augment.rotate_deg")
         _require_bounds(self, 0, 200, "augment.noise_hu", "augment.brightness_hu", "augment.shift_mm", "augment.box_mm")
+        _require(
+            0 <= self.noise_min_hu <= self.noise_hu,
+            f"augment.noise_min_hu={self.noise_min_hu}: use 0 .. augment.noise_hu={self.noise_hu}.",
+        )
         for name, lowest, highest in [
             ("scale", 0.25, 4),
             ("blur_px", 0.1, 10),

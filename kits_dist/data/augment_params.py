@@ -106,7 +106,8 @@ def draw(
     gain = np.where(u["contrast"] < config.contrast_p, _log_uniform(config.contrast, u["gain"]), 1.0)
     brighter_hu = np.where(u["brightness"] < config.brightness_p, (2 * u["bias"] - 1) * config.brightness_hu, 0.0)
     bias = (1 - gain) * window.levels / 2 + brighter_hu / window.step_hu
-    noise_sd = u["noise_sd"] * config.noise_hu / window.step_hu
+    noise_hu = config.noise_min_hu + u["noise_sd"] * (config.noise_hu - config.noise_min_hu)
+    noise_sd = noise_hu / window.step_hu
     return AugmentParams(
         matrix=matrices(grid, geometries, corners, degrees, mirror, zoom, upside_down),
         blur=_where(u["blur"] < config.blur_p, _log_uniform(config.blur_px, u["blur_px"]), 0),

@@ -45,6 +45,7 @@ def test_sizes_may_be_written_with_x_and_names_may_look_like_numbers():
         ("config=nowhere.yaml", "config=nowhere.yaml: no such file"),
         ("model.regions=[tumor,mass]", "in this order"),
         ("augment.flip=2", "augment.flip=2.0 is a probability"),
+        ("augment.noise_min_hu=16", "augment.noise_min_hu=16.0: use 0 .. augment.noise_hu=15.0"),
         ("optim.pos_weight=[1,2]", "give one each"),
         ("data.fold=best", "use a fold number from 0, or all"),
         ("optim.lr=[", "cannot read the value"),

@@ -136,6 +136,8 @@ def test_probabilities_and_ranges_are_as_configured():
     assert (zoom != 1).mean() == pytest.approx(0.3, abs=0.03) and 0.849 < zoom.min() < 0.86 < 1.14 < zoom.max() < 1.151
     noise = drawn(noise_p=0.15, noise_hu=15).noise_sd
     assert (noise > 0).mean() == pytest.approx(0.15, abs=0.02) and 14 < noise.max() <= 15
+    posters = drawn(noise_p=1, noise_min_hu=3.2, noise_hu=7.1).noise_sd
+    assert 3.19 < posters.min() < 3.3 and 7.0 < posters.max() < 7.11
     corners = drawn(crop=1, grid=OutputGrid((64, 64), None)).matrix[:, :, 2]
     assert set(corners[:, 0]) == set(range(17)) and set(corners[:, 1]) == {0}  # 80 - 64 columns of room, no rows
     assert (drawn(flip=0.5).matrix[:, 0, 0] < 0).mean() == pytest.approx(0.5, abs=0.03)
