@@ -127,6 +127,10 @@ class AugmentConfig:
     """Probability of a magnification."""
     crop: float = 1.0
     """Probability of a window at a random place; otherwise it is centered on the body."""
+    zoom_crop: float = 1.35
+    """Magnification of a part of the window at a random place; 512/380 for the poster's crop of 380 pixels."""
+    zoom_crop_p: float = 0.0
+    """Probability of such a crop, in addition to `augment.scale`."""
     box_mm: float = 10.0
     """Largest shift of each side of a kidney's box in either direction, in mm (data.box=kidney)."""
     shift_mm: float = 10.0
@@ -161,6 +165,7 @@ class AugmentConfig:
             p = getattr(self, name)
             _require(0 <= p <= 1, f"augment.{name}={p} is a probability: use 0..1.")
         _require_bounds(self, 0, 180, "augment.rotate_deg")
+        _require_bounds(self, 1, 4, "augment.zoom_crop")
         _require_bounds(self, 0, 200, "augment.noise_hu", "augment.brightness_hu", "augment.shift_mm", "augment.box_mm")
         _require(
             0 <= self.noise_min_hu <= self.noise_hu,

@@ -18,6 +18,7 @@ _STREAMS = (
     *("rotate", "angle", "flip", "scale", "zoom", "crop", "row", "column", "noise", "noise_sd", "noise_offset"),
     *("shift", "shift_y", "shift_x", "blur", "blur_px", "brightness", "bias", "contrast", "gain", "gamma", "exponent"),
     *("top", "bottom", "left", "right", "flip_vertical"),
+    *("zoom_crop", "zoom_row", "zoom_column"),
 )
 # One key per stream: multiples of the golden ratio, the increments of splitmix64.
 _KEYS = np.array([[k * 0x9E3779B97F4A7C15 % 2**64] for k in range(1, len(_STREAMS) + 1)], np.uint64)
@@ -101,6 +102,13 @@ def draw(
     shift_mm = (2 * np.stack([u["shift_y"], u["shift_x"]], axis=1) - 1) * config.shift_mm
     spacing = np.array([geometry.spacing_mm[1:] for geometry in geometries])
     corners += np.where((u["shift"] < config.shift_p)[:, None], shift_mm / spacing, 0)
+
+    # A part of the window, enlarged to all of it: its center may be where the part still lies within the window.
+    enlarged = (u["zoom_crop"] < config.zoom_crop_p)[:, None]
+    off_center = np.stack([u["zoom_row"], u["zoom_column"]], axis=1) - 0.5
+    room = grid.source_per_output(geometries) * grid.size_px * (1 - 1 / config.zoom_crop)
+    corners += np.where(enlarged, off_center * room, 0)
+    zoom *= np.where(enlarged[:, 0], config.zoom_crop, 1.0)
 
     # Contrast is a factor on the distance from the middle of the window, so it adds to the bias.
     gain = np.where(u["contrast"] < config.contrast_p, _log_uniform(config.contrast, u["gain"]), 1.0)

@@ -76,6 +76,19 @@ def test_a_vertical_flip_is_up_and_down_and_draws_nothing_else_anew():
     assert np.array_equal(before.matrix[:, :, 0], after.matrix[:, :, 0])
 
 
+def test_an_enlarged_crop_is_a_part_of_the_window_anywhere_in_it():
+    grid = OutputGrid((64, 96), None)
+    shape = (1, 64, 96)
+    before = drawn(300, case(shape), grid)
+    params = drawn(300, case(shape), grid, zoom_crop=1.6, zoom_crop_p=0.5)
+    zoomed = params.matrix[:, 0, 0] != before.matrix[:, 0, 0]
+    assert 100 < zoomed.sum() < 200 and np.array_equal(params.matrix[~zoomed], before.matrix[~zoomed])
+    assert np.allclose(before.matrix[zoomed, 0, 0] / params.matrix[zoomed, 0, 0], 1.6)
+    left, top = params.matrix[zoomed][:, :, 2].T  # of the part, in a slice as large as the window
+    assert 0 <= left.min() < 2 and 96 - 96 / 1.6 - 2 < left.max() <= 96 - 96 / 1.6
+    assert 0 <= top.min() < 2 and 64 - 64 / 1.6 - 2 < top.max() <= 64 - 64 / 1.6
+
+
 def test_flips_with_a_rotation_never_shear():
     params = drawn(100, case((1, 64, 64)), rotate_p=1, scale_p=1, flip=0.5, flip_vertical=0.5)
     linear = params.matrix[:, :, :2].astype(float)

@@ -32,6 +32,7 @@ STILL = AugmentConfig(rotate_p=0, flip=0, scale_p=0, crop=0, noise_p=0)
 ALONE_HU = {
     "rotation": (replace(STILL, rotate_p=1), 0.03),  # float32 coordinates near 100: 1e-4 px of steps of 200 HU
     "scale": (replace(STILL, scale_p=1), 0.01),
+    "zoom_crop": (replace(STILL, zoom_crop_p=1), 0.01),
     "shift": (replace(STILL, shift_p=1), 2e-3),  # nothing is multiplied: only the fraction is rounded, by 4e-6 px
     "flip": (replace(STILL, flip=1), 4e-5),  # whole pixels: what is left is the normalization in float32
     "flip_vertical": (replace(STILL, flip_vertical=1), 4e-5),
