@@ -58,6 +58,9 @@ class DataConfig:
     """Planes to cut along: `axial`, `coronal`, `sagittal`; the store must have been prepared with them."""
     box: Literal["body", "kidney"] = "body"
     """What a sample shows: the `body`, or the box around one `kidney` (second phase of a cascade)."""
+    mask: Literal["none", "kidney"] = "none"
+    """Whole slices of which only the `kidney` with its masses is shown (the poster's second phase): as annotated in
+    training, as another run found it in a cascade."""
     box_margin_mm: float = 20.0
     """Margin around each kidney on all sides with data.box=kidney, in mm."""
     context: int = 0
@@ -95,6 +98,10 @@ class DataConfig:
         _require(
             self.box == "body" or self.slices == "all",
             "data.box=kidney takes the slices of each kidney's box. Leave out data.slices; set data.box_margin_mm.",
+        )
+        _require(
+            self.mask == "none" or (self.box == "body" and self.context == 0),
+            "data.mask=kidney shows whole slices without neighbors. Leave out data.box and data.context.",
         )
         _require(
             self.fold == "all" or (isinstance(self.fold, int) and self.fold >= 0),

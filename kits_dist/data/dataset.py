@@ -10,7 +10,7 @@ from kits_dist.data import augment_params, augment_reference
 from kits_dist.data.augment_params import AugmentParams, OutputGrid
 from kits_dist.data.sampler import TrainOrder
 from kits_dist.data.samples import Samples, build_groups
-from kits_dist.data.slice_cache import GpuSlices, MappedSlices, Place
+from kits_dist.data.slice_cache import GpuSlices, MappedSlices, Place, mapped_slices
 from kits_dist.data.store import PLANE_NAMES, Normalization, SliceGeometry, Store
 
 
@@ -53,7 +53,7 @@ class SliceDataset:
         self.seed = seed
         self.norm = norm
         self.rows, self.kidneys = samples
-        self.slice_source = slice_source or MappedSlices(store, data.context)
+        self.slice_source = slice_source or mapped_slices(store, data)
         self.order = TrainOrder(build_groups(store, samples, data), seed) if augment else None
         self.grid = OutputGrid(data.size_px, data.pixel_mm)
         self.frames = 1 + 2 * data.context

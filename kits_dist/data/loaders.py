@@ -66,7 +66,13 @@ def build_train_loader(
         )
     source = choose_residency(store, samples.rows, data, torch.device(device), step_bytes)
     dataset = SliceDataset(
-        store, samples, data, augment=augment, seed=seed, norm=store.normalization(data.fold), slice_source=source
+        store,
+        samples,
+        data,
+        augment=augment,
+        seed=seed,
+        norm=store.normalization(data.fold, data.mask),
+        slice_source=source,
     )
     plan = BatchPlan(lambda step: train_positions(step, data.batch_size, ranks.rank, ranks.world, start), None)
     loader = _build(dataset, plan, ranks, device, dtype)
@@ -92,7 +98,7 @@ def build_val_loader(
     """
     samples = select_samples(store, case_ids, data, training=False)
     batches = val_positions(len(samples.rows), data.batch_size, ranks.rank, ranks.world)
-    dataset = SliceDataset(store, samples, data, augment=None, seed=0, norm=store.normalization(data.fold))
+    dataset = SliceDataset(store, samples, data, augment=None, seed=0, norm=store.normalization(data.fold, data.mask))
     return PeekableLoader(_build(dataset, BatchPlan(batches.__getitem__, len(batches)), ranks, device, dtype)), dataset
 
 

@@ -55,6 +55,21 @@ class MappedSlices:
         return slabs, labels
 
 
+class MaskedSlices(MappedSlices):
+    """Slices in which everything but the annotated kidneys with their masses has level 0 (data.mask=kidney)."""
+
+    def take(self, places: list[Place]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return copies of the masked slices, and views of the labels, as `MappedSlices` does."""
+        slabs, labels = super().take(places)
+        return [slab * (label > 0) for slab, label in zip(slabs, labels, strict=True)], labels
+
+
+def mapped_slices(store: Store, data: DataConfig, description: str = "mapped files") -> MappedSlices:
+    """Return the slices of the store's files as `data` shows them."""
+    kind = MaskedSlices if data.mask == "kidney" else MappedSlices
+    return kind(store, data.context, description)
+
+
 class _Held(NamedTuple):
     """Where a stack lies in the tensors of its slices' shape."""
 
@@ -68,8 +83,20 @@ class _Held(NamedTuple):
 class GpuSlices:
     """uint8 images and labels of the chosen slices in GPU memory: one tensor of each for every shape of slices."""
 
-    def __init__(self, store: Store, rows: np.ndarray, context: int, device: torch.device, description: str = ""):
-        """Copy the slices that `rows` of store.slices need to `device`; `description` is for the log."""
+    def __init__(
+        self,
+        store: Store,
+        rows: np.ndarray,
+        context: int,
+        device: torch.device,
+        description: str = "",
+        masked: bool = False,
+    ):
+        """Copy the slices that `rows` of store.slices need to `device`.
+
+        description   for the log
+        masked        as in `MaskedSlices`; needs context = 0
+        """
         self.device = device
         self.context = context
         self.description = description
@@ -95,6 +122,9 @@ class GpuSlices:
             images, labels = self._tensors[held.shape]
             _copy(store.image(*stack), image_range, images, held.image)
             _copy(store.label(*stack), label_range, labels, held.label)
+        if masked:
+            for images, labels in self._tensors.values():
+                images *= labels > 0
         if self._stream:
             torch.cuda.synchronize(device)  # sync: another stream reads them
 
@@ -166,7 +196,7 @@ def choose_residency(
     """
     possible = device.type == "cuda" and real_backend(data.backend, device) == "dali"
     if data.residency == "mmap" or (data.residency == "auto" and not possible):
-        return MappedSlices(store, data.context)
+        return mapped_slices(store, data)
     if not possible:
         raise InputError("data.residency=gpu needs an NVIDIA GPU and data.backend=dali. Use data.residency=mmap")
 
@@ -179,10 +209,11 @@ def choose_residency(
         f"{free / 1e9:.2f} GB of GPU memory free"
     )
     if data.residency == "auto" and slices + step > free:
-        return MappedSlices(store, data.context, f"mapped files ({sizes})")
+        return mapped_slices(store, data, f"mapped files ({sizes})")
     if slices > free:
         raise InputError(f"data.residency=gpu: {sizes}. Use data.residency=mmap, or data.slices=kidney")
-    return GpuSlices(store, rows, data.context, device, f"GPU memory ({sizes})")
+    masked = data.mask == "kidney"
+    return GpuSlices(store, rows, data.context, device, f"GPU memory ({sizes})", masked)
 
 
 def queue_bytes(data: DataConfig) -> int:

@@ -1,4 +1,7 @@
-"""Two phases: networks that see whole slices find the kidneys, others segment the masses in a crop around each kidney.
+"""Two phases: networks that see whole slices find the kidneys, others segment the masses in them.
+
+Phase 2 sees a crop around each kidney (data.box=kidney), or whole slices of which nothing but the kidneys is left
+(data.mask=kidney).
 
 Phase 2 takes its boxes from the prediction of phase 1. The boxes of the annotation are used only by
 `KidneyCropModel.probabilities`, which shows how good phase 2 would be if phase 1 were perfect.
@@ -48,7 +51,14 @@ class KidneyCropModel:
 
     def probabilities(self, levels: np.ndarray, case: Case) -> Iterator[SliceProbabilities]:
         """Yield all axial slices, predicted in the boxes of the annotation (`case.kidneys`)."""
-        crops = self.predict_crops(levels, case, case.kidneys)
+        yield from self._pasted(levels, case, case.kidneys)
+
+    def within(self, kidney_mask: np.ndarray, levels: np.ndarray, case: Case) -> Iterator[SliceProbabilities]:
+        """Yield all axial slices, predicted in the boxes of the kidneys of a (D, H, W) bool mask."""
+        yield from self._pasted(levels, case, find_kidneys(kidney_mask, case.spacing_mm))
+
+    def _pasted(self, levels: np.ndarray, case: Case, kidneys: Sequence[Kidney]) -> Iterator[SliceProbabilities]:
+        crops = self.predict_crops(levels, case, kidneys)
         for slices in batch_ranges(0, len(levels), self.batch_size):
             yield SliceProbabilities(slices, self.paste(crops, slices, levels.shape[1:]))
 
@@ -82,10 +92,27 @@ class KidneyCropModel:
         return total / count.clamp(min=1)
 
 
-class Cascade:
-    """The kidneys of phase 1 and, in their boxes, the masses of phase 2."""
+class KidneyMaskModel:
+    """Runs of data.mask=kidney: they see whole slices of which nothing but the kidneys is left."""
 
-    def __init__(self, first: RegionModel, second: KidneyCropModel):
+    def __init__(self, model: RegionModel, batch_size: int, device: torch.device):
+        """model: the runs, combined."""
+        self.model = model
+        self.regions = model.regions
+        self.batch_size = batch_size
+        self.device = device
+
+    def within(self, kidney_mask: np.ndarray, levels: np.ndarray, case: Case) -> Iterator[SliceProbabilities]:
+        """Yield all axial slices; a region lies within the kidneys, (D, H, W) bool."""
+        for slices, probability in self.model.probabilities(levels * kidney_mask, case):
+            inside = torch.from_numpy(kidney_mask[slices.start : slices.stop]).to(probability.device)
+            yield SliceProbabilities(slices, probability * inside[:, None])
+
+
+class Cascade:
+    """The kidneys of phase 1 and, in their boxes or masks, the masses of phase 2."""
+
+    def __init__(self, first: RegionModel, second: KidneyCropModel | KidneyMaskModel):
         """first: predicts at least kidney_and_mass. Regions that both predict are taken from `second`."""
         self.first = first
         self.second = second
@@ -102,9 +129,8 @@ class Cascade:
         resolution, and a mass that phase 1 cut off belongs to the kidney.
         """
         kidney_mask = (first_phase[self.first.regions.index(WHOLE)] >= 0.5).numpy()
-        crops = self.second.predict_crops(levels, case, find_kidneys(kidney_mask, case.spacing_mm))
-        for slices, first in split_volume(first_phase, self.second.batch_size, self.second.device):
-            second = self.second.paste(crops, slices, levels.shape[1:])
+        firsts = split_volume(first_phase, self.second.batch_size, self.second.device)
+        for (slices, first), (_, second) in zip(firsts, self.second.within(kidney_mask, levels, case), strict=True):
             by_name = dict(zip(self.first.regions, first.unbind(1), strict=True))
             by_name |= dict(zip(self.second.regions, second.unbind(1), strict=True))
             if WHOLE not in self.second.regions:

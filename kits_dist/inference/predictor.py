@@ -10,7 +10,7 @@ from kits_dist.config import PrecisionName
 from kits_dist.data.intensity import body_box
 from kits_dist.data.store import PLANES, Case
 from kits_dist.imaging.nifti import Volume
-from kits_dist.inference.cascade import Cascade, KidneyCropModel
+from kits_dist.inference.cascade import Cascade, KidneyCropModel, KidneyMaskModel
 from kits_dist.inference.ensemble import MeanEnsemble, WeightedLogitEnsemble, load_weights
 from kits_dist.inference.region_models import (
     RegionModel,
@@ -49,7 +49,7 @@ class Predictor:
         """Load the runs.
 
         run          a folder, or several as `[A,B]`. Runs that see whole slices are averaged, or weighted by the file
-                     `fusion`; those of data.box=kidney segment the kidneys that the others found.
+                     `fusion`; those of data.box=kidney or data.mask=kidney segment the kidneys that the others found.
         batch_size   slices at once
         annotated    cases come with the kidney boxes of their annotation, so that runs of data.box=kidney can be
                      evaluated without the others
@@ -100,15 +100,18 @@ class Predictor:
     def stages(self) -> list[CascadeStage]:
         """Return the label maps of `predict_stages` in their order; the complete prediction comes last."""
         if isinstance(self.model, Cascade):
-            first, second = self.model.first.regions, self.model.second.regions
-            return [CascadeStage("phase1", first), CascadeStage("phase2", second), CascadeStage("", self.regions)]
+            first, second = self.model.first, self.model.second
+            stages = [CascadeStage("phase1", first.regions), CascadeStage("", self.regions)]
+            if isinstance(second, KidneyCropModel):
+                stages.insert(1, CascadeStage("phase2", second.regions))
+            return stages
         return [CascadeStage("phase2" if isinstance(self.model, KidneyCropModel) else "", self.regions)]
 
     def predict_stages(self, levels: np.ndarray, case: Case) -> Iterator[np.ndarray]:
         """Yield a (D, H, W) uint8 label map for each of `stages`.
 
-        Of a cascade: phase 1 alone, phase 2 in the boxes of the annotation, and the complete prediction, which does
-        not use those boxes.
+        Of a cascade: phase 1 alone, phase 2 (data.box=kidney) in the boxes of the annotation, and the complete
+        prediction, which does not use those boxes.
         """
         if not isinstance(self.model, Cascade):
             yield self.predict_levels(levels, case)
@@ -118,7 +121,8 @@ class Predictor:
         first_phase = predict_volume(first, levels, case)
         alone = split_volume(first_phase, second.batch_size, second.device)
         yield _to_labels(alone, first.regions, levels.shape)
-        yield _to_labels(second.probabilities(levels, case), second.regions, levels.shape)
+        if isinstance(second, KidneyCropModel):
+            yield _to_labels(second.probabilities(levels, case), second.regions, levels.shape)
         yield _to_labels(self.model.second_phase(first_phase, levels, case), self.regions, levels.shape)
 
     def levels_of(self, image: Volume) -> np.ndarray:
@@ -153,32 +157,38 @@ def _to_labels(
 
 def _combine(members: list[RunModel], fusion: str, annotated: bool) -> RegionModel:
     """Raise InputError for runs that do not go together, or for crops whose boxes no run predicts."""
-    whole = [member for member in members if member.config.data.box == "body"]
     crops = [member for member in members if member.config.data.box == "kidney"]
-    for group in (whole, crops):
+    masked = [member for member in members if member.config.data.mask == "kidney"]
+    whole = [member for member in members if member not in crops and member not in masked]
+    if crops and masked:
+        raise InputError(f"{crops[0].run} sees boxes and {masked[0].run} sees masks of kidneys. Name runs of one kind.")
+    for group in (whole, crops, masked):
         _refuse_different(group, "predicts", lambda run: ", ".join(run.regions))
     _refuse_different(members, "was trained on HU", lambda run: list(run.window))
     _refuse_different(crops, "was trained with data.box_margin_mm", lambda run: run.config.data.box_margin_mm)
 
     if not whole:
-        if not annotated:
+        if masked or not annotated:
+            second, key = (masked[0], "mask") if masked else (crops[0], "box")
             raise InputError(
-                f"{crops[0].run} was trained with data.box=kidney: another run must find the kidneys. Name that one "
-                f"too: run=[PHASE1,{crops[0].run}]"
+                f"{second.run} was trained with data.{key}=kidney: another run must find the kidneys. Name that one "
+                f"too: run=[PHASE1,{second.run}]"
             )
         return KidneyCropModel(crops)
 
-    if fusion and crops:
+    if fusion and (crops or masked):
         raise InputError(f"fusion={fusion}: weights are for runs that see whole slices. Leave it out.")
     first = _combine_planes(whole, fusion)
-    if not crops:
+    if not crops and not masked:
         return first
     if "kidney_and_mass" not in first.regions:
         raise InputError(
             f"{whole[0].run} predicts {', '.join(first.regions)}: without kidney_and_mass it finds no kidneys. Name a "
             "run that predicts it first."
         )
-    return Cascade(first, KidneyCropModel(crops))
+    if crops:
+        return Cascade(first, KidneyCropModel(crops))
+    return Cascade(first, KidneyMaskModel(_combine_planes(masked, ""), masked[0].batch_size, masked[0].device))
 
 
 def _combine_planes(runs: list[RunModel], fusion: str) -> RegionModel:

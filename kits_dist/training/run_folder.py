@@ -144,7 +144,7 @@ def export_best(config: Config, store: Store, step: int, state: dict[str, Tensor
     about = {
         "config": as_plain(_with_absolute_store(config)),
         "window_hu": list(store.window),
-        "normalization": store.normalization(config.data.fold)._asdict(),
+        "normalization": store.normalization(config.data.fold, config.data.mask)._asdict(),
         "data": store.meta["data"],
         "trained_on_voxels": [store.cases[store.row[case_id]].voxels_sha256 for case_id in trained_on],
         "step": step,

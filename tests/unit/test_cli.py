@@ -6,6 +6,7 @@ from kits_dist import cli
 from kits_dist.cli import MISSING
 from kits_dist.config import Config
 from kits_dist.utils.errors import InputError, JobFailed, MissingInput, Preempted
+from tests.helpers import ROOT
 
 NEEDED = ["run=r", "data.store=s"]
 
@@ -201,3 +202,11 @@ def test_help_knows_inherited_fields():
 
 def test_every_key_of_a_training_has_a_meaning():
     assert [key for key, (_, _, meaning) in cli._keys(Config).items() if not meaning] == []
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
+def test_every_configuration_in_the_folder_is_valid(name):
+    config = cli.load(Config, [f"config={ROOT / 'configs' / name}", "data.store=s", "run=r"])
+    if name.startswith("poster_"):
+        assert config.data.mask == ("kidney" if name.endswith("_tumor.yaml") else "none")
+        assert config.augment.flip_vertical == 0.5 and config.optim.patience == 0

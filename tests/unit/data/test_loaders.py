@@ -100,6 +100,24 @@ def test_all_changes_together_agree_with_the_reference(store, backend, more):
     agrees(store, data(store, backend, **more), ALL_DRAWN, 0.03)
 
 
+def test_masked_slices_agree_with_the_reference_and_show_nothing_but_kidneys(store, backend):
+    config = data(store, backend, mask="kidney")
+    agrees(store, config, ALL_DRAWN, 0.03)
+    loader, dataset = build_val_loader(store, config, [c.case_id for c in store.cases], Ranks())
+    plain = build_val_loader(store, data(store, backend), [c.case_id for c in store.cases], Ranks())[1]
+    assert dataset.norm != plain.norm
+    for batch in loader:
+        levels = batch.image[:, 0] * dataset.norm.sd + dataset.norm.mean
+        assert levels[batch.label == 0].abs().max() < 1e-3
+        assert levels[batch.label == 1].mean() > 100  # kidneys of 150 HU
+
+
+@pytest.mark.parametrize("more", [{"context": 1}, {"box": "kidney"}])
+def test_a_mask_shows_whole_slices_without_neighbors(store, more):
+    with pytest.raises(InputError, match="data.mask=kidney shows whole slices without neighbors"):
+        data(store, mask="kidney", **more)
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     root = tmp_path_factory.mktemp("large")

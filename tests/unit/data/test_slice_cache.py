@@ -15,7 +15,14 @@ from kits_dist.data.dataset import BatchPlan, SliceDataset
 from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.sampler import train_positions
 from kits_dist.data.samples import Samples, select_rows
-from kits_dist.data.slice_cache import GpuSlices, MappedSlices, choose_residency, gathered_bytes, queue_bytes
+from kits_dist.data.slice_cache import (
+    GpuSlices,
+    MappedSlices,
+    MaskedSlices,
+    choose_residency,
+    gathered_bytes,
+    queue_bytes,
+)
 from kits_dist.data.store import Store, array_path
 from kits_dist.distributed.ranks import Ranks
 from kits_dist.utils.errors import InputError, JobFailed
@@ -80,6 +87,26 @@ def test_a_file_that_is_gone_is_reported_by_the_batch_that_needs_it(store, tmp_p
     assert dataset.planned(plan, 0).identity[0, 0] == 0
     with pytest.raises(JobFailed, match="the store changed while it was read"):
         dataset.planned(plan, 1)
+
+
+def test_masked_slices_are_the_same_in_gpu_memory(store):
+    rows = select_rows(store, [case.case_id for case in store.cases], "kidney", 0, ["axial"])
+    resident = GpuSlices(store, rows, 0, CPU, masked=True)
+    table = store.slices
+    places = [((int(table.case[row]), "axial"), int(table.index[row])) for row in rows]
+    for view, label, padded in zip(*MaskedSlices(store, 0).take(places), resident.take(places)[0].numpy(), strict=True):
+        assert np.array_equal(padded[tuple(map(slice, view.shape))], view) and padded.sum() == view.sum() > 0
+        assert not view[0][label == 0].any()
+    data = DataConfig(store=str(store.path), mask="kidney")
+    assert isinstance(choose_residency(store, rows, data, CPU), MaskedSlices)
+
+
+def test_the_normalization_of_masked_slices_is_that_of_their_kidneys(store):
+    cases = [store.row[case] for case in store.splits.select(0)[0]]
+    levels = np.concatenate([store.image(case)[store.label(case) > 0] for case in cases]).astype(float)
+    found = store.normalization(0, "kidney")
+    assert (found.mean, found.sd) == pytest.approx((levels.mean(), levels.std()))
+    assert store.normalization(0).mean < found.mean
 
 
 def test_slices_of_one_size_are_not_padded(store):
@@ -160,5 +187,5 @@ def test_auto_weighs_the_slices_against_the_measured_step(store, monkeypatch, re
 
 
 class OnTheCPU(GpuSlices):
-    def __init__(self, store, rows, context, device, description):
-        super().__init__(store, rows, context, CPU, description)
+    def __init__(self, store, rows, context, device, description, masked):
+        super().__init__(store, rows, context, CPU, description, masked)

@@ -11,7 +11,7 @@ from kits_dist.inference.cascade import CropProbabilities, KidneyCropModel
 from kits_dist.inference.predictor import Predictor
 from kits_dist.inference.region_models import to_half
 from kits_dist.utils.errors import InputError
-from tests.helpers.runs import Threshold, export_run
+from tests.helpers.runs import NORM, Threshold, export_run
 
 SHAPE = (8, 96, 160)
 HU = {1: 100, 2: 180, 3: 140}
@@ -142,3 +142,44 @@ def test_runs_that_make_no_cascade_are_refused(tmp_path, monkeypatch):
         Predictor(f"[{one},{two},{wider}]")
     with pytest.raises(InputError, match="without kidney_and_mass it finds no kidneys"):
         Predictor(f"[{masses},{two}]")
+
+
+class Recorded(Threshold):
+    """Keeps the levels that it was shown last."""
+
+    def forward(self, image):
+        self.seen = image[:, 0] * NORM["sd"] + NORM["mean"]
+        return super().forward(image)
+
+
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_masked_slices_show_the_second_phase_nothing_but_the_kidneys_of_the_first(tmp_path, monkeypatch, batch_size):
+    one, two = runs(tmp_path, monkeypatch, size_px="96x160", box="body", mask="kidney")
+    second = Recorded(130.0, 170.0)
+    models = {1: Blind(90.0, beyond=80), 2: second}
+    monkeypatch.setattr(region_models, "build_model", lambda config, *_, **__: models[len(config.regions)])
+    labels = truth()
+    labels[4, 70:80, 20:30] = 2  # as bright as a tumor, but no kidney: phase 1 finds it, too
+    volume = scan(labels)
+    volume.array[5, 5:10, 5:10] = 85  # brighter than the rest of the body, and no kidney for phase 1
+    predictor = Predictor(f"[{two},{one}]", batch_size=batch_size)
+    assert [stage.name for stage in predictor.stages] == ["phase1", ""]
+    levels = predictor.levels_of(volume)
+    first, whole = predictor.predict_stages(levels, predictor.case_of(levels, volume))
+    seen = labels.copy()
+    seen[..., 80:] = 0  # the left kidney is lost with its tumor
+    assert (first == (seen > 0)).all() and (whole == seen).all()
+    # the last batch that the second phase was shown: levels within the mask, 0 elsewhere
+    last = (levels * (seen > 0))[-len(second.seen) :]
+    assert np.allclose(second.seen.numpy(), last, atol=1e-3) and last.any()
+
+
+def test_runs_that_see_masks_need_another_and_no_boxes(tmp_path, monkeypatch):
+    one, two = runs(tmp_path, monkeypatch, size_px="96x160", box="body", mask="kidney")
+    for annotated in (False, True):
+        with pytest.raises(InputError, match="trained with data.mask=kidney: another run must find the kidneys"):
+            Predictor(two, annotated=annotated)
+    boxed = export_run(tmp_path / "three", monkeypatch, None, regions=("mass", "tumor"), size_px="64x64", box="kidney")
+    networks(monkeypatch)
+    with pytest.raises(InputError, match="sees boxes and .* sees masks of kidneys"):
+        Predictor(f"[{one},{two},{boxed}]")
