@@ -40,9 +40,14 @@ _RESULTS = ":(top,exclude)benchmarks/results"  # results that this code has just
 
 
 def commit() -> dict:
-    """Return {"commit", "dirty"} of the checkout that this code runs from; None outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    """Return {"commit", "dirty"} of the checkout that this code runs from; None outside a checkout.
+
+    A package that was installed inside another project's checkout has none: git must track this very file.
+    """
+    here = Path(__file__).resolve()
+    git = ["git", "-C", str(here.parent)]
     try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
         status = subprocess.run(
             [*git, "status", "--porcelain", "--", ":/", _RESULTS], capture_output=True, text=True, check=True
