@@ -1,4 +1,4 @@
-"""A request to stop (TERM, INT, USR1) that every rank obeys at the same step, so that nothing is lost.
+"""A request to stop (TERM, INT, HUP, USR1, USR2, XCPU) that every rank obeys at the same step, so that nothing is lost.
 
 The handler only sets a flag: saving inside it could interrupt a collective. At each step boundary the flags are summed
 over ranks in a gloo group of their own, asynchronously, and read one step later: the host never waits for a GPU, and
@@ -17,7 +17,8 @@ import torch.distributed as dist
 
 from kits_dist.distributed import launcher
 
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+# of users and schedulers, of a terminal that is closed, and of a limit of CPU time
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -42,7 +43,9 @@ class StopRequest:
         timeout = datetime.timedelta(seconds=timeout_s)
         if world > 1:
             self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
-        self._previous_handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+        under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # and so it goes on
+        numbers = [number for number in SIGNALS if number != signal.SIGHUP or not under_nohup]
+        self._previous_handlers = {number: signal.signal(number, self._note) for number in numbers}
 
     def __exit__(self, error: type | None, *_: object) -> None:
         if error is None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from kits_dist.distributed.preemption import StopRequest
+from kits_dist.distributed.preemption import SIGNALS, StopRequest
 from tests.helpers import ROOT
 from tests.helpers.launching import (
     LAUNCH,
@@ -33,6 +33,25 @@ def test_a_request_between_the_rendezvous_and_the_first_step_is_kept():
         os.kill(os.getpid(), signal.SIGUSR1)
         assert request.agreed()
     assert signal.getsignal(signal.SIGUSR1) is former
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_every_way_to_be_told_to_stop_is_a_request(number):
+    with StopRequest() as request:
+        request.listen(1, 5)
+        os.kill(os.getpid(), number)
+        assert request.agreed()
+
+
+def test_nohup_holds():
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as request:
+            request.listen(1, 5)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not request.agreed()
+    finally:
+        signal.signal(signal.SIGHUP, former)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
@@ -83,7 +102,10 @@ def test_a_signal_to_the_launcher_of_one_process(store, tmp_path, number):
 @pytest.mark.slow(minutes=4)
 @pytest.mark.parametrize(
     ("number", "world"),
-    [(signal.SIGTERM, 2), (signal.SIGTERM, 3), (signal.SIGINT, 2), (signal.SIGUSR1, 2), (signal.SIGKILL, 2)],
+    [
+        *[(signal.SIGTERM, 2), (signal.SIGTERM, 3), (signal.SIGINT, 2), (signal.SIGHUP, 2)],
+        *[(signal.SIGUSR1, 2), (signal.SIGKILL, 2)],
+    ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_a_signal_to_the_launcher_of_several(store, uninterrupted, tmp_path, number, world):
@@ -97,7 +119,7 @@ def test_a_signal_to_the_launcher_of_several(store, uninterrupted, tmp_path, num
     assert process.wait(60) != 0
     wait_until(lambda: not still_running(ranks), None, log, 60)
     assert (run / "requeue").is_file(), log.read_text()
-    if number in (signal.SIGINT, signal.SIGUSR1):  # ranks resume as after the other signals
+    if number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):  # ranks resume as after the other signals
         return
     assert "continuing from step_" in train(store, run, "resume=auto", SHORT, world=world)
     assert same_weights(run, uninterrupted(world))
