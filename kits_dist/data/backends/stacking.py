@@ -5,6 +5,7 @@ without a thread that waits for it.
 """
 
 import math
+import warnings
 from collections import deque
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from kits_dist.data.augment_params import AugmentParams
 from kits_dist.data.dataset import HostBatch
+
+# of torch.from_numpy: a mapped file is only read
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
 
 
 class StackedBatch(NamedTuple):
@@ -67,6 +71,11 @@ def _numbers(p: AugmentParams) -> np.ndarray:
 
 
 def _copy(views: list[np.ndarray], out: np.ndarray) -> None:
+    if all(view.shape == out.shape[1:] for view in views):
+        # One call that gives up Python's lock once: a copy of each slice asks for it back each time, and the thread
+        # that starts kernels waits in turn.
+        torch.stack([torch.from_numpy(view) for view in views], out=torch.from_numpy(out))
+        return
     for view, place in zip(views, out, strict=True):
         if view.shape != place.shape:
             place[:] = 0
