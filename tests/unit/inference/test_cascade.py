@@ -174,6 +174,14 @@ def test_masked_slices_show_the_second_phase_nothing_but_the_kidneys_of_the_firs
     assert np.allclose(second.seen.numpy(), last, atol=1e-3) and last.any()
 
 
+def test_what_a_masked_second_phase_predicts_outside_the_kidneys_is_dropped(tmp_path, monkeypatch):
+    one, two = runs(tmp_path, monkeypatch, size_px="96x160", box="body", mask="kidney")
+    models = {1: Threshold(90.0), 2: Threshold(-50.0, -50.0)}  # tumor everywhere
+    monkeypatch.setattr(region_models, "build_model", lambda config, *_, **__: models[len(config.regions)])
+    found = Predictor(f"[{one},{two}]", batch_size=3).predict(scan(truth()))
+    assert (found == np.where(truth() > 0, 2, 0)).all()
+
+
 def test_runs_that_see_masks_need_another_and_no_boxes(tmp_path, monkeypatch):
     one, two = runs(tmp_path, monkeypatch, size_px="96x160", box="body", mask="kidney")
     for annotated in (False, True):
