@@ -83,8 +83,7 @@ def _members(predictor: Predictor, args: Args) -> list[PlaneModel]:
     """Return each run along each of its planes. Raises InputError for networks that cannot be fused."""
     first, *others = predictor.members
     members = [plane for run in predictor.members for plane in run.plane_models()]
-    phase2 = any(run.config.data.box != "body" or run.config.data.mask != "none" for run in predictor.members)
-    if len(members) < 2 or phase2:
+    if len(members) < 2 or any(run.is_second_phase for run in predictor.members):
         raise InputError(f"run={args.run}: name two or more runs that see whole slices, or one of several planes.")
     count = num_combinations(len(members), args.step)
     if count > MAX_COMBINATIONS:

@@ -30,7 +30,6 @@ from kits_dist.utils.parallel import progress_bar
 
 if TYPE_CHECKING:
     from kits_dist.inference.predictor import CascadeStage, Predictor
-    from kits_dist.inference.region_models import RunModel
 
 _STAGES = {
     "phase1": "phase 1 alone",
@@ -181,7 +180,7 @@ def _outputs(predictor: Predictor, cases: RunCases, output: str) -> list[tuple[C
     if output:
         folder = Path(output).resolve()
     else:
-        home = next((member.run for member in predictor.members if _is_second_phase(member)), runs[0])
+        home = next((member.run for member in predictor.members if member.is_second_phase), runs[0])
         # another reference gives another table, which the report shows next to this one
         folder = (
             home / "evaluation" / (cases.split if cases.reference == "file" else f"{cases.split}_{cases.reference}")
@@ -189,10 +188,6 @@ def _outputs(predictor: Predictor, cases: RunCases, output: str) -> list[tuple[C
     if output and len(stages) == 1:
         return [(stages[0], folder)]
     return [(stage, folder.with_name(f"{folder.name}_{stage.name}") if stage.name else folder) for stage in stages]
-
-
-def _is_second_phase(member: RunModel) -> bool:
-    return member.config.data.box == "kidney" or member.config.data.mask == "kidney"
 
 
 def _tile(store: Store, row: int, predicted: np.ndarray) -> PanelRow:

@@ -159,7 +159,7 @@ def _combine(members: list[RunModel], fusion: str, annotated: bool) -> RegionMod
     """Raise InputError for runs that do not go together, or for crops whose boxes no run predicts."""
     crops = [member for member in members if member.config.data.box == "kidney"]
     masked = [member for member in members if member.config.data.mask == "kidney"]
-    whole = [member for member in members if member not in crops and member not in masked]
+    whole = [member for member in members if not member.is_second_phase]
     if crops and masked:
         raise InputError(f"{crops[0].run} sees boxes and {masked[0].run} sees masks of kidneys. Name runs of one kind.")
     for group in (whole, crops, masked):

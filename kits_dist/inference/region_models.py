@@ -82,6 +82,11 @@ class RunModel:
             self.model.compile()
         self.timer = DeviceTimer(self.device)
 
+    @property
+    def is_second_phase(self) -> bool:
+        """Whether another run must find the kidneys that this one sees."""
+        return self.config.data.box == "kidney" or self.config.data.mask == "kidney"
+
     def plane_models(self) -> list["PlaneModel"]:
         """Return one model for each plane that the run was trained on."""
         return [PlaneModel(self, plane) for plane in self.config.data.planes]
