@@ -109,8 +109,6 @@ def compare(a: dict[str, Metrics], b: dict[str, Metrics], names: tuple[str | Pat
     regions: dict[str, dict] = {}
     for region in REGIONS | PLAIN:
         for metric in MEANS:
-            if metric == "dice_poster_empty":  # says nothing about a system
-                continue
             key = f"{region}_{metric}"
             if key in ours[0] and key in theirs[0]:
                 regions.setdefault(region, {})[metric] = _paired(column(ours, key), column(theirs, key), bootstrap)

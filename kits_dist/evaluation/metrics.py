@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 # Metrics of a region that are averaged over cases.
-MEANS = ("dice", "surface_dice", "dice_slice", "dice_poster", "dice_poster_empty", "hd95_mm", "assd_mm")
+MEANS = ("dice", "surface_dice", "dice_slice", "dice_poster", "hd95_mm", "assd_mm")
 SIZES = ("under_5_ml", "5_to_30_ml", "over_30_ml")  # of a true lesion
 # Metrics averaged over something else than cases: each case is weighted by another of its metrics.
 WEIGHTS = {"dice_slice": "slices", "dice_poster": "poster_slices", "dice_poster_empty": "poster_slices"} | {

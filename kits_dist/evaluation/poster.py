@@ -2,14 +2,13 @@
 
 Source: the code and the report of H. Beheshtifard's "Kidney Tumor Segmentation" (2023). The kidney, masses included, is
 scored on every slice; the tumor on the slices in which the same system predicted some kidney. Most slices hold none of
-either, so an empty prediction scores high. That score is always given beside the system's own.
+either, so an empty prediction scores high. That score is always reported together with the system's own.
 """
 
 import numpy as np
 
 from kits_dist.evaluation.metrics import Metrics, dice
 
-MEASURED = ("kidney_and_mass", "tumor")
 NOTE = (
     "dice_poster: mean over all axial slices of all cases, both empty 1; tumor: over the slices with predicted "
     "kidney_and_mass. dice_poster_empty: what predicting nothing scores on the same slices."
@@ -43,17 +42,3 @@ def _metrics(rows: np.ndarray) -> Metrics:
         "dice_poster_empty": float(truth_is_empty.mean()) if len(rows) else None,
         "poster_slices": len(rows),
     }
-
-
-def as_text(regions: dict[str, dict]) -> str:
-    """Return the measure of a summary's regions as a line for the terminal."""
-    parts = [
-        f"{name} {_f(regions[name]['dice_poster'])} (predicting nothing: {_f(regions[name]['dice_poster_empty'])})"
-        for name in MEASURED
-        if "dice_poster" in regions.get(name, {})
-    ]
-    return f"the poster's measure, a mean over 2D slices: {', '.join(parts) or 'needs kidney_and_mass'}"
-
-
-def _f(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

@@ -37,7 +37,7 @@ def _region(name: str, rows: list[Metrics], bootstrap: Bootstrap) -> dict[str, A
     metrics: dict[str, Any] = {"labels": list((REGIONS | PLAIN)[name])}
     if name in TOLERANCES_MM:
         metrics["tolerance_mm"] = TOLERANCES_MM[name]
-    for key in MEANS:
+    for key in (*MEANS, "dice_poster_empty"):  # which measures the cases, and no system
         if key in rows[0]:
             metrics |= _mean(rows, key, key, bootstrap)
 

@@ -9,7 +9,6 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from kits_dist.evaluation import poster
 from kits_dist.evaluation.metrics import SIZES, CaseScore, Metrics
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
@@ -117,8 +116,18 @@ def print_summary(summary: dict, folder: Path, with_poster: bool = False) -> Non
     """Print the table of an evaluation, if asked with the poster's measure, and where its files are."""
     print(as_text(summary))
     if with_poster:
-        print(poster.as_text(summary["regions"]))
+        print(poster_line(summary["regions"]))
     print(f"tables and pictures: {folder}")
+
+
+def poster_line(regions: dict[str, dict]) -> str:
+    """Format the poster's measure of a summary's regions."""
+    parts = [
+        f"{name} {_f(of['dice_poster'])} (predicting nothing: {_f(of['dice_poster_empty'])})"
+        for name, of in regions.items()
+        if "dice_poster" in of
+    ]
+    return f"the poster's measure, a mean over 2D slices: {', '.join(parts) or 'needs kidney_and_mass'}"
 
 
 def _lesion_lines(lesions: dict | None) -> list[str]:

@@ -4,9 +4,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from kits_dist.evaluation import poster
 from kits_dist.evaluation.case_scores import score_case
 from kits_dist.evaluation.summary import summarize
+from kits_dist.evaluation.tables import poster_line
 from kits_dist.labels import PLAIN, REGIONS, scored_regions
 from tests.helpers import DATA
 
@@ -50,9 +50,8 @@ def test_a_case_without_predicted_kidney_has_no_slices_for_the_tumor_and_no_weig
     both = summarize([found, scores(truth, truth)], "phantom", "test")["regions"]
     assert both["tumor"]["dice_poster"] == 1.0 and both["tumor"]["poster_slices"] == 1
     assert both["kidney_and_mass"]["dice_poster"] == 0.75
-    assert (
-        "kidney_and_mass 0.750 (predicting nothing: 0.500), tumor 1.000 (predicting nothing: 0.000)"
-        in poster.as_text(both)
+    assert "kidney_and_mass 0.750 (predicting nothing: 0.500), tumor 1.000 (predicting nothing: 0.000)" in poster_line(
+        both
     )
 
 
@@ -66,7 +65,7 @@ def test_cases_are_weighted_by_their_slices():
 def test_without_the_kidney_there_is_no_such_measure():
     found = scores(drawn([2, 0, 0, 0]), drawn([2, 0, 0, 0]), scored_regions(("tumor",)))
     assert "dice_poster" not in found.regions["tumor"]
-    assert "needs kidney_and_mass" in poster.as_text(summarize([found], "phantom", "test")["regions"])
+    assert "needs kidney_and_mass" in poster_line(summarize([found], "phantom", "test")["regions"])
 
 
 @pytest.mark.kits
