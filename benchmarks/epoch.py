@@ -1,8 +1,8 @@
 """What share of an epoch is not training steps? `python -m benchmarks.epoch`.
 
 `kits_dist.train` with everything that an epoch has (log lines, TensorBoard, validation, panels, a checkpoint that is
-written beside the steps) against as many bare steps of the same network on the same data path. A ratio of 0.9 means
-that a tenth of the time goes into something else. That share falls as epochs get longer: name a store of the real size.
+written while training continues) against as many bare steps of the same network on the same data path. A ratio of 0.9
+means that a tenth of the time goes into something else. That share falls as epochs get longer: name a store of the real size.
 
 The two take turns inside one training: the trainer asks after each step whether it is to stop, and after the last step
 of an epoch that request takes the bare steps before it answers. So an epoch's window begins with the validation and the

@@ -170,7 +170,7 @@ def predicted_rates(args: Args, rows: list[Row]) -> dict[str, tuple[float, float
 
 
 def against_the_poster(rows: list[Row]) -> Iterator[str]:
-    """Yield our prediction beside what the poster's author measured in its sequel on distributed training.
+    """Yield our prediction as a ratio to what the poster's author measured in its sequel on distributed training.
 
     Source: the report in github.com/Hosein-Beheshti/Distributed-Deep-Learning-for-Kidney-Tumor-Segmentation (2024). Its
     images/s follow from 14.6 h for 50 epochs of about 75,700 slices; four of its GPUs were in four machines.

@@ -64,7 +64,7 @@ class Args:
     missing: Literal["error", "zero"] = "error"
     """A true case without a prediction: refuse, or 0 in every mean."""
     poster: bool = False
-    """Print the poster's measure as well: a mean over 2D slices, beside what predicting nothing scores."""
+    """Also print the poster's measure, a mean over 2D slices, and what predicting nothing scores by it."""
     panel: int = 6
     """Number of test cases drawn with contours."""
     batch_size: int = 16

@@ -16,7 +16,7 @@ DataKind = Literal["kits", "phantom", "painted"]
 LabelChoice = Literal["majority", "and", "or"]
 # A generated folder carries this file, so that the score of a phantom is never read as a KiTS result.
 MARKER = "kits_dist_data.json"
-PATIENTS = "patients.csv"  # beside the cases: which of them are scans of one patient
+PATIENTS = "patients.csv"  # next to the case folders: which of them are scans of one patient
 VARIANT_RECORD = "variant.json"  # in the folder of a synthetic variant: which cases it was made from
 
 _AGGREGATED: dict[LabelChoice, str] = {
@@ -115,7 +115,7 @@ def find_cases(folder: Path, labels: LabelChoice = "majority") -> CaseList:
 
 
 def _patients(root: Path, case_ids: list[str]) -> dict[str, str]:
-    """Return {case: patient}: from patients.csv beside the cases, else case_00067_s205 is a scan of case_00067.
+    """Return {case: patient}: from patients.csv next to the case folders, else case_00067_s205 is a scan of case_00067.
 
     Raises InputError for a table that has other columns, or that names a case twice or one that is not there.
     """

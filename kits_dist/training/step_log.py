@@ -19,9 +19,8 @@ class _Pending(NamedTuple):
 
     progress: Progress  # after that step
     rate: float
-    logged: bool
     copy: HostCopy
-    marks: Marks | None  # of the steps since the last log step
+    marks: Marks | None  # of the steps since the last log step; None: this is none
 
 
 class StepLog:
@@ -46,17 +45,17 @@ class StepLog:
             norm = losses.new_zeros(()) if result.grad_norm is None else result.grad_norm
             copy = HostCopy(losses, norm, self._run.train_step.skipped_on_device)
             marks = self._instruments.timer.cut() if due.log else None
-            self._pending = _Pending(progress, rate, due.log, copy, marks)
+            self._pending = _Pending(progress, rate, copy, marks)
         if due.validate or due.save:
             self._read()
 
     def _read(self) -> None:
         if self._pending is None:
             return
-        progress, rate, logged, copy, marks = self._pending
+        progress, rate, copy, marks = self._pending
         self._pending = None
         losses, norm, skipped = copy.wait()
         mean_loss = self._run.nan_guard.mean_loss(losses.numpy())
         self._run.train_step.skipped = int(skipped)
-        if logged and marks:
+        if marks:
             self._instruments.log(progress, mean_loss, rate, float(norm), marks)
