@@ -18,7 +18,7 @@ from benchmarks.lib.stores import dataset_of, described, open_store, plain
 from benchmarks.lib.timed_training import EVERY_STEPS, TimedTraining, profile_trainings, time_trainings
 from benchmarks.lib.training import OurStep, Setup, Training, Watch, build_ours, with_backend
 from kits_dist import cli
-from kits_dist.config import AugmentConfig, DataConfig, OptimConfig, TrainConfig
+from kits_dist.config import AugmentConfig, DataConfig, OptimConfig, PrecisionName, TrainConfig
 from kits_dist.distributed.runtime import start
 from kits_dist.utils.errors import InputError, MissingPackage
 
@@ -31,7 +31,7 @@ class Args(StepArgs):
 
     store: str = ""
     """A store of kits_dist.prepare; empty: phantoms, 24 of 32x512x512 on a GPU, else 10 of 24x128x128."""
-    precision: str = "auto"
+    precision: PrecisionName = "auto"
     """As train.precision."""
     compile: bool = False
     """As train.compile."""

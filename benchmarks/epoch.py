@@ -2,7 +2,8 @@
 
 `kits_dist.train` with everything that an epoch has (log lines, TensorBoard, validation, panels, a checkpoint that is
 written while training continues) against as many bare steps of the same network on the same data path. A ratio of 0.9
-means that a tenth of the time goes into something else. That share falls as epochs get longer: name a store of the real size.
+means that a tenth of the time goes into something else. That share falls as epochs get longer: name a store of the real
+size.
 
 The two take turns inside one training: the trainer asks after each step whether it is to stop, and after the last step
 of an epoch that request takes the bare steps before it answers. So an epoch's window begins with the validation and the
@@ -22,7 +23,7 @@ from benchmarks.lib.lines import Baseline, Recorder, median, no_ceiling, rounds
 from benchmarks.lib.stores import dataset_of, described, open_store, plain
 from benchmarks.lib.training import Setup, Training, build_ours
 from kits_dist import cli, train
-from kits_dist.config import Config, DataConfig, OptimConfig, TrainConfig
+from kits_dist.config import Config, DataConfig, OptimConfig, PrecisionName, TrainConfig
 from kits_dist.distributed.preemption import StopRequest
 from kits_dist.distributed.runtime import start
 from kits_dist.utils.errors import InputError, Preempted
@@ -38,7 +39,7 @@ class Args(NetworkArgs):
     """Folder written by kits_dist.prepare; empty: phantoms, 24 of 32x512x512 on a GPU, else 24x128x128."""
     batch_size: int = 0
     """Images per step; 0: 32 on a GPU, 8 without."""
-    precision: str = "auto"
+    precision: PrecisionName = "auto"
     """As train.precision."""
     windows: int = 5
     """Timed epochs, at least 5."""

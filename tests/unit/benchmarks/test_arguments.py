@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import benchmarks.all
-from benchmarks import loader, model, scaling
+from benchmarks import end_to_end, epoch, loader, model, predict, scaling
 from benchmarks.lib import lines
+from kits_dist import cli
 from kits_dist.utils.errors import InputError
 
 ROOT = Path(lines.__file__).parents[2]
@@ -58,3 +59,10 @@ def test_a_program_is_imported_by_nobody():
                 names |= set(node.module.split(".")[1:2])
                 found += [f"{path.name} -> {name}" for name in names & programs]
     assert not found
+
+
+@pytest.mark.parametrize("program", [end_to_end, epoch, predict])
+def test_a_precision_that_does_not_exist_is_refused_before_anything_is_measured(program):
+    """Accelerate takes a name that it does not know for fp32."""
+    with pytest.raises(InputError, match="precision=fp8"):
+        cli.load(program.Args, ["precision=fp8"])
