@@ -111,10 +111,8 @@ def _build_all(setup: Setup, paths: tuple[str, ...], names: list[str]) -> tuple[
     dataset = dataset_of(setup.store, setup.data)
     others, missing = {}, {}
     for name in names:
-        _, package, build = peers.TRAININGS[name]
         try:
-            peers.version_of(package)
-            others[name] = build(setup, dataset)
+            others[name] = peers.build_training(name, setup, dataset)
         except MissingPackage as error:
             missing[name] = str(error)
     step = OurStep(setup)

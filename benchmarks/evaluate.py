@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,12 +71,13 @@ class Scorer:
 
     def ask(self, *paths: Path) -> dict[str, Any]:
         """Return the scores of two files, or without files the memory of the process. Raises JobFailed."""
-        self.process.stdin.write("\t".join(map(str, paths)) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
+        answer = ""
+        with suppress(BrokenPipeError):  # it has ended
+            self.process.stdin.write("\t".join(map(str, paths)) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
         if not answer:
-            name = " ".join(self.process.args[1:])
-            raise JobFailed(f"{name} ended. Its output is above. Is a package missing? pip install -e .[dev]")
+            raise JobFailed(f"{' '.join(self.process.args[1:])} ended; why is printed above.")
         return json.loads(answer)
 
 
@@ -84,8 +85,8 @@ def main(args: Args) -> None:
     """Time the scorers in turns, and write their lines."""
     timing = args.timing(WARMUP_STEPS)
     with tempfile.TemporaryDirectory() as folder, _started() as scorers:
+        imports_mb = {name: scorer.ask()["now"] for name, scorer in scorers.items()}  # fails before the work of pairs
         pairs = list(_pairs(args, Path(folder)))
-        imports_mb = {name: scorer.ask()["now"] for name, scorer in scorers.items()}
         common = {"data": "kits" if args.truth else "phantom", "moved_mm": MOVED_MM, "cache": "warm"}
         common["largest_difference"] = _largest_difference(scorers, pairs)
         peaks_mb: dict[str, list[float]] = {name: [] for name in scorers}
@@ -127,7 +128,8 @@ def _started() -> Iterator[dict[str, Scorer]]:
         yield scorers
     finally:
         for scorer in scorers.values():
-            scorer.process.stdin.close()  # it ends when its input does
+            with suppress(BrokenPipeError):
+                scorer.process.stdin.close()  # it ends when its input does
             scorer.process.wait()
 
 

@@ -170,7 +170,8 @@ def _our_step(store: Store, data: DataConfig, one: LoaderSetting) -> Callable[[]
 def _peer_step(name: str, dataset: SliceDataset, batch_size: int) -> Callable[[], Any]:
     """Return what takes one batch from each worker, since they start and deliver together."""
     peer = peers.build(name, dataset, POSTER)
-    batches = checked(peers.stream(peer, dataset, POSTER, batch_size, workers=available_cores()), name)
+    with peers.usable(name):  # some import the rest of their package with the first batch, in a worker
+        batches = checked(peers.stream(peer, dataset, POSTER, batch_size, workers=available_cores()), name)
     return lambda: [next(batches) for _ in range(available_cores())]
 
 

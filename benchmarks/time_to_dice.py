@@ -56,8 +56,8 @@ def main(args: Args) -> None:
     systems, missing = ["kits_dist"], {}
     for name in peers.chosen(args.peers, peers.TRAININGS):
         try:
-            peers.version_of(peers.TRAININGS[name][1])
-            systems.append(name)
+            with peers.usable(peers.TRAININGS[name][1]):
+                systems.append(name)
         except MissingPackage as error:
             missing[name] = str(error)
 

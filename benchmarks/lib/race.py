@@ -102,7 +102,7 @@ def main(args: Args) -> None:
 def _build(system: str, setup: Setup) -> Training:
     if system == "kits_dist":
         return build_ours(setup)
-    return peers.TRAININGS[system][2](setup, dataset_of(setup.store, setup.data))
+    return peers.build_training(system, setup, dataset_of(setup.store, setup.data))
 
 
 def _validation(setup: Setup):

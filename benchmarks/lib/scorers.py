@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from kits_dist.labels import REGIONS, TOLERANCES_MM
+from kits_dist.utils.errors import MissingPackage
+from kits_dist.utils.packages import optional_package
 
 Table = dict[str, list[float]]  # region -> [Dice, surface Dice]
 
@@ -31,8 +33,11 @@ def official() -> Callable[[Path, Path], Table]:
     """Return the scorer of the challenge (kits23/evaluation): SimpleITK reads, surface_distance gets whole volumes."""
     import warnings
 
-    import SimpleITK
-    import surface_distance
+    install = "pip install 'kits-dist[dev]'"
+    with optional_package("SimpleITK", "the official scorer needs SimpleITK", install):
+        import SimpleITK
+    with optional_package("surface_distance", "the official scorer needs surface-distance", install):
+        import surface_distance
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # it calls SciPy by older names
 
@@ -72,7 +77,10 @@ def memory_mb() -> dict[str, float]:
 
 def main(name: str) -> None:
     """Answer every line of the input."""
-    score = SCORERS[name]()
+    try:
+        score = SCORERS[name]()
+    except MissingPackage as error:
+        sys.exit(str(error))
     for line in sys.stdin:
         paths = line.rstrip("\n").split("\t")
         answer = score(*map(Path, paths)) if len(paths) == 2 else memory_mb()

@@ -3,14 +3,18 @@
 One file for each library; its first lines and ../NOTES.md say which options were chosen, and which were slower.
 """
 
-from collections.abc import Iterable
+import contextlib
+import importlib
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 
+from benchmarks.lib.training import Setup, Training
 from benchmarks.peers import albumentations_loader, batchgenerators_loader, monai_loader, monai_training, plain_training
 from benchmarks.peers.slices import Peer, Slices, stream
 from kits_dist.config import AugmentConfig
 from kits_dist.data.dataset import SliceDataset
 from kits_dist.utils.errors import InputError, MissingPackage
+from kits_dist.utils.packages import optional_package
 
 PEERS: dict[str, type[Peer]] = {
     "albumentations": albumentations_loader.Albumentations,
@@ -24,7 +28,18 @@ TRAININGS = {
     "monai": (monai_training.CHOICES, "monai", monai_training.build),
 }
 
-__all__ = ["PEERS", "TRAININGS", "Peer", "Slices", "build", "chosen", "stream", "version_of"]
+__all__ = [
+    "PEERS",
+    "TRAININGS",
+    "Peer",
+    "Slices",
+    "build",
+    "build_training",
+    "chosen",
+    "stream",
+    "usable",
+    "version_of",
+]
 
 
 def chosen(words: tuple[str, ...], known: Iterable[str] = PEERS) -> list[str]:
@@ -49,5 +64,28 @@ def version_of(name: str) -> str:
 
 def build(name: str, dataset: SliceDataset, changes: AugmentConfig) -> Peer:
     """Return the peer with the changes it shall draw. Raises MissingPackage."""
-    version_of(name)
-    return PEERS[name](dataset, changes)
+    with usable(name):
+        return PEERS[name](dataset, changes)
+
+
+def build_training(name: str, setup: Setup, dataset: SliceDataset) -> Training:
+    """Return one of TRAININGS on the training slices of `dataset`. Raises MissingPackage."""
+    _, peer, make = TRAININGS[name]
+    with usable(peer):
+        return make(setup, dataset)
+
+
+@contextlib.contextmanager
+def usable(name: str) -> Iterator[None]:
+    """Turn an import that fails in the block into MissingPackage: a peer that is missing never ends a benchmark.
+
+    What a constructor or the first batch raises otherwise is a fault of ours. Raises MissingPackage at once where the
+    package is not installed, or cannot be imported.
+    """
+    found, package = version_of(name), PEERS[name].package
+    need = f"peers={name} needs {package}"
+    advice = f"Found {found}; reinstall it: pip install --force-reinstall kits-dist[peers]"
+    with optional_package(package, need, advice):
+        importlib.import_module(package)
+    with optional_package(package, need, advice, raised=(ImportError, OSError)):
+        yield

@@ -16,6 +16,8 @@ from torch import Tensor
 from kits_dist.config import AugmentConfig
 from kits_dist.data.dataset import SliceDataset
 
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the package index for a version
+
 
 class Albumentations:
     """The peer albumentations."""
@@ -24,7 +26,6 @@ class Albumentations:
     choices = "uint8 until the last step, one Affine in OneOf before RandomCrop, one table to clip and normalize"
 
     def __init__(self, dataset: SliceDataset, changes: AugmentConfig):
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the package index for a version
         import albumentations as A
         import cv2
 

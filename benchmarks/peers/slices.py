@@ -81,11 +81,11 @@ def stream(
     workers   0 makes the batches in the calling process
     """
     warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # a view of the map, copied next
-    dataset = Slices(dataset, changes, peer)
+    slices = Slices(dataset, changes, peer)
     if not workers:
         peer.seed(torch.initial_seed() % 2**32)
     loader = DataLoader(
-        dataset,
+        slices,
         batch_sampler=Order(dataset, batch_size),
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,

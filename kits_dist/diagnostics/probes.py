@@ -51,7 +51,7 @@ def torch_facts() -> dict[str, Any]:
             found["gpu_error"] = _first_line(warned[0].message) if warned else ""
         except RuntimeError as error:  # CUDA cannot be initialized
             found["gpu_error"] = _first_line(error)
-        with contextlib.suppress(ImportError, RuntimeError):  # accelerate is missing, or the GPU is broken
+        with contextlib.suppress(ImportError, OSError, RuntimeError):  # accelerate is missing, or the GPU is broken
             from kits_dist.distributed.precision import choose_precision
 
             chosen = choose_precision("auto", "no")

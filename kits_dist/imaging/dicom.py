@@ -14,6 +14,7 @@ import numpy as np
 
 from kits_dist.imaging.nifti import Geometry, Volume, to_canonical
 from kits_dist.utils.errors import InputError, MissingPackage
+from kits_dist.utils.packages import optional_package
 
 # The only tags that are read: no name, id, date or free text.
 _TAGS = {
@@ -253,13 +254,9 @@ def _pixels(header: Slice) -> np.ndarray:
 
 
 def _reader(path: Path):
-    try:
+    install = "pip install 'kits-dist[dicom]', or convert the series to NIfTI (dcm2niix)"
+    with optional_package("SimpleITK", "DICOM needs SimpleITK", install):
         import SimpleITK as sitk
-    except ImportError as error:
-        raise MissingPackage(
-            "DICOM needs SimpleITK, which is not installed. pip install 'kits-dist[dicom]', or convert the series to "
-            "NIfTI (dcm2niix)"
-        ) from error
     sitk.ProcessObject_SetGlobalWarningDisplay(False)
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")

@@ -47,7 +47,7 @@ class GpuMonitor:
         """Return gpu/util in [0, 1] and gpu/power_w; empty where NVML does not answer."""
         try:
             from pynvml import NVMLError  # which torch.cuda reads through, and does not wrap
-        except ImportError:
+        except (ImportError, OSError):
             return {}
         try:
             return {

@@ -11,10 +11,13 @@ fixed          as auto                            loaders.build_train_loader: on
 All of them compute what `augment_reference.apply` defines; the tests compare them with it pixel by pixel.
 """
 
-import importlib.util
+import importlib
+import warnings
 from typing import Literal
 
 import torch
+
+from kits_dist.utils.packages import NOT_INSTALLED, why_missing
 
 
 def real_backend(backend: str, device: torch.device) -> Literal["dali", "opencv"]:
@@ -28,10 +31,15 @@ def real_backend(backend: str, device: torch.device) -> Literal["dali", "opencv"
 
 
 def _has_dali() -> bool:
+    """Try the import: a DALI that is installed and broken is as good as none, but it is said."""
     try:
-        return importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:  # not even of its parent, which PyTorch's wheels for CUDA bring along
+        importlib.import_module("nvidia.dali")
+    except Exception as error:  # whatever an import raises: OSError for a library of another CUDA version
+        why = why_missing(error, "nvidia.dali")
+        if why != NOT_INSTALLED:
+            warnings.warn(f"NVIDIA DALI {why}: data.backend=auto takes the CPU threads of opencv instead", stacklevel=2)
         return False
+    return True
 
 
 def loader_class(backend: str, device: torch.device) -> type:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from kits_dist.data.dataset import SliceDataset
-from kits_dist.utils.errors import MissingPackage
+from kits_dist.utils.packages import optional_package
 
 LAYOUTS = "FHWC", "HWC"  # of slabs and labels
 NOISE_BANK = "noise_bank"  # input of the graph where dataset.has_noise: once, a 1-D float32 array for each sample
@@ -27,16 +27,14 @@ def build_graph(
     params   source of the matrices (B, 2, 3); with dataset.augment also of StackedBatch.numbers; with dataset.has_noise
              also of noise_offset (B,) int32
 
-    Raises MissingPackage where DALI is not installed.
+    Raises MissingPackage where DALI is not installed, or broken.
     """
-    try:
+    install = (
+        "Install kits-dist[dali-cuda13], or [dali-cuda12] for a CUDA 12 build of PyTorch (Linux only); or run with "
+        "data.backend=opencv"
+    )
+    with optional_package("nvidia.dali", "data.backend=dali needs NVIDIA DALI", install):
         import nvidia.dali
-    except ImportError as error:
-        raise MissingPackage(
-            "data.backend=dali needs NVIDIA DALI, which is not installed (it exists for Linux only). "
-            "Install kits-dist[dali-cuda13], or [dali-cuda12] for a CUDA 12 build of PyTorch; or run with "
-            "data.backend=opencv"
-        ) from error
 
     dali: Any = nvidia.dali  # its stubs lack the enumerations, and operators return lists by them
     fn, types = dali.fn, dali.types

@@ -1,5 +1,6 @@
 """The peers of benchmarks.loader see the pixels that we see; each is tested where it is installed."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from benchmarks import peers
+from benchmarks import loader, peers
 from benchmarks.lib import stores
 from benchmarks.lib.stores import POSTER, STILL
 from benchmarks.lib.training import Setup, Watch
@@ -111,6 +112,48 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(peers.PEERS["monai"], "package", "monai-of-nowhere")
     with pytest.raises(MissingPackage, match=r"monai-of-nowhere is not installed: pip install kits-dist\[peers\]"):
         peers.build("monai", None, POSTER)
+
+
+class Broken:
+    """A peer whose package is there, and needs another one that is not."""
+
+    package = "numpy"
+    choices = ""
+    lazy = False
+
+    def __init__(self, dataset, changes):
+        if not self.lazy:
+            import a_dependency_of_it  # noqa: F401
+
+    def seed(self, seed):
+        pass
+
+    def sample(self, levels, labels):
+        import a_dependency_of_it  # noqa: F401
+
+
+REASON = r"numpy, which is installed but .*\(ModuleNotFoundError: No module named 'a_dependency_of_it'\)"
+
+
+def test_a_peer_whose_own_dependency_is_missing_is_missing(store, monkeypatch):
+    monkeypatch.setitem(peers.PEERS, "monai", Broken)
+    monkeypatch.setitem(peers.TRAININGS, "monai", ("", "monai", lambda setup, dataset: Broken(dataset, None)))
+    with pytest.raises(MissingPackage, match=REASON):
+        peers.build("monai", None, POSTER)
+    with pytest.raises(MissingPackage, match=REASON):
+        peers.build_training("monai", None, None)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_the_other_loaders_are_built(store, monkeypatch, lazy):
+    """Whether the import fails when the peer is built or with its first batch."""
+    monkeypatch.setattr(Broken, "lazy", lazy)
+    monkeypatch.setitem(peers.PEERS, "monai", Broken)
+    monkeypatch.setattr(loader, "available_cores", lambda: 0)  # no worker process
+    dataset = dataset_of(store, POSTER, (64, 64))
+    makers = {"monai": lambda: loader._peer_step("monai", dataset, 4), "other": lambda: len}
+    steps, missing = loader._built(makers)
+    assert list(steps) == ["other"] and re.search(REASON, missing["monai"])
 
 
 def test_peers_are_chosen_by_name():

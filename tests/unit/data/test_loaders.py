@@ -5,6 +5,7 @@ import itertools
 import os
 import sys
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -293,7 +294,7 @@ def test_fixed_and_its_validation_do_without_dali(store, monkeypatch):
     ("device", "installed", "expected"), [("cuda", True, "dali"), ("cuda", False, "opencv"), ("cpu", True, "opencv")]
 )
 def test_auto_takes_dali_only_on_a_gpu(monkeypatch, device, installed, expected):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if installed else None)
+    monkeypatch.setitem(sys.modules, "nvidia.dali", ModuleType("nvidia.dali") if installed else None)
     for backend in ("auto", "fixed"):
         assert real_backend(backend, torch.device(device)) == expected
     for backend in ("dali", "opencv"):
@@ -306,6 +307,22 @@ def test_auto_sees_that_no_package_of_nvidia_is_installed(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("nvidia.")]:
         monkeypatch.delitem(sys.modules, name)
     assert real_backend("auto", torch.device("cuda")) == "opencv"
+
+
+def test_a_broken_dali_is_as_good_as_none_and_said(store, monkeypatch):
+    """Installed for another CUDA version, its shared library does not load."""
+
+    class Broken:
+        def find_spec(self, name, *_):
+            if name == "nvidia.dali":
+                raise OSError("libnvjpeg.so.12: cannot open")
+
+    monkeypatch.delitem(sys.modules, "nvidia.dali", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.warns(UserWarning, match=r"DALI is installed but .*libnvjpeg.so.12.*opencv instead"):
+        assert real_backend("auto", torch.device("cuda")) == "opencv"
+    with pytest.raises(MissingPackage, match=r"needs NVIDIA DALI, which is installed but .*libnvjpeg.so.12"):
+        build_train_loader(store, data(store, "dali"), ALL_DRAWN, 0, Ranks())
 
 
 def test_the_demo_trains_on_the_same_pixels_by_either_backend(store):

@@ -1,8 +1,8 @@
 """DICOM series that SimpleITK writes here, against SimpleITK's own reading of them."""
 
-import builtins
 import locale
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -257,15 +257,17 @@ def test_a_single_file_and_a_folder_without_images_are_refused(tmp_path):
 
 def test_without_simpleitk_the_way_out_is_said(tmp_path, monkeypatch):
     write_series(tmp_path / "series")
-    real = builtins.__import__
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    with pytest.raises(MissingPackage, match=r"DICOM needs SimpleITK.*not installed. pip install 'kits-dist\[dicom\]'"):
+        find_scans(tmp_path / "series")
 
-    def refuse(name, *args, **kwargs):
-        if name == "SimpleITK":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(MissingPackage, match=r"DICOM needs SimpleITK.*pip install 'kits-dist\[dicom\]'"):
+def test_a_simpleitk_with_a_broken_library_says_so(tmp_path, monkeypatch):
+    write_series(tmp_path / "series")
+    (tmp_path / "SimpleITK.py").write_text("raise OSError('libitk.so: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "SimpleITK")
+    with pytest.raises(MissingPackage, match=r"SimpleITK, which is installed but .*libitk.so: cannot open"):
         find_scans(tmp_path / "series")
 
 
