@@ -318,6 +318,8 @@ class LogConfig:
     """Optimizer steps between log lines of loss, learning rate and speed."""
     images: int = 4
     """Slices in the TensorBoard panel of each validation; 0 turns the panel off."""
+    poster: bool = False
+    """Whether `kits_dist.evaluate run=` prints the poster's measure of this run, too, as with poster=true."""
 
     def __post_init__(self) -> None:
         _require_bounds(self, 1, math.inf, "log.every_steps")

@@ -64,7 +64,8 @@ class Args:
     missing: Literal["error", "zero"] = "error"
     """A true case without a prediction: refuse, or 0 in every mean."""
     poster: bool = False
-    """Also print the poster's measure, a mean over 2D slices, and what predicting nothing scores by it."""
+    """Also print the poster's measure, a mean over 2D slices, and what predicting nothing scores by it. Always printed
+    for runs with log.poster, as those of configs/poster_*.yaml."""
     panel: int = 6
     """Number of test cases drawn with contours."""
     batch_size: int = 16
@@ -115,7 +116,8 @@ def _score_run(args: Args, group: ranks.Ranks) -> None:
     networks = {"precision": args.precision, "compiled": args.compile}
     predictor = Predictor(args.run, args.batch_size, args.tta, args.fusion, annotated=True, **networks)
     cases = run_cases(predictor, args.split, args.store, args.truth, args.reference)
-    cases = cases._replace(with_poster=args.poster)
+    asked = args.poster or any(member.config.log.poster for member in predictor.members)
+    cases = cases._replace(with_poster=asked)
     runs = [member.run for member in predictor.members]
     rules, message = load_rules(runs, predictor.step, args.postprocess, args.rules)
     if group.rank == 0:

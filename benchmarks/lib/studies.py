@@ -37,6 +37,7 @@ class Row(NamedTuple):
     arm: Arm
     cases: dict[str, Metrics]  # {case: {REGION_dice: mean over seeds}}
     by_seed: dict[str, list[float]]  # {region: mean over cases, one a seed}
+    poster: dict[str, Metrics]  # {region: what `poster_scores` returns}
     training_s: list[float | None]  # one a seed, start of Python included; None where it was interrupted
 
     @property
@@ -72,7 +73,7 @@ def _rows_of(study: Study, arm: Arm) -> Iterator[Row]:
         means = [mean_dice(table) for table in tables]
         per_seed = {region: [mean[region] for mean in means] for region in means[0]}
         name = ", ".join(filter(None, (arm.name, evaluation.name)))
-        yield Row(name, arm, mean_over_seeds(tables), per_seed, seconds)
+        yield Row(name, arm, mean_over_seeds(tables), per_seed, poster_scores(tables), seconds)
 
 
 def _total(seconds: list[float | None]) -> float | None:
@@ -88,6 +89,34 @@ def mean_over_seeds(tables: list[dict[str, Metrics]]) -> dict[str, Metrics]:
         case: {column: float(np.mean([table[case][column] for table in tables])) for column in columns}
         for case in tables[0]
     }
+
+
+def poster_scores(tables: list[dict[str, Metrics]]) -> dict[str, dict[str, Any]]:
+    """Return {region: dice_poster, its interval over cases, and dice_poster_empty}, over the slices of all seeds.
+
+    tables   cases.csv of each seed; regions that have no such columns are left out
+    """
+    found, bootstrap = {}, Bootstrap(len(tables[0]))
+    for region in REGIONS:
+        if not all(f"{region}_dice_poster" in row for table in tables for row in table.values()):
+            continue
+        slices = _columns(tables, f"{region}_poster_slices")
+        score, empty = (_columns(tables, f"{region}_{key}") for key in ("dice_poster", "dice_poster_empty"))
+        total = slices.sum(axis=0)
+        if not total.any():  # the tumor, where no kidney was predicted at all
+            continue
+        of_cases = (score * slices).sum(axis=0)
+        found[region] = {
+            "dice_poster": rounded(float(of_cases.sum() / total.sum())),
+            "dice_poster_ci95": [rounded(bound) for bound in bootstrap.interval(of_cases, total) or ()],
+            "dice_poster_empty": rounded(float((empty * slices).sum() / total.sum())),
+        }
+    return found
+
+
+def _columns(tables: list[dict[str, Metrics]], name: str) -> np.ndarray:
+    """Return (seeds, cases) values of a column, 0 where it is undefined."""
+    return np.array([[row[name] or 0.0 for row in table.values()] for table in tables], float)
 
 
 def record_lines(study: Study, args: Any, failed: dict[str, str]) -> list[Line]:
@@ -124,7 +153,7 @@ def _lines(study: Study, row: Row, reference: Row | None, args: Any) -> Iterator
         }
         config["cases"] = about["cases"] | {study.split: len(row.cases)}
         config["reference"] = study.arms[0].name if row is not reference else None
-        config |= compared.get(region, {})
+        config |= compared.get(region, {}) | row.poster.get(region, {})
         made = line(study.name, [float(dice.mean())], "Dice", NO_CEILING, config, args, answer=True)
         yield dataclasses.replace(made, spread=(rounded(low), rounded(high)), windows=len(dice))
 

@@ -49,7 +49,6 @@ class Evaluation(NamedTuple):
     runs: tuple[str, ...] = ("",)  # names of trainings; several are evaluated together, run=[A,B]
     words: tuple[str, ...] = ()  # as tta=flip, or store=DIR where each training had another
     fuse: bool = False  # with weights that kits_dist.fuse chooses on val first
-    stage: bool = False  # phase1 or phase2: a table that the evaluation "" of a cascade writes too
 
 
 class Arm(NamedTuple):
@@ -158,7 +157,7 @@ def _train_and_evaluate(study: Study, arm: Arm, seed: int, place: Place) -> str:
             if not begun:
                 state["training_s"][training.name] = round(seconds, 1)
             files.write_json(folder / STATE, state)
-        for evaluation in (one for one in arm.evaluations if not one.stage):
+        for evaluation in arm.evaluations:
             runs = ",".join(str(folder / name) for name in evaluation.runs)
             words = [f"run=[{runs}]" if len(evaluation.runs) > 1 else f"run={runs}"]
             if evaluation.fuse:
@@ -187,7 +186,7 @@ def _state(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
         config = as_plain(configuration(training, study, seed))
         del config["data"]["store"]
         trainings[training.name] = config | {"store_sha256": Store(study.store_of(training)).fingerprint()}
-    of_each = ([one.name, list(one.runs), list(one.words), one.fuse, one.stage] for one in arm.evaluations)
+    of_each = ([one.name, list(one.runs), list(one.words), one.fuse] for one in arm.evaluations)
     evaluations = [study.split, *of_each]
     asked = {"trainings": trainings, "evaluations": evaluations}
     folder = study.seed_folder(arm, seed)

@@ -10,6 +10,7 @@ from benchmarks.lib.arguments import RunArgs
 from benchmarks.lib.programs import ROOT
 from benchmarks.lib.stores import make_store
 from benchmarks.lib.study_runs import Study
+from kits_dist.data.splits import SplitRule
 from kits_dist.utils.errors import InputError
 
 TINY = ("data.size_px=64x64", "model.width=4", "optim.epochs=1")
@@ -57,11 +58,17 @@ class RecipeArgs(StudyArgs):
         return recipe(self.config, torch.cuda.is_available(), self.quick, epochs)
 
 
-def phantoms(folder: Path, cases: int, size: tuple[int, int, int], planes: tuple[str, ...] = ("axial",)) -> str:
+def phantoms(
+    folder: Path,
+    cases: int,
+    size: tuple[int, int, int],
+    planes: tuple[str, ...] = ("axial",),
+    splits: SplitRule = "stratified",
+) -> str:
     """Return a store of phantoms below `folder`, made once."""
     where = folder / "data" / f"{cases}_{'x'.join(map(str, size))}"
     if not (where / "store" / "store.json").is_file():
-        make_store(where, cases, size, planes)
+        make_store(where, cases, size, planes, splits)
     return str(where / "store")
 
 

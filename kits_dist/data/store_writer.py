@@ -42,20 +42,13 @@ def write_case(
         for plane in planes:
             written |= _write_plane(root, plane, case.case_id, levels, label.array)
 
-        # A slice at a time: np.bincount converts its input to int64.
-        histogram = sum(np.bincount(one.ravel(), minlength=256) for one in levels)
-        values = np.arange(256)
         row = store.Case(
             case_id=case.case_id,
             shape=image.array.shape,
             spacing_mm=image.spacing_mm,
             body={plane: body_box(levels.transpose(store.PLANES[plane])) for plane in planes},
             voxels={name: int((label.array == value).sum()) for name, value in FOREGROUND.items()},
-            levels={
-                "count": levels.size,
-                "sum": int((histogram * values).sum()),
-                "sum_sq": int((histogram * values**2).sum()),
-            },
+            levels=level_sums(levels),
             geometry=image.geometry,
             source=source,
             voxels_sha256=facts.voxels_sha256,
@@ -76,6 +69,15 @@ def write_case(
         return "written"
     except InputError as error:
         return error
+
+
+def level_sums(levels: np.ndarray) -> dict[str, float]:
+    """Return count, sum and sum_sq of (D, H, W) uint8 levels, as `Case.levels`."""
+    # A slice at a time: np.bincount converts its input to int64.
+    histogram = sum(np.bincount(one.ravel(), minlength=256) for one in levels)
+    values = np.arange(256)
+    sums = {"sum": int((histogram * values).sum()), "sum_sq": int((histogram * values**2).sum())}
+    return {"count": levels.size, **sums}
 
 
 def _hash_sources(case: CaseFiles) -> dict[str, str]:
@@ -145,7 +147,7 @@ def write_tables(
             "source_layout": source.layout,
             "labels": source.labels,
             "rounded_cases": [record["case"]["case_id"] for record in records if record["rounded"]],
-            "normalization": _normalizations(cases, splits),
+            "normalization": normalizations(cases, splits),
             "files": arrays | {name: store.file_entry(root / name) for name in store.TABLES},
             "versions": {"kits_dist": __version__, "numpy": np.__version__},
         },
@@ -201,7 +203,7 @@ def _slice_columns(root: Path, case_ids: list[str], planes: tuple[str, ...]) -> 
     }
 
 
-def _normalizations(cases: list[store.Case], splits: Splits) -> dict[str, dict[str, float]]:
+def normalizations(cases: list[store.Case], splits: Splits) -> dict[str, dict[str, float]]:
     """Return {fold: mean and sd of its training cases}; one fold alone leaves no case to train on."""
     by_id = {case.case_id: case for case in cases}
     folds = [*range(len(splits.folds)), "all"] if len(splits.folds) > 1 else ["all"]

@@ -11,57 +11,66 @@ import pytest
 from benchmarks import planes, synthesis, table1
 from benchmarks.lib import lines, study_runs
 from benchmarks.lib.programs import ROOT
+from benchmarks.lib.stores import rewindowed
 from benchmarks.lib.studies import Study
-from kits_dist.data.store import PLANES
-from kits_dist.inference.predictor import CascadeStage
-from kits_dist.utils.errors import JobFailed
+from kits_dist import prepare
+from kits_dist.data.intensity import Window
+from kits_dist.data.store import PLANES, Store, case_to_json
+from kits_dist.utils.errors import InputError, JobFailed
 from tests.helpers import fork_server
-from tests.unit.benchmarks.test_studies import CASES, Machine, one, study_of
+from tests.unit.benchmarks.test_studies import Machine, one, study_of
 
 
 @pytest.mark.parametrize("small", [True, False])
-def test_the_posters_rows_are_what_they_are_called(store, tmp_path, small):
-    arms = tuple(table1.arm_of(name, small, ()) for name in table1.ROWS)
-    study = Study("table1", str(store.path), arms, tmp_path, seeds=(0,))
-    simple, first, best = ([study_runs.configuration(training, study) for training in arm.trainings] for arm in arms)
-    assert [one.model.arch for one in simple] == ["simple_unet"]
-    assert all((one.model.arch, one.model.encoder) == ("unet", "resnet34") for one in (*first, *best))
-    for phase1, phase2 in (first, best):
-        assert (phase1.data.box, phase1.model.regions) == ("body", ("kidney_and_mass",))
-        assert (phase2.data.box, phase2.model.regions) == ("kidney", ("mass", "tumor"))
-    assert all(one.optim.ema == 0 and one.optim.schedule == "constant" for one in (*simple, *first))
-    assert all(one.optim.ema and one.optim.schedule == "cosine" and one.optim.warmup_steps for one in best)
-    assert [one.model.width for one in (*simple, *first)] == ([8, 16, 16] if small else [64] * 3)
-    assert all(one.data.batch_size == (8 if small else 128) for one in (*simple, *first, *best))
+def test_the_rows_of_table_1_are_what_they_are_called(store, tmp_path, small):
+    stores = {table1.WIDE: str(store.path), table1.NARROW: str(store.path / "narrow")}
+    arms = {name: table1.arm_of(name, small, stores) for name in table1.ROWS}
+    study = Study("table1", str(store.path), tuple(arms.values()), tmp_path, seeds=(0,))
+    plain, first, optimized, best = (
+        [study_runs.configuration(training, study) for training in arm.trainings] for arm in arms.values()
+    )
+    windows = [[one.data.store == stores[table1.NARROW] for one in row] for row in (plain, first, optimized, best)]
+    assert windows == [[True, True], [True, True], [False, False], [False, False]]
+
+    for phase1, phase2 in (plain, first, optimized):
+        assert (phase1.data.mask, phase1.model.regions) == ("none", ("kidney_and_mass",))
+        assert (phase2.data.mask, phase2.data.box, phase2.model.regions) == ("kidney", "body", ("tumor",))
+        for phase in (phase1, phase2):
+            assert (phase.optim.name, phase.optim.lr, phase.optim.loss, phase.optim.ema) == ("adam", 1e-3, "bce", 0)
+            assert phase.optim.schedule == "constant" and phase.optim.best_by == "loss" and phase.log.poster
+            assert phase.augment.flip_vertical == 0.5 and phase.augment.rotate_deg == 30
+    assert [one.model.arch for one in plain] == ["simple_unet"] * 2
+    assert all(one.augment.zoom_crop_p == (one in optimized) / 2 for one in (*first, *optimized))
+    assert [one.augment.noise_p for one in (*first, *optimized)] == [0, 0, 0.5, 0]
+
+    assert best[1].data.box == "kidney" and all(one.optim.ema and one.optim.schedule == "cosine" for one in best)
+    resnets = (*first, *optimized, *best)
+    assert all((one.model.arch, one.model.encoder) == ("unet", "resnet34") for one in resnets)
+    assert all(one.data.batch_size == (8 if small else 128) for one in (*plain, *resnets))
+    assert [one.optim.epochs for one in (*plain, *optimized)] == ([4] * 4 if small else [100] * 4)
 
 
-def test_a_cascade_is_evaluated_once_and_gives_three_tables(store, tmp_path, monkeypatch):
-    """The stages' tables are looked for where kits_dist.evaluate leaves them."""
-    asked = []
+def test_a_store_of_another_window_is_refused(raw, tmp_path):
+    narrow = prepared(raw, tmp_path / "narrow", (20, 45))
+    with pytest.raises(InputError, match=r"window \[20, 45\]. Prepare one with window_hu=\[0,200\]"):
+        table1.main(table1.Args(store=str(narrow.path), runs=str(tmp_path / "runs")))
 
-    def program(words, log, place):
-        asked.append(words)
-        of = dict(word.split("=", 1) for word in words if "=" in word)
-        if "kits_dist.train" in words:
-            Path(of["run"]).mkdir(parents=True)
-            return 1.0
-        for stage in (CascadeStage("phase1", ()), CascadeStage("phase2", ()), CascadeStage("", ())):
-            output = Path(of["output"])
-            folder = output.with_name(f"{output.name}_{stage.name}") if stage.name else output
-            folder.mkdir(parents=True)
-            rows = [f"{case},{0.1 * len(stage.name)}" for case in CASES]
-            (folder / "cases.csv").write_text("\n".join(["case,tumor_dice", *rows]))
-        return 2.0
 
-    monkeypatch.setattr(study_runs, "_program", program)
-    arm = table1.arm_of("ResNet34 U-Net, first run", True, ())
-    study = Study("table1", str(store.path), (arm,), tmp_path / "s", seeds=(0,))
-    assert study_runs.run(study, jobs=1) == {}
-    evaluations = [words for words in asked if words[0] == "kits_dist.evaluate"]
-    assert len(evaluations) == 1 and len(asked) == 3
-    assert evaluations[0][1].startswith("run=[") and "phase1," in evaluations[0][1]
-    tables = study_runs.tables_of(study, arm, 0)
-    assert [table[CASES[0]]["tumor_dice"] for table in tables.values()] == pytest.approx([0.0, 0.6, 0.6])
+def test_a_store_is_rewindowed_as_prepare_would(raw, tmp_path):
+    wide, expected = (prepared(raw, tmp_path / name, w) for name, w in (("w", (0, 200)), ("n", (20, 45))))
+    made = rewindowed(wide, table1.NARROW, tmp_path / "made")
+    assert [*map(case_to_json, made.cases)] == [*map(case_to_json, expected.cases)]
+    assert (made.meta, made.splits) == (expected.meta, expected.splits)
+    assert made.image(0).max() == 25 and (made.image(0) == expected.image(0)).all()
+    assert rewindowed(wide, table1.NARROW, tmp_path / "made").path == made.path
+    with pytest.raises(InputError, match=r"\[-10, 45\] is not in it"):
+        rewindowed(wide, Window(-10, 45), tmp_path / "x")
+
+
+def prepared(source: Path, path: Path, window_hu: tuple[float, float]) -> Store:
+    """Return the store of `source` with the poster's splits."""
+    prepare.main(prepare.Args(str(source), str(path), window_hu=window_hu, splits="poster", workers=1))
+    return Store(path)
 
 
 def test_weights_are_chosen_before_they_are_used(store, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.lib import lines, studies, study_runs, tables
+from benchmarks.lib.lines import rounded
 from benchmarks.lib.studies import Arm, Evaluation, Study, Training
 from kits_dist.utils.errors import InputError, JobFailed
 
@@ -86,6 +87,23 @@ TUMOR = {
 def by_hand(folder: Path) -> dict[str, list[float]]:
     variant, seed = folder.parts[-4], int(folder.parts[-3].removeprefix("seed_"))
     return {"kidney_and_mass": [0.9, 0.9, 0.9], "tumor": TUMOR[variant, seed]}
+
+
+def test_the_posters_measure_is_weighted_by_slices_of_all_seeds():
+    """Two cases, two seeds: the tumor counts on slices with a predicted kidney, of which each seed has others."""
+    columns = ("kidney_and_mass_dice_poster", "kidney_and_mass_dice_poster_empty", "kidney_and_mass_poster_slices")
+    rows = [[(0.5, 0.25, 4), (1.0, 1.0, 0)], [(0.75, 0.5, 8), (None, None, 0)]]
+    tables = [
+        {case: dict(zip(columns, row, strict=True)) for case, row in zip("ab", table, strict=True)} for table in rows
+    ]
+    found = studies.poster_scores(tables)
+    assert found == {
+        "kidney_and_mass": {
+            "dice_poster": rounded((0.5 * 4 + 0.75 * 8) / 12),
+            "dice_poster_ci95": [rounded(8 / 12)] * 2,
+            "dice_poster_empty": rounded((0.25 * 4 + 0.5 * 8) / 12),
+        }
+    }
 
 
 def test_a_paired_difference_by_hand(store, tmp_path, monkeypatch):
