@@ -25,7 +25,7 @@ from benchmarks.lib.arguments import TimedArgs, check_size
 from benchmarks.lib.harness import Candidate, Windows, interleave, pick_device
 from benchmarks.lib.host_copy import CopyStep, copy_into, host_steps, room_for
 from benchmarks.lib.lines import Baseline, Recorder, median, no_ceiling
-from benchmarks.lib.stores import POSTER, dataset_of, described, open_store, plain
+from benchmarks.lib.stores import AUGMENTED, dataset_of, described, open_store, plain
 from kits_dist import cli
 from kits_dist.config import DataConfig
 from kits_dist.data.backends.stacking import Stacker
@@ -78,7 +78,7 @@ def main(args: Args) -> None:
         timed = interleave({name: Candidate(step.run) for name, step in steps.items()}, device, **timing)
         thread = {name: _thread_ms(store, data, name, device, args.windows) for name in ("opencv", "dali")}
         delay = [_delay_ms(dataset, batch_size, device, args.window_s) for _ in range(args.windows)]
-        common = plain(data) | described(store, dataset) | {"augment": plain(POSTER), "device": device.type}
+        common = plain(data) | described(store, dataset) | {"augment": plain(AUGMENTED), "device": device.type}
 
     recorder = Recorder("feed", args, common, warmup_steps=timing["warmup_steps"])
     from_disk = no_ceiling("this is what the disk and its driver give")
@@ -129,7 +129,9 @@ def _thread_ms(store: Store, data: DataConfig, backend: str, device: torch.devic
     """
     device = "cpu" if backend == "opencv" else device
     try:
-        stream = iter(build_train_loader(store, replace(data, backend=backend), POSTER, 0, Ranks(), device=device)[0])
+        stream = iter(
+            build_train_loader(store, replace(data, backend=backend), AUGMENTED, 0, Ranks(), device=device)[0]
+        )
         for _ in range(data.prefetch + 2):  # until the queue is full and its memory allocated
             next(stream)
     except MissingPackage as error:

@@ -2,14 +2,14 @@
 
 A real store (phantoms where none is named), read through the operating system's page cache. Timed in turns: DALI on the
 CPU and OpenCV with one and with all threads, DALI on the GPU where there is one, its slices in mapped files and in GPU
-memory, each without augmentation and with the poster's; and their ceiling, the same slices copied into a batch by one
+memory, each without augmentation and with our default; and their ceiling, the same slices copied into a batch by one
 thread and left as they are (benchmarks.feed). `benchmarks.end_to_end` says whether a U-Net ever waits for them.
 
-`peers=true` adds albumentations, MONAI and batchgeneratorsv2 with as many workers as there are cores, and how many
-times faster ours are.
+`peers=true` adds albumentations, its successor, MONAI, batchgeneratorsv2 and the poster's own data path with as many
+workers as there are cores, and how many times faster ours are at the same operations.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from benchmarks.lib.arguments import TimedArgs, check_size
 from benchmarks.lib.harness import Candidate, checked, interleave, pick_device, settle
 from benchmarks.lib.host_copy import host_steps
 from benchmarks.lib.lines import A_RATIO, Ceiling, Recorder, median, rounds
-from benchmarks.lib.stores import POSTER, STILL, dataset_of, described, open_store, plain
+from benchmarks.lib.stores import AUGMENTED, STILL, dataset_of, described, open_store, plain
 from kits_dist import cli
 from kits_dist.config import AugmentConfig, DataConfig
 from kits_dist.data.dataset import SliceDataset
@@ -47,7 +47,7 @@ class Args(TimedArgs):
     devices: tuple[str, ...] = ()
     """Cpu, cuda or both; empty: all that this machine has."""
     peers: tuple[str, ...] = ()
-    """Other libraries, of albumentations, monai, batchgenerators; true: all."""
+    """Other libraries, of albumentations, monai, batchgenerators, albumentationsx, and poster; true: all."""
     window_s: float = 1.5
     """Seconds per window, approximately."""
 
@@ -91,7 +91,7 @@ def main(args: Args) -> None:
     cases, shape = args.default(gpu=(24, (32, 512, 512)), cpu=(10, (24, side, side)), quick=(6, (8, 64, 64)))
     cpu_batch = min(batch_size, CPU_BATCH)
     names = peers.chosen(args.peers)
-    settings = settings_of(device, batch_size)
+    settings = settings_of(device, batch_size, names)
     if args.devices:
         settings = {name: one for name, one in settings.items() if one.device.type in args.devices}
     timing = args.timing(warmup_steps=8)
@@ -114,29 +114,32 @@ def main(args: Args) -> None:
     recorder = Recorder("loader", args, common, warmup_steps=timing["warmup_steps"])
     ceiling = Ceiling("feed (slices read, nothing done)", median(timed["read"].rates(batch_size))[0])
     rates = {name: timed[name].rates(settings[name].batch_size) for name in ours}
-    fastest = (f"{available_cores()}_poster", "gpu_poster", "gpu_resident_poster")
+    fastest = (f"{available_cores()}_augmented", "gpu_augmented", "gpu_resident_augmented")
+    fastest += tuple(ending.replace("augmented", peer) for ending in fastest for peer in peers.CHANGES)
     answers = [name for name in rates if name.endswith(fastest)]
     for name, one in settings.items():
         failed = {"failed": absent[name]} if name in absent else {}
         recorder.write(name, rates.get(name, []), ceiling, one.config() | failed, answer=name in answers)
 
     for name in names:
-        config = LoaderSetting(name, available_cores(), cpu_batch, POSTER).config()
+        changes = peers.CHANGES.get(name, AUGMENTED)
+        config = LoaderSetting(name, available_cores(), cpu_batch, changes).config()
         if name in missing:
             recorder.write(name, [], ceiling, config | {"failed": missing[name]})
             continue
         theirs = timed[name].rates(cpu_batch * available_cores())
         config |= {"version": peers.version_of(name), "choices": peers.PEERS[name].choices}
         recorder.write(name, theirs, ceiling, config)
-        for our in answers:
+        for our in (our for our in answers if settings[our].changes == changes):
             times = rounds(rates[our], theirs)
             recorder.write(f"{our} against {name}", times, A_RATIO, config, unit="times", answer=True)
 
 
-def settings_of(device: torch.device, batch_size: int) -> dict[str, LoaderSetting]:
-    """Return the settings of our loaders that a device allows, by name."""
+def settings_of(device: torch.device, batch_size: int, names: Iterable[str] = ()) -> dict[str, LoaderSetting]:
+    """Return the settings of our loaders that a device allows, by name; those of a peer's changes if it is in names."""
     found, small = {}, min(batch_size, CPU_BATCH)
-    for word, changes in (("still", STILL), ("poster", POSTER)):
+    others = {name: changes for name, changes in peers.CHANGES.items() if name in names}
+    for word, changes in ({"still": STILL, "augmented": AUGMENTED} | others).items():
         for threads in sorted({1, available_cores()}):
             found[f"dali_cpu_{threads}_{word}"] = LoaderSetting("dali", threads, small, changes)
             found[f"opencv_{threads}_{word}"] = LoaderSetting("opencv", threads, small, changes)
@@ -169,9 +172,10 @@ def _our_step(store: Store, data: DataConfig, one: LoaderSetting) -> Callable[[]
 
 def _peer_step(name: str, dataset: SliceDataset, batch_size: int) -> Callable[[], Any]:
     """Return what takes one batch from each worker, since they start and deliver together."""
-    peer = peers.build(name, dataset, POSTER)
+    changes = peers.CHANGES.get(name, AUGMENTED)
+    peer = peers.build(name, dataset, changes)
     with peers.usable(name):  # some import the rest of their package with the first batch, in a worker
-        batches = checked(peers.stream(peer, dataset, POSTER, batch_size, workers=available_cores()), name)
+        batches = checked(peers.stream(peer, dataset, changes, batch_size, workers=available_cores()), name)
     return lambda: [next(batches) for _ in range(available_cores())]
 
 

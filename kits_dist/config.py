@@ -1,4 +1,4 @@
-"""Configuration of a training run: frozen dataclasses whose defaults are the poster's method; yaml holds differences.
+"""Configuration of a training run: frozen dataclasses whose defaults are our recipe; yaml holds what differs.
 
 Values that cannot work are refused here, before a GPU is touched. The docstring under a field is its help text.
 """

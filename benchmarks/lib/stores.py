@@ -23,7 +23,7 @@ from kits_dist.distributed.ranks import Ranks
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
 
-POSTER = AugmentConfig()  # the poster's augmentation
+AUGMENTED = AugmentConfig()  # our default augmentation
 STILL = AugmentConfig(rotate_p=0, flip=0, scale_p=0, crop=0, noise_p=0)
 
 
@@ -81,7 +81,7 @@ def rewindowed(store: Store, window: Window, path: Path) -> Store:
     return Store(path)
 
 
-def dataset_of(store: Store, data: DataConfig, changes: AugmentConfig = POSTER) -> SliceDataset:
+def dataset_of(store: Store, data: DataConfig, changes: AugmentConfig = AUGMENTED) -> SliceDataset:
     """Return the training slices with their draws, as host arrays that no backend has changed."""
     return build_train_loader(store, replace(data, backend="opencv", residency="mmap"), changes, 0, Ranks())[1]
 

@@ -61,7 +61,7 @@ class Headline(NamedTuple):
 
 HEADLINES = (
     Headline("end_to_end", "opencv", "Training step with the real data path, of the same step on one repeated batch"),
-    Headline("loader", "opencv_*_poster against monai", "Augmented batches a second, against MONAI"),
+    Headline("loader", "opencv_*_augmented against monai", "Augmented batches a second, against MONAI"),
     Headline("time_to_dice", "kits_dist against plain_pytorch", "Training to Dice 0.85, against plain PyTorch"),
     Headline("scaling", "weak_*", "N processes with a batch each, of N times one process"),
     Headline("evaluate", "ours against official, 256 slices", "Scoring a CT of 256 slices, against the KiTS code"),

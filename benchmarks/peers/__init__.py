@@ -1,4 +1,4 @@
-"""Other libraries on the same slices: the work of the poster's augmentation, each with its fastest options we found.
+"""Other libraries on the same slices: the work of our default augmentation, each with its fastest options we found.
 
 One file for each library; its first lines and ../NOTES.md say which options were chosen, and which were slower.
 """
@@ -9,7 +9,14 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from benchmarks.lib.training import Setup, Training
-from benchmarks.peers import albumentations_loader, batchgenerators_loader, monai_loader, monai_training, plain_training
+from benchmarks.peers import (
+    albumentations_loader,
+    batchgenerators_loader,
+    monai_loader,
+    monai_training,
+    plain_training,
+    poster_loader,
+)
 from benchmarks.peers.slices import Peer, Slices, stream
 from kits_dist.config import AugmentConfig
 from kits_dist.data.dataset import SliceDataset
@@ -20,7 +27,11 @@ PEERS: dict[str, type[Peer]] = {
     "albumentations": albumentations_loader.Albumentations,
     "monai": monai_loader.Monai,
     "batchgenerators": batchgenerators_loader.BatchGenerators,
+    "albumentationsx": albumentations_loader.AlbumentationsX,
+    "poster": poster_loader.PosterLoader,
 }
+# a peer that draws other changes than ours by default: ours then draws the same
+CHANGES: dict[str, AugmentConfig] = {"poster": poster_loader.AS_THE_POSTER}
 
 # whole trainings: (their options, the peer whose package they need, what builds them)
 TRAININGS = {
@@ -29,6 +40,7 @@ TRAININGS = {
 }
 
 __all__ = [
+    "CHANGES",
     "PEERS",
     "TRAININGS",
     "Peer",
@@ -55,11 +67,11 @@ def chosen(words: tuple[str, ...], known: Iterable[str] = PEERS) -> list[str]:
 
 def version_of(name: str) -> str:
     """Return the version of a peer's package. Raises MissingPackage."""
-    package = PEERS[name].package
+    package, extra = PEERS[name].package, PEERS[name].extra
     try:
         return version(package)
     except PackageNotFoundError as error:
-        raise MissingPackage(f"{package} is not installed: pip install kits-dist[peers]") from error
+        raise MissingPackage(f"{package} is not installed: pip install kits-dist[{extra}]") from error
 
 
 def build(name: str, dataset: SliceDataset, changes: AugmentConfig) -> Peer:
@@ -82,10 +94,11 @@ def usable(name: str) -> Iterator[None]:
     What a constructor or the first batch raises otherwise is a fault of ours. Raises MissingPackage at once where the
     package is not installed, or cannot be imported.
     """
-    found, package = version_of(name), PEERS[name].package
+    found, peer = version_of(name), PEERS[name]
+    package = peer.package
     need = f"peers={name} needs {package}"
-    advice = f"Found {found}; reinstall it: pip install --force-reinstall kits-dist[peers]"
+    advice = f"Found {found}; reinstall it: pip install --force-reinstall kits-dist[{peer.extra}]"
     with optional_package(package, need, advice):
-        importlib.import_module(package)
+        importlib.import_module(peer.module or package)
     with optional_package(package, need, advice, raised=(ImportError, OSError)):
         yield

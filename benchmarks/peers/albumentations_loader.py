@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.peers.slices import Peer
 from kits_dist.config import AugmentConfig
 from kits_dist.data.dataset import SliceDataset
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the package index for a version
 
 
-class Albumentations:
+class Albumentations(Peer):
     """The peer albumentations."""
 
     package = "albumentations"
@@ -53,7 +54,8 @@ class Albumentations:
     def sample(self, levels: np.ndarray, labels: np.ndarray) -> tuple:
         """Change one slice."""
         made = self.transform(image=levels[..., None], mask=labels)
-        return made["image"][..., 0], made["mask"]
+        # a flip of AlbumentationsX is a view with a negative stride, which no tensor can have
+        return np.ascontiguousarray(made["image"][..., 0]), np.ascontiguousarray(made["mask"])
 
     def batch(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Turn collated slices into a batch."""
@@ -63,3 +65,15 @@ class Albumentations:
         pixels = np.empty((size * height, width), np.float32)  # np.empty: huge pages, as our OpenCV backend
         cv2.LUT(image.numpy().reshape(-1, width), self.table, dst=pixels)
         return torch.from_numpy(pixels).view(size, 1, height, width), label
+
+
+class AlbumentationsX(Albumentations):
+    """The peer AlbumentationsX, the successor, with the same options.
+
+    Its licence is the AGPL, so it is an extra of its own, and nothing but this benchmark imports it. It is imported as
+    `albumentations`: an environment has the one or the other.
+    """
+
+    package = "albumentationsx"
+    module = "albumentations"
+    extra = "peers-agpl"

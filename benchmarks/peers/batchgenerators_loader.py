@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.peers.slices import Peer
 from kits_dist.config import AugmentConfig
 from kits_dist.data.dataset import SliceDataset
 
 
-class BatchGenerators:
+class BatchGenerators(Peer):
     """The peer batchgeneratorsv2."""
 
     package = "batchgeneratorsv2"

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.peers.slices import Peer
 from kits_dist.config import AugmentConfig
 from kits_dist.data.dataset import SliceDataset
 
 KEYS = ("image", "label")
 
 
-class Monai:
+class Monai(Peer):
     """The peer MONAI."""
 
     package = "monai"

@@ -2,8 +2,9 @@
 
 import itertools
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,20 +19,31 @@ from kits_dist.data.sampler import train_positions
 PREFETCH = 2  # batches that a worker prepares ahead: torch's default
 
 
-class Peer(Protocol):
+class Peer(ABC):
     """A library that turns a slice into the input of the network."""
 
     package: ClassVar[str]  # on the package index
+    module: ClassVar[str] = ""  # by which it is imported, where that is another name
+    extra: ClassVar[str] = "peers"  # of kits-dist, which installs it
     choices: ClassVar[str]  # which of the library's options are used, for the line
 
-    def __init__(self, dataset: SliceDataset, changes: AugmentConfig): ...
+    @abstractmethod
+    def __init__(self, dataset: SliceDataset, changes: AugmentConfig):
+        """Prepare the transforms; `changes` are what they shall draw."""
 
+    def source(self, dataset: SliceDataset, changes: AugmentConfig) -> Dataset:
+        """Return what maps a row of store.slices to a peer's sample of that slice, in a worker."""
+        return Slices(dataset, changes, self)
+
+    @abstractmethod
     def seed(self, seed: int) -> None:
         """Seed the generators of a worker: forked ones would draw the same as those of its siblings."""
 
+    @abstractmethod
     def sample(self, levels: np.ndarray, labels: np.ndarray) -> tuple:
         """Change a slice in a worker: (H, W) uint8 levels and labels, read-only -> what is collated."""
 
+    @abstractmethod
     def batch(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Turn what was collated into (B, 1, h, w) float32 normalized and (B, h, w) uint8, in the calling process."""
 
@@ -81,7 +93,7 @@ def stream(
     workers   0 makes the batches in the calling process
     """
     warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # a view of the map, copied next
-    slices = Slices(dataset, changes, peer)
+    slices = peer.source(dataset, changes)
     if not workers:
         peer.seed(torch.initial_seed() % 2**32)
     loader = DataLoader(

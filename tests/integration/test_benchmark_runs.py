@@ -68,7 +68,7 @@ def test_a_store_that_the_page_cache_keeps_is_no_disk(store, monkeypatch):
 def test_loader_runs(store, tmp_path):
     loader.main(loader.Args(store=str(store.path), out=str(tmp_path), quick=True))
     found = valid(tmp_path, "loader")
-    assert found["dali_cpu_1_poster"].ratio > 0 and found["opencv_1_poster"].ratio > 0
+    assert found["dali_cpu_1_augmented"].ratio > 0 and found["opencv_1_augmented"].ratio > 0
 
 
 def test_predict_runs(tmp_path):

@@ -31,8 +31,8 @@ def test_on_a_gpu_the_loader_is_measured_from_mapped_files_and_from_gpu_memory()
     assert on_gpu == {
         "dali_gpu_still": "mmap",
         "dali_gpu_resident_still": "gpu",
-        "dali_gpu_poster": "mmap",
-        "dali_gpu_resident_poster": "gpu",
+        "dali_gpu_augmented": "mmap",
+        "dali_gpu_resident_augmented": "gpu",
     }
 
 
