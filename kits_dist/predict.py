@@ -54,7 +54,7 @@ def main(args: Args) -> None:
     """Predict the scans of `input`, spread over the processes of the launch."""
     output = Path(args.output)
     with joined() as group:
-        scans, notes = find_scans(Path(args.input))
+        scans, notes = find_scans(Path(args.input), output)
         check_output(Path(args.input), output, scans, args.probabilities)
         group.take_device()
         predictor = Predictor(

@@ -1,8 +1,10 @@
 """Find the cases of a data set: KiTS19, KiTS21, KiTS23 and nnU-Net raw folders -> a list of CaseFiles."""
 
 import csv
+import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -27,6 +29,7 @@ _AGGREGATED: dict[LabelChoice, str] = {
 _CASE_FOLDERS = (".", "data", "dataset", "kits21/data")
 _NNUNET = "nnU-Net raw"
 _VARIANT_OF = "-variant-"
+_CHANNEL = re.compile(r"(.*)_(\d{4})")  # nnU-Net's NAME_0000
 # Words in the label names of a dataset.json, the most specific first: a kidney tumor is a tumor.
 _WORDS = {"tumo": TUMOR, "lesion": TUMOR, "cancer": TUMOR, "mass": TUMOR, "cyst": CYST, "kidney": KIDNEY}
 
@@ -144,6 +147,29 @@ def find_image(case: Path) -> Path | None:
     return _find_file(case, "imaging")
 
 
+def holds_cases(folder: Path) -> bool:
+    """Return whether `find_cases` finds cases below `folder`."""
+    return _root_of(folder) is not None
+
+
+def other_channels(files: Iterable[Path]) -> list[Path]:
+    """Return NAME_0001, NAME_0002 and so on, where there is a NAME_0000: nnU-Net's further channels of one image."""
+    numbered = {path: match for path in files if (match := _CHANNEL.fullmatch(stem(path)))}
+    first = {match[1] for match in numbered.values() if match[2] == "0000"}
+    return [path for path, match in numbered.items() if match[2] != "0000" and match[1] in first]
+
+
+def check_one_channel(folder: Path, files: Iterable[Path]) -> None:
+    """Raise InputError where one of the images in `folder` has a second channel: alone, the first would be a guess."""
+    second = other_channels(files)
+    if second:
+        names = listed([path.name for path in second], 3)
+        raise InputError(
+            f"{folder} holds second channels ({names}); a CT has one. Name another folder, or one with the files of "
+            "the CT's channel alone."
+        )
+
+
 def data_kind(*folders: Path) -> DataKind:
     """Return what made the cases: the first mark in `folders`, or "kits" where there is none."""
     for folder in folders:
@@ -239,7 +265,8 @@ def _case(case_id: str, image: Path | None, label: Path | None, image_at: Path, 
 
 def _find_file(folder: Path, name: str) -> Path | None:
     """Return `name`.nii.gz or `name`.nii. Raises InputError when both exist, because they may differ."""
-    found = [path for path in (folder / f"{name}.nii.gz", folder / f"{name}.nii") if path.exists()]
+    # a link to nothing is a file that cannot be read, not one that is missing
+    found = [path for path in (folder / f"{name}.nii.gz", folder / f"{name}.nii") if os.path.lexists(path)]
     if len(found) > 1:
         raise InputError(f"{folder} holds both {name}.nii.gz and {name}.nii. Keep one of them.")
     return found[0] if found else None

@@ -4,21 +4,20 @@ SimpleITK (extra `dicom`) reads the files, including the compressed transfer syn
 reader stacks whatever it is given; here a series is refused when its slices are not one straight, even stack.
 """
 
-import os
-from collections import defaultdict
-from collections.abc import Iterable
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from kits_dist.imaging.nifti import Geometry, Volume, to_canonical
-from kits_dist.utils.errors import InputError, MissingPackage
+from kits_dist.utils.errors import InputError
 from kits_dist.utils.packages import optional_package
 
 # The only tags that are read: no name, id, date or free text.
 _TAGS = {
     "modality": "0008|0060",
+    "sop_class": "0008|0016",
     "image_type": "0008|0008",
     "series_uid": "0020|000e",
     "series_number": "0020|0011",
@@ -27,8 +26,6 @@ _TAGS = {
     "pixel_spacing": "0028|0030",
     "rescale": "0028|1052",
 }
-# CT, enhanced CT and legacy converted enhanced CT (PS3.4 B.5); "": the file is too damaged to name a class
-_CT_CLASSES = {"1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2", ""}
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -42,66 +39,12 @@ class Slice(NamedTuple):
 
 
 class Series(NamedTuple):
-    """The files of one series."""
+    """The slices of one CT series."""
 
     number: str  # as the scanner counts them; may be empty
     folder: Path  # the deepest folder that holds all files
     slices: list[Slice]
-    skip: str = ""  # why it is not predicted: not a CT, a localizer
-    fault: str = ""  # why it cannot be read, where the headers already show it
-
-
-def is_dicom(path: Path) -> bool:
-    """Return whether DICM follows the preamble (PS3.10)."""
-    return _head(path)[128:132] == b"DICM"
-
-
-def files_below(folder: Path) -> list[Path]:
-    """Return every DICOM file at any depth below `folder`, without hidden files and directory files (DICOMDIR)."""
-    found = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        visible = [name for name in sorted(names) if not name.startswith(".") and name.upper() != "DICOMDIR"]
-        paths = [Path(root, name) for name in visible if ".nii" not in name]
-        found += [path for path in paths if is_dicom(path)]
-    return found
-
-
-def series_of(paths: Iterable[Path]) -> list[Series]:
-    """Group files from any folders by series, at half a millisecond per file; no pixels are read.
-
-    A CT slice that cannot be read is a fault of the series in its folder: a slice missing at an end would otherwise go
-    unnoticed. Files without an image (a structure set, a report) are left out. Raises MissingPackage without SimpleITK.
-    """
-    by_uid: dict[str, list[Slice]] = defaultdict(list)
-    damaged: dict[Path, str] = {}  # {folder: message}
-    for path in paths:
-        try:
-            header = _header(path)
-        except MissingPackage:
-            raise
-        except InputError as error:
-            if _sop_class(path) in _CT_CLASSES:
-                damaged.setdefault(path.parent, str(error))
-            continue
-        by_uid[header.tags.get("series_uid", "")].append(header)
-    found = []
-    for slices in by_uid.values():
-        folders = {header.path.parent for header in slices}
-        fault = next((message for folder, message in damaged.items() if folder in folders), "")
-        tags = slices[0].tags
-        folder = Path(os.path.commonpath(folders))
-        found.append(Series(tags.get("series_number", ""), folder, slices, _skip(tags), fault))
-
-    readable = {header.path.parent for series in found for header in series.slices}
-    return [*found, *(Series("", folder, [], "", why) for folder, why in damaged.items() if folder not in readable)]
-
-
-def _skip(tags: dict[str, str]) -> str:
-    modality = tags.get("modality", "")
-    if modality != "CT":
-        return f"its modality is {modality or 'not given'}, not CT"
-    return "it is a localizer" if "LOCALIZER" in tags.get("image_type", "").upper().split("\\") else ""
+    fault: str = ""  # why it cannot be read, where the search for files already showed it
 
 
 def read_series(series: Series) -> Volume:
@@ -110,8 +53,8 @@ def read_series(series: Series) -> Volume:
     Raises InputError naming the folder and what is wrong: not one straight stack of slices (missing, duplicate or
     uneven slices, tilted gantry), not in HU, several frames in a file, or a file that cannot be read.
     """
-    if series.fault or series.skip:
-        raise InputError(series.fault or f"{series.folder}: {series.skip}. Name the folder of a CT series.")
+    if series.fault:
+        raise InputError(series.fault)
     folder, slices = series.folder, series.slices
     _check_alike(folder, slices)
     slices, affine = _stacked(folder, slices)
@@ -129,8 +72,6 @@ def read_series(series: Series) -> Volume:
 
 def _check_alike(folder: Path, slices: list[Slice]) -> None:
     for header in slices:
-        if header.components != 1:
-            raise InputError(f"{header.path}: a color image; a CT is gray. Name the folder of the CT series.")
         if len(header.shape) > 2 and header.shape[2] > 1:
             raise InputError(
                 f"{header.path}: {header.shape[2]} frames in one file; expected one slice per file. Convert it first "
@@ -151,7 +92,8 @@ def _check_alike(folder: Path, slices: list[Slice]) -> None:
             k = int(apart.argmax())
             raise InputError(
                 f"{folder}: slices of one series differ in {tag.replace('_', ' ')}: {values[0].tolist()} in "
-                f"{slices[0].path.name}, {values[k].tolist()} in {slices[k].path.name}. Keep the files of one stack."
+                f"{_name(folder, slices[0])}, {values[k].tolist()} in {_name(folder, slices[k])}. Keep the files of "
+                "one stack."
             )
     sizes = {header.shape[:2] for header in slices}
     if len(sizes) > 1:
@@ -171,13 +113,14 @@ def _stacked(folder: Path, slices: list[Slice]) -> tuple[list[Slice], np.ndarray
 
     steps = np.diff(positions @ normal)
     usual = float(np.median(steps))
-    name = [header.path.name for header in slices]
+    name = [_name(folder, header) for header in slices]
     duplicate = steps < 0.01  # mm
     if duplicate.any():
         k = int(duplicate.argmax())
         raise InputError(
-            f"{folder}: {duplicate.sum()} slices have the position of another ({name[k]} and {name[k + 1]}, "
-            "for one): several phases or reconstructions in one series. Keep the files of one."
+            f"{folder}: {duplicate.sum()} slices have the position of another ({name[k]} and {name[k + 1]}, for one) "
+            "and other content: several phases or reconstructions, or two patients, in one series. Keep the files of "
+            "one."
         )
     uneven = np.abs(steps - usual) > 0.1 * usual
     if uneven.any():
@@ -212,32 +155,23 @@ def _numbers(header: Slice, tag: str) -> np.ndarray:
     return values
 
 
-def _header(path: Path) -> Slice:
+def _name(folder: Path, header: Slice) -> str:
+    """Return the file of a slice as a person finds it in the folder of its series."""
+    return str(header.path.relative_to(folder))
+
+
+def read_header(path: Path) -> Slice:
+    """Read the header of a DICOM file. Raises InputError where it holds no image, MissingPackage without SimpleITK."""
     reader = _reader(path)
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise InputError(f"{path}: a DICOM file without a readable image ({_last_line(error)}).") from error
+        raise InputError(
+            f"{path}: a DICOM file without a readable image ({_last_line(error)}): cut off or damaged, it has "
+            f"{path.stat().st_size} bytes, or packed in a way that GDCM does not know."
+        ) from error
     tags = {name: reader.GetMetaData(key).strip(" \0") for name, key in _TAGS.items() if reader.HasMetaDataKey(key)}
     return Slice(path, tags, tuple(reader.GetSize()), reader.GetNumberOfComponents())
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(1024)
-    except OSError:
-        return b""
-
-
-def _sop_class(path: Path) -> str:
-    """Return the SOP class: tag (0002,0002), which is always explicit VR, little endian (PS3.10); "" without it."""
-    head = _head(path)
-    at = head.find(b"\x02\x00\x02\x00UI")
-    if at < 0:
-        return ""
-    size = int.from_bytes(head[at + 6 : at + 8], "little")
-    return head[at + 8 : at + 8 + size].strip(b"\0 ").decode("ascii", "replace")
 
 
 def _pixels(header: Slice) -> np.ndarray:
@@ -265,4 +199,6 @@ def _reader(path: Path):
 
 
 def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1].strip()
+    """Return what GDCM says, without the address of its reader."""
+    line = str(error).strip().splitlines()[-1].strip()
+    return re.sub(r"^ITK ERROR: (\w+)\(0x[0-9a-f]+\)", r"\1", line)

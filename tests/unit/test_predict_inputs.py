@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from kits_dist import predict
+from kits_dist.imaging import scans
 from kits_dist.imaging.nifti import kits_geometry, read_labels, same_grid, write_nifti
 from kits_dist.imaging.scans import find_scans
+from kits_dist.imaging.tree import Tree
 from kits_dist.utils.errors import InputError, JobFailed
+from tests.helpers.dicom_bytes import dicom_file, write_ct
 from tests.helpers.runs import Threshold, export_run, untrained_run
 from tests.unit.imaging.test_nifti import HU, SHAPE, nifti_bytes
 from tests.unit.test_predict import main
@@ -106,3 +109,94 @@ def test_a_dicom_series_is_predicted_on_its_own_grid(tmp_path):
     written = b"".join(path.read_bytes() for path in (tmp_path / "a").iterdir() if path.suffix == ".json")
     written += nib.load(tmp_path / "a" / "jane.nii.gz").header.binaryblock
     assert not [value for value in PATIENT.values() if value.encode() in written]
+
+
+def scan_file(path):
+    return write_nifti(path, np.where(HU > 500, 150, 20).astype(np.int16), kits_geometry(SHAPE, (3, 1, 1)))
+
+
+def test_a_scan_of_a_tree_that_is_left_out_is_no_success(tmp_path, monkeypatch, capsys):
+    """And the others are predicted: a localizer in a series, a cut last slice, a folder below, another format."""
+    pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: pip install 'kits-dist[dicom]'")
+    folder = tmp_path / "in"
+    scan_file(folder / "good.nii.gz")
+    write_ct(folder / "anna", series="1.2.4")
+    dicom_file(folder / "anna" / "im000.dcm", series="1.2.4", image_type="ORIGINAL\\PRIMARY\\LOCALIZER", side=12)
+    write_ct(folder / "bert")[-1].write_bytes(b"")
+    scan_file(folder / "carl" / "ct.nii.gz")
+    (folder / "dora.mha").write_text("ObjectType = Image")
+    (folder / "emil").symlink_to(tmp_path / "nowhere")
+    run = export_run(tmp_path / "run", monkeypatch, Threshold(100.0), size_px="32x32")
+    expected = r"4 of 6 scans could not be read: bert, carl/ct.nii.gz, dora.mha, emil\."
+    for _ in range(2):  # the label maps in a folder below are no scans of the second time
+        with pytest.raises(JobFailed, match=expected):
+            main(run, folder, folder / "out")
+        said = capsys.readouterr().out
+        for words in (
+            f"note     left out {folder}/anna: it is a localizer (im000.dcm)",
+            f"error    {folder}/bert/im006.dcm: the file is empty (0 bytes). A slice may be missing",
+            f"error    {folder}/carl/ct.nii.gz: left out, it lies in a folder below input=. Name it: input=",
+            f"error    {folder}/dora.mha: left out, its format is not read. Convert it to NIfTI.",
+            f"error    {folder}/emil: cannot be read (a link to nothing).",
+        ):
+            assert words in said
+        names = sorted(path.name for path in (folder / "out").iterdir())
+        assert names == ["anna.json", "anna.nii.gz", "good.json", "good.nii.gz"]
+    with pytest.raises(JobFailed, match=expected):
+        main(run, folder, tmp_path / "elsewhere")
+    assert f"note     left out of {folder}: out/anna.nii.gz, out/good.nii.gz: label maps or" in capsys.readouterr().out
+
+
+def test_what_lies_beside_the_scans_is_said_in_a_line(tmp_path):
+    scan_file(tmp_path / "case_00001" / "imaging.nii.gz")
+    for name in ("case_00001/segmentation.nii.gz", "case_00001/segmentations/kidney_1.nii.gz", "predicted/x.nii.gz"):
+        scan_file(tmp_path / name)
+    (tmp_path / "case_00001" / "report.pdf").write_text("x")
+    (tmp_path / ".DS_Store").write_text("x")
+    (tmp_path / "case_00009").mkdir()
+    found, notes = find_scans(tmp_path)
+    assert [scan.name for scan in found] == ["case_00001", "case_00009"]
+    labels, text, hidden, empty = (note.removeprefix(f"left out of {tmp_path}: ") for note in notes)
+    assert labels.endswith("predicted/x.nii.gz: label maps or probabilities, by their names or their JSON files")
+    assert text == "case_00001/report.pdf: neither NIfTI nor DICOM"
+    assert hidden.startswith(".DS_Store: hidden") and empty == "case_00009: empty folders"
+
+
+def test_cases_whose_ct_is_dicom_are_read(tmp_path):
+    pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: pip install 'kits-dist[dicom]'")
+    scan_file(tmp_path / "case_00001" / "imaging.nii.gz")
+    write_ct(tmp_path / "case_00002" / "ct")
+    assert [scan.name for scan in find_scans(tmp_path).scans] == ["case_00001", "case_00002_ct"]
+
+
+def test_a_ct_that_is_a_link_to_nothing_is_a_scan_that_cannot_be_read(tmp_path):
+    """Its labels are no CT, though they lie in the same folder."""
+    scan_file(tmp_path / "case" / "segmentation.nii.gz")
+    (tmp_path / "case" / "imaging.nii.gz").symlink_to(tmp_path / "nowhere")
+    ((scan,), _) = find_scans(tmp_path / "case")
+    with pytest.raises(InputError, match="imaging.nii.gz: no such file"):
+        scan.read()
+
+
+def test_a_folder_below_that_must_not_be_read_is_no_success(tmp_path, monkeypatch):
+    scan_file(tmp_path / "a.nii.gz")
+    monkeypatch.setattr(scans, "list_tree", lambda *_, **__: Tree([], [], {tmp_path / "bert": "Permission denied"}, []))
+    (tmp_path / "bert").mkdir()
+    _, bert = find_scans(tmp_path).scans
+    with pytest.raises(InputError, match="bert: cannot be read .Permission denied"):
+        bert.read()
+    (tmp_path / "a.nii.gz").unlink()
+    with pytest.raises(InputError, match="no scan is found, and .*bert cannot be read .Permission denied"):
+        find_scans(tmp_path)
+
+
+def test_further_channels_beside_a_single_file_are_said(tmp_path):
+    for number in ("0000", "0001", "0002"):
+        scan_file(tmp_path / f"anna_{number}.nii.gz")
+    scan_file(tmp_path / "annabel_0000.nii.gz")
+    scan_file(tmp_path / "annabel_0001.nii.gz")
+    (scan,), (note,) = find_scans(tmp_path / "anna_0000.nii.gz")
+    assert scan.name == "anna" and "(anna_0001.nii.gz, anna_0002.nii.gz), which are not used" in note
+    assert find_scans(tmp_path / "annabel_0001.nii.gz").notes == []
+    with pytest.raises(InputError, match="holds second channels .anna_0001.nii.gz, anna_0002.nii.gz, annabel_0001"):
+        find_scans(tmp_path)
