@@ -47,7 +47,7 @@ def test_the_rows_of_table_1_are_what_they_are_called(store, tmp_path, small):
     resnets = (*first, *optimized, *best)
     assert all((one.model.arch, one.model.encoder) == ("unet", "resnet34") for one in resnets)
     assert all(one.data.batch_size == (8 if small else 128) for one in (*plain, *resnets))
-    assert [one.optim.epochs for one in (*plain, *optimized)] == ([4] * 4 if small else [100] * 4)
+    assert [one.optim.epochs for one in (*plain, *optimized)] == ([2] * 4 if small else [100] * 4)
 
 
 def test_a_store_of_another_window_is_refused(raw, tmp_path):
