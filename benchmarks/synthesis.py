@@ -6,14 +6,12 @@ passes, which are more steps; so the cases alone are also trained for as many as
 held-out originals.
 """
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from benchmarks.lib.studies import Arm, Training, conduct
 from benchmarks.lib.study_runs import configuration
-from benchmarks.lib.study_setup import RecipeArgs
-from kits_dist import cli, phantom, prepare
+from benchmarks.lib.study_setup import RecipeArgs, made_up, painted
+from kits_dist import cli
 from kits_dist.config import Config
 from kits_dist.data.samples import select_samples
 from kits_dist.data.store import Store
@@ -64,23 +62,6 @@ def main(args: Args) -> None:
 def longer(training: Training, epochs: int, store: str) -> Training:
     """Return the training with another number of epochs, on another store."""
     return Training((*training.words, f"optim.epochs={epochs}"), store=store)
-
-
-def made_up(folder: Path, cases: int, size: tuple[int, int, int]) -> str:
-    """Return a folder of phantoms, whose label maps take the place of annotations."""
-    raw = folder / "data" / f"labels_{cases}_{'x'.join(map(str, size))}"
-    phantom.main(phantom.Args(output=str(raw), cases=cases, size=size))
-    return str(raw)
-
-
-def painted(folder: Path, labels: str, cases: int, augment: int) -> str:
-    """Return a store of CTs painted onto annotated cases, with `augment` variants of each; made once."""
-    digest = hashlib.sha256(str(Path(labels).resolve()).encode()).hexdigest()[:8]
-    where = folder / "data" / f"{Path(labels).name}_{digest}_{cases}_augment_{augment}"
-    if not (where / "store" / "store.json").is_file():
-        phantom.main(phantom.Args(output=str(where / "raw"), labels=labels, cases=cases, augment=augment))
-        prepare.main(prepare.Args(source=str(where / "raw"), store=str(where / "store")))
-    return str(where / "store")
 
 
 def slices_of(store: str, config: Config) -> int:

@@ -18,7 +18,7 @@ from kits_dist.utils.errors import InputError, MissingInput
 
 RESULTS = Path(__file__).parent.parent / "results"
 QUICK_RESULTS = "runs/benchmarks"  # where several programs put lines that prove nothing but that they run
-_PLACEHOLDERS = {"store": "DIR", "truth": "DIR"}  # arguments that name a place of this machine
+_PLACES = ("store", "truth", "labels", "slices", "against")  # arguments that name a place of this machine
 
 
 class Ceiling(NamedTuple):
@@ -257,8 +257,8 @@ def command(args: Any) -> str:
         value = getattr(args, field.name)
         if value == field.default or field.name in ("out", "runs"):
             continue
-        if field.name in _PLACEHOLDERS:
-            value = _PLACEHOLDERS[field.name]
+        if field.name in _PLACES:
+            value = "DIR"
         elif isinstance(value, tuple) and all(isinstance(part, int) for part in value):
             value = "x".join(map(str, value))
         elif isinstance(value, tuple):

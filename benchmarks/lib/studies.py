@@ -25,7 +25,7 @@ from kits_dist.labels import REGIONS
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, JobFailed
 
-__all__ = ["Arm", "Evaluation", "Study", "Training", "conduct", "record_lines", "rows"]
+__all__ = ["Arm", "Evaluation", "Study", "Training", "about", "conduct", "record_lines", "rows"]
 
 NO_CEILING = no_ceiling("a score: the best possible one on these cases is unknown")
 
@@ -134,7 +134,7 @@ def record_lines(study: Study, args: Any, failed: dict[str, str]) -> list[Line]:
 
 
 def _lines(study: Study, row: Row, reference: Row | None, args: Any) -> Iterator[Line]:
-    about = _about(study, row.arm)
+    described = about(study, row.arm)
     bootstrap = Bootstrap(len(row.cases))
     compared = _differences(row, reference) if reference and row is not reference else {}
     for region, by_seed in row.by_seed.items():
@@ -144,14 +144,14 @@ def _lines(study: Study, row: Row, reference: Row | None, args: Any) -> Iterator
         config = {
             "variant": row.name,
             "region": region,
-            **about,
+            **described,
             "seeds": list(study.seeds),
             "by_seed": [rounded(mean) for mean in by_seed],
             "sd_between_seeds": None if sd is None else rounded(sd),
             "training_s": row.training_s,
             "spread_is": "95 % interval over cases",
         }
-        config["cases"] = about["cases"] | {study.split: len(row.cases)}
+        config["cases"] = described["cases"] | {study.split: len(row.cases)}
         config["reference"] = study.arms[0].name if row is not reference else None
         config |= compared.get(region, {}) | row.poster.get(region, {})
         made = line(study.name, [float(dice.mean())], "Dice", NO_CEILING, config, args, answer=True)
@@ -176,7 +176,7 @@ def _differences(row: Row, reference: Row) -> dict[str, dict[str, Any]]:
     }
 
 
-def _about(study: Study, arm: Arm) -> dict[str, Any]:
+def about(study: Study, arm: Arm) -> dict[str, Any]:
     """Describe an arm: network, sizes and cases of its first training, arguments of all; no folder of this machine."""
     first = arm.trainings[0]
     config, store = configuration(first, study), Store(study.store_of(first))

@@ -49,6 +49,7 @@ class Evaluation(NamedTuple):
     runs: tuple[str, ...] = ("",)  # names of trainings; several are evaluated together, run=[A,B]
     words: tuple[str, ...] = ()  # as tta=flip, or store=DIR where each training had another
     fuse: bool = False  # with weights that kits_dist.fuse chooses on val first
+    scans: str = ""  # folder of other annotated cases, which are predicted and scored instead of the split's
 
 
 class Arm(NamedTuple):
@@ -164,7 +165,14 @@ def _train_and_evaluate(study: Study, arm: Arm, seed: int, place: Place) -> str:
                 fused = f"{folder / slug(evaluation.name)}.json"
                 _program(["kits_dist.fuse", words[0], f"output={fused}"], folder / "log.txt", place)
                 words += [f"fusion={fused}"]
-            words += [f"split={study.split}", "workers=1", "panel=0", *evaluation.words]
+            if evaluation.scans:
+                predicted = folder / f"predictions{slug(evaluation.name)}"
+                asked = ["kits_dist.predict", words[0], f"input={evaluation.scans}", f"output={predicted}"]
+                _program(asked, folder / "log.txt", place)
+                words = [f"predictions={predicted}", f"truth={evaluation.scans}"]
+            else:
+                words += [f"split={study.split}", "panel=0"]
+            words += ["workers=1", *evaluation.words]
             words += [f"output={study.scores_folder(arm, seed, evaluation)}"]
             _program(["kits_dist.evaluate", *words], folder / "log.txt", place)
         files.write_json(folder / STATE, state | {"done": True})
@@ -187,7 +195,7 @@ def _state(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
         del config["data"]["store"]
         trainings[training.name] = config | {"store_sha256": Store(study.store_of(training)).fingerprint()}
     of_each = ([one.name, list(one.runs), list(one.words), one.fuse] for one in arm.evaluations)
-    evaluations = [study.split, *of_each]
+    evaluations = [study.split, *of_each, *(one.scans for one in arm.evaluations if one.scans)]
     asked = {"trainings": trainings, "evaluations": evaluations}
     folder = study.seed_folder(arm, seed)
     if not (folder / STATE).is_file():

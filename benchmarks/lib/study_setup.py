@@ -1,5 +1,6 @@
 """What studies share: their arguments, phantoms to train on, and a recipe that the machine can train in an hour."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ from benchmarks.lib.arguments import RunArgs
 from benchmarks.lib.programs import ROOT
 from benchmarks.lib.stores import make_store
 from benchmarks.lib.study_runs import Study
+from kits_dist import phantom, prepare
 from kits_dist.data.splits import SplitRule
 from kits_dist.utils.errors import InputError
 
@@ -70,6 +72,27 @@ def phantoms(
     if not (where / "store" / "store.json").is_file():
         make_store(where, cases, size, planes, splits)
     return str(where / "store")
+
+
+def made_up(folder: Path, cases: int, size: tuple[int, int, int]) -> str:
+    """Return a folder of phantoms, whose label maps take the place of annotations."""
+    raw = folder / "data" / f"labels_{cases}_{'x'.join(map(str, size))}"
+    phantom.main(phantom.Args(output=str(raw), cases=cases, size=size))
+    return str(raw)
+
+
+def painted(folder: Path, labels: str, cases: int, augment: int) -> str:
+    """Return a store of CTs painted onto annotated cases, with `augment` variants of each; made once."""
+    where = folder / "data" / f"{Path(labels).name}_{digest([str(Path(labels).resolve())])}_{cases}_augment_{augment}"
+    if not (where / "store" / "store.json").is_file():
+        phantom.main(phantom.Args(output=str(where / "raw"), labels=labels, cases=cases, augment=augment))
+        prepare.main(prepare.Args(source=str(where / "raw"), store=str(where / "store")))
+    return str(where / "store")
+
+
+def digest(names: list[str]) -> str:
+    """Return eight hexadecimal digits that tell folders of other contents apart."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
 
 
 def recipe(config: str, on_gpu: bool, quick: bool, epochs: int = 2) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ STUDIES = {  # a study of Dice, and the heading of its table
     "ablation": "Each ingredient of the training changed alone",
     "planes": "One plane and three",
     "synthesis": "Cases synthesized from annotations",
+    "real_slices": "Trained on painted CTs, scored on single slices",
 }
 NOTES = {  # what a reader must know about the rows of a study
     "table1": (

@@ -1,6 +1,7 @@
 """The studies: what each of them trains and scores, how their programs start; run whole, tiny, as slow tests."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -8,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import planes, synthesis, table1
+from benchmarks import planes, real_slices, synthesis, table1
 from benchmarks.lib import lines, study_runs
 from benchmarks.lib.programs import ROOT
 from benchmarks.lib.stores import rewindowed
 from benchmarks.lib.studies import Study
-from kits_dist import prepare
+from kits_dist import phantom, prepare
 from kits_dist.data.intensity import Window
 from kits_dist.data.store import PLANES, Store, case_to_json
 from kits_dist.utils.errors import InputError, JobFailed
@@ -114,6 +115,27 @@ def test_it_runs_whole(program, tmp_path, monkeypatch):
     assert found and all(line.value is not None and line.quick and line.question == name for line in found)
     kind = "painted" if name == "synthesis" else "phantom"
     assert {line.config["data"] for line in found} == {kind} and synthesis.Args().augment == 4
+
+
+@pytest.mark.slow
+def test_real_slices_run_whole(tmp_path, monkeypatch):
+    """Phantoms take the place of real cases: 6 are painted, the slices of 2 others and of one of these are given."""
+    phantom.main(phantom.Args(output=str(tmp_path / "labels"), cases=8, size=(8, 64, 64)))
+    for number in (5, 6, 7):
+        shutil.copytree(tmp_path / "labels" / f"case_0000{number}", tmp_path / "real" / f"case_0000{number}")
+    for number in (6, 7):
+        shutil.rmtree(tmp_path / "labels" / f"case_0000{number}")
+    monkeypatch.setattr(study_runs, "_program", at_once)
+    folders = {"runs": str(tmp_path / "runs"), "out": str(tmp_path / "out")}
+    where = {"labels": str(tmp_path / "labels"), "slices": str(tmp_path / "real")}
+    real_slices.main(real_slices.Args(quick=True, **where, **folders))
+    found = lines.read_all("out", tmp_path / "out")
+    halves = {"painted", "painted, even case numbers", "painted, odd case numbers"}
+    assert {line.config["variant"] for line in found} == halves
+    assert {line.config["region"] for line in found} == {"kidney_and_mass", "tumor"}
+    assert all(line.value is not None and line.quick for line in found)
+    assert found[0].config["left_out"] == ["case_00005"] and found[0].config["trained_on"] == "painted"
+    assert found[0].command == "python -m benchmarks.real_slices quick=true slices=DIR labels=DIR"
 
 
 def test_a_program_that_fails_is_quoted(tmp_path):
