@@ -20,6 +20,7 @@ from kits_dist.evaluation.case_scores import Reference
 from kits_dist.evaluation.comparison import compare_systems
 from kits_dist.evaluation.score_folder import Truth, score_folder, score_raters
 from kits_dist.evaluation.score_run import run_cases, score_run
+from kits_dist.imaging.checks import format_findings
 from kits_dist.inference.postprocessing import load_rules
 from kits_dist.labels import REGIONS
 from kits_dist.utils.errors import InputError
@@ -122,6 +123,8 @@ def _score_run(args: Args, group: ranks.Ranks) -> None:
     rules, message = load_rules(runs, predictor.step, args.postprocess, args.rules)
     if group.rank == 0:
         print(message)
+        for line in format_findings(cases.warnings):
+            print(line)
     score_run(predictor, cases, rules, args.output, args.panel, group, args.workers)
 
 

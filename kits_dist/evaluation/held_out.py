@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kits_dist.data.store import Store
+from kits_dist.imaging.checks import INTENSITY, Finding
 from kits_dist.imaging.datasets import find_cases
 from kits_dist.utils.errors import InputError, MissingInput
+from kits_dist.utils.files import read_json
 from kits_dist.utils.text import listed
 
 if TYPE_CHECKING:
@@ -47,6 +49,15 @@ def held_out(predictor: Predictor, split: Split, store: str = "") -> tuple[Store
             "patients. Use split=test with the store that the run was trained on."
         )
     return opened, case_ids
+
+
+def intensity_warnings(store: Store, case_ids: list[str]) -> list[Finding]:
+    """Return what `prepare` recorded of cases that are not in HU: the store holds no more than levels of its window."""
+    records = {case_id: store.path / "axial" / case_id / "case.json" for case_id in case_ids}
+    findings = [
+        Finding(*finding) for path in records.values() if path.is_file() for finding in read_json(path)["findings"]
+    ]
+    return [finding for finding in findings if finding.kind in INTENSITY]
 
 
 def case_folders(folder: Path, key: str) -> dict[str, Path]:

@@ -14,13 +14,14 @@ import numpy as np
 from kits_dist.data.store import Case, Store, array_path
 from kits_dist.distributed.ranks import Ranks
 from kits_dist.evaluation.case_scores import Job, Reference, score_job
-from kits_dist.evaluation.held_out import Split, case_folders, held_out, select_cases
+from kits_dist.evaluation.held_out import Split, case_folders, held_out, intensity_warnings, select_cases
 from kits_dist.evaluation.metrics import CaseScore
 from kits_dist.evaluation.score_jobs import require_scores, score_jobs
 from kits_dist.evaluation.summary import summarize
 from kits_dist.evaluation.tables import print_summary, write_tables
 from kits_dist.figures.cases import draw_cases
 from kits_dist.figures.contours import PanelRow, contour_panel, save_png
+from kits_dist.imaging.checks import Finding
 from kits_dist.imaging.nifti import write_nifti
 from kits_dist.inference.measurements import measure_label_map
 from kits_dist.inference.postprocessing import Rules, clean
@@ -45,6 +46,7 @@ class RunCases(NamedTuple):
     truths: dict[str, Path]  # {case: label.npy of the store, or folder with segmentations/}
     reference: Reference
     with_poster: bool = False  # print the poster's measure, too
+    warnings: tuple[Finding, ...] = ()  # of cases that are not in HU
 
 
 def run_cases(
@@ -62,7 +64,7 @@ def run_cases(
         truths = {case_id: array_path(opened.path, "axial", case_id, "label") for case_id in case_ids}
     else:
         truths = select_cases(case_folders(Path(truth), "truth"), case_ids, Path(truth))
-    return RunCases(split, opened, truths, reference)
+    return RunCases(split, opened, truths, reference, warnings=tuple(intensity_warnings(opened, case_ids)))
 
 
 def score_run(
@@ -107,6 +109,8 @@ def score_run(
         "runs": [run.resolve().name for run in _runs(predictor)],
         "tuned": {"checkpoint": _checkpoint_choice(predictor)},
     }
+    if cases.warnings:
+        about["warnings"] = {finding.case_id: finding.message for finding in cases.warnings}
     if predictor.fusion:
         about["fusion"] = predictor.fusion
         about["tuned"]["fusion"] = "by Dice of the validation cases"

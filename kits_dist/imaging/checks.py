@@ -1,7 +1,8 @@
 """Check whether a case can be used for training: errors exclude it, warnings and notes are for a person to review.
 
 `check_case` is the only path from files to voxels. `audit` reports its findings and `prepare` stores its arrays, so
-both stop at the same problems with the same messages.
+both stop at the same problems with the same messages. What can be said of a CT without labels says `check_image`, to
+`predict` as well; `evaluate` repeats what `prepare` has recorded of the intensities of the cases that it scores.
 """
 
 import hashlib
@@ -20,6 +21,11 @@ from kits_dist.utils.errors import InputError
 from kits_dist.utils.text import listed
 
 AIR_HU = -300  # below fat, above lung
+# Median of what is no air in the middle of a scan: 3 to 66 HU in real scans and phantoms, fatty ones below, enhanced
+# ones above. A shift by 200 HU leaves this range.
+TISSUE_HU = (-130, 180)
+NEAR_AIR_HU = (-1070, -930)
+INTENSITY = ("offset", "range", "scale")  # kinds of remarks of `check_intensity`
 SEVERITIES = ("error", "warning", "note")
 Remark = tuple[str, str, str]  # severity, kind, message
 
@@ -74,13 +80,51 @@ def check_case(files: CaseFiles) -> CheckedCase:
         {name: count * voxel_ml for name, count in voxels.items()},
         voxels_sha256(image.array),
     )
-    remarks = [
-        *_check_grid(image),
-        *_check_hu(image.array, label.array, low, high),
-        *_check_labels(voxels),
-        *(("warning", kind, message) for kind, message in check_slice_order(image.array)),
-    ]
+    remarks = check_image(image)
+    if not {"offset", "scale"} & {kind for _, kind, _ in remarks}:  # the thresholds of the labels are in HU
+        remarks += _check_labeled_hu(image.array, label.array, low)
+    remarks += _check_labels(voxels)
     return CheckedCase(image, label, facts, [Finding(files.case_id, *remark) for remark in remarks])
+
+
+def check_image(image: Volume) -> list[Remark]:
+    """Return what is wrong or peculiar with a CT, without its labels: grid, intensities and order of slices."""
+    order = [("warning", kind, message) for kind, message in check_slice_order(image.array)]
+    return [*_check_grid(image), *check_intensity(image.array), *order]
+
+
+def check_intensity(image: np.ndarray) -> list[Remark]:
+    """Return at most one warning: that the voxels are not Hounsfield units, and how it shows.
+
+    image   (D, H, W)
+
+    Air is -1000 HU and soft tissue about 50, in any scan of a body. So 0..1, 0..255, an offset, another scale and MRI
+    show; a shift below 100 HU may not.
+    """
+    low, high = float(image.min()), float(image.max())
+    said = f"HU from {low:.6g} to {high:.6g}"
+    _, height, width = image.shape
+    middle = image[:, height // 4 : -(height // 4) or None, width // 4 : -(width // 4) or None]
+    tissue = middle[middle > -500]  # not lung
+    median = float(np.median(tissue)) if tissue.size else -np.inf
+    if 800 < median < 1350:  # soft tissue is near 1,074 in a scan stored with the usual offset
+        return [("warning", "offset", f"{said}: stored with an offset, likely +1024; subtract it")]
+    if low > -200 or high < 200:
+        return [("warning", "range", f"{said}: already clipped, or not Hounsfield units")]
+
+    where = "not Hounsfield units, or shifted or scaled"
+    if not TISSUE_HU[0] <= median <= TISSUE_HU[1]:
+        found = f"has a median of {median:.0f}" if tissue.size else "is nowhere in the middle of the scan"
+        return [("warning", "scale", f"{said}: soft tissue, about 50 HU, {found}: {where}")]
+    bright = np.count_nonzero(image > 700)
+    if bright > 0.1 * image.size:
+        return [("warning", "scale", f"{said}: {bright / image.size:.0%} is as bright as bone: {where}, or inverted")]
+    dark = np.count_nonzero(image < AIR_HU)
+    near = np.count_nonzero((image > NEAR_AIR_HU[0]) & (image < NEAR_AIR_HU[1]))
+    # lungs are lighter than air, padding around a round field of view is darker: a small share of air is enough
+    if dark > 0.05 * image.size and near < 0.03 * dark:
+        return [("warning", "scale", f"{said}: no air at -1000 HU, but {dark / image.size:.0%} is dark: {where}")]
+    return []
 
 
 def voxels_sha256(image: np.ndarray) -> str:
@@ -170,17 +214,8 @@ def _check_grid(image: Volume) -> Iterator[Remark]:
         yield "note", "axes", f"stored as {image.geometry.axis_codes}, read as {AXIS_CODES}"
 
 
-def _check_hu(image: np.ndarray, label: np.ndarray, low: float, high: float) -> Iterator[Remark]:
-    """Check that the image is CT in Hounsfield units and that the label covers an organ in it."""
-    _, height, width = image.shape
-    middle = image[:, height // 4 : -(height // 4) or None, width // 4 : -(width // 4) or None]
-    # Soft tissue is near 50 HU, so near 1,074 in a scan stored with the usual offset.
-    if low >= -200 and float(np.median(middle)) > 700:
-        yield "warning", "offset", f"HU from {low:.0f} to {high:.0f}: stored with an offset, likely +1024; subtract it"
-        return  # every other threshold is in HU
-    if low > -200 or high < 200:
-        yield "warning", "range", f"HU from {low:.0f} to {high:.0f}: already clipped, or not Hounsfield units"
-
+def _check_labeled_hu(image: np.ndarray, label: np.ndarray, low: float) -> Iterator[Remark]:
+    """Check that the label covers an organ in the image."""
     inside = image[label > 0]
     air, median = float((inside < AIR_HU).mean()), float(np.median(inside))
     if air > 0.5:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kits_dist.data.store import Case
+from kits_dist.imaging.checks import check_image
 from kits_dist.imaging.nifti import write_nifti
 from kits_dist.imaging.scans import Scan
 from kits_dist.inference.measurements import NOTE, measure_label_map
@@ -29,6 +30,7 @@ class LoadedScan(NamedTuple):
     scan: Scan
     levels: np.ndarray  # (D, H, W) uint8
     case: Case
+    warnings: list[str]  # what is peculiar with the CT, as `audit` says it
 
 
 class PredictedScan(NamedTuple):
@@ -38,6 +40,7 @@ class PredictedScan(NamedTuple):
     labels: np.ndarray  # (D, H, W) uint8
     probabilities: np.ndarray | None  # (R, D, H, W) uint8, in steps of 1/255
     case: Case
+    warnings: list[str]
 
 
 class Outcome(NamedTuple):
@@ -84,39 +87,42 @@ def predict_scans(
         except InputError as error:
             return error  # raised here, it would end the pipeline
         levels = predictor.levels_of(image)
-        return LoadedScan(scan, levels, predictor.case_of(levels, image))
+        warnings = [message for severity, _, message in check_image(image) if severity == "warning"]
+        return LoadedScan(scan, levels, predictor.case_of(levels, image), warnings)
 
     def predict(loaded: LoadedScan | InputError) -> PredictedScan | InputError:
         if isinstance(loaded, InputError):
             return loaded
-        scan, levels, case = loaded
+        scan, levels, case, warnings = loaded
         shares = np.empty((len(predictor.regions), *levels.shape), np.uint8) if probabilities else None
-        return PredictedScan(scan, predictor.predict_levels(levels, case, shares), shares, case)
+        return PredictedScan(scan, predictor.predict_levels(levels, case, shares), shares, case, warnings)
 
-    def write(predicted: PredictedScan | InputError) -> int | InputError:
+    def write(predicted: PredictedScan | InputError) -> tuple[int, list[str]] | InputError:
         if isinstance(predicted, InputError):
             return predicted
-        return write_scan(predicted, predictor, rules, output)
+        return write_scan(predicted, predictor, rules, output), predicted.warnings
 
     began = time.perf_counter()
     slices = 0
     failed = []
     with progress_bar("predict", "scan", total=len(scans)) as bar:
         for scan, result in run_pipeline(scans, read, predict, write):
-            if not isinstance(result, InputError):
-                slices += result
-            elif skip_unreadable:
+            if isinstance(result, InputError):
+                if not skip_unreadable:
+                    raise result
                 bar.write(f"error    {result}")
                 failed.append(scan.name)
             else:
-                raise result
+                count, warnings = result
+                slices += count
+                bar.write("".join(f"warning  {scan.name}: {message}\n" for message in warnings), end="")
             bar.update()
     return Outcome(slices, failed, predictor.network_s, time.perf_counter() - began)
 
 
 def write_scan(predicted: PredictedScan, predictor: Predictor, rules: Rules, output: Path) -> int:
     """Apply `rules` and write the files of one scan, the JSON last. Return the number of slices."""
-    scan, labels, probabilities, case = predicted
+    scan, labels, probabilities, case, warnings = predicted
     labels = clean(labels, case.spacing_mm, rules)
     write_nifti(output / f"{scan.name}.nii.gz", labels, case.geometry)
     if probabilities is not None:
@@ -128,6 +134,7 @@ def write_scan(predicted: PredictedScan, predictor: Predictor, rules: Rules, out
         "note": NOTE,
         "labels": f"{scan.name}.nii.gz",
         "findings": measure_label_map(labels, case.spacing_mm, predictor.regions, midline),
+        "warnings": warnings,
         "spacing_mm": [round(mm, 5) for mm in case.spacing_mm],
         "regions": list(predictor.regions),
         "runs": [member.run.resolve().name for member in predictor.members],

@@ -1,6 +1,7 @@
 """What `predict` writes and says, and the outputs it refuses."""
 
 import json
+import re
 import shutil
 
 import nibabel as nib
@@ -9,12 +10,13 @@ import pytest
 import torch
 
 from kits_dist import evaluate, predict
-from kits_dist.imaging.nifti import read_image, read_labels, same_grid
+from kits_dist.imaging.nifti import kits_geometry, read_image, read_labels, same_grid, write_nifti
 from kits_dist.inference import folder
 from kits_dist.inference.predictor import Predictor
 from kits_dist.labels import REGIONS, regions_to_labels
 from kits_dist.utils.errors import InputError, MissingInput
 from tests.conftest import write_case
+from tests.helpers.healthy_scan import HealthyScan
 from tests.helpers.runs import Ramp, export_run, predict_probabilities, untrained_run
 
 ALL = tuple(REGIONS)
@@ -54,6 +56,28 @@ def test_each_label_map_has_a_json_with_measurements(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "research use only" in said and "1 label maps in" in said and "time in the network: " in said
     assert str(tmp_path) not in json.dumps(about)
+
+
+def test_a_ct_that_is_not_in_hu_is_said_and_recorded(tmp_path, capsys):
+    """As audit says it; a healthy one between them has no warning."""
+    scan = HealthyScan()
+    changes = {"offset": lambda hu: hu + 1024, "plain": lambda hu: hu, "unit": lambda hu: np.clip(hu / 400, 0, 1)}
+    for name, change in changes.items():
+        write_nifti(tmp_path / "in" / f"{name}.nii.gz", change(scan.image.astype(np.float32)), scan.geometry)
+    main(untrained_run(tmp_path / "run", size_px="64x64"), tmp_path / "in", tmp_path / "out")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert [line.split()[1] for line in said] == ["offset:", "unit:"]
+    recorded = {name: json.loads((tmp_path / "out" / f"{name}.json").read_text())["warnings"] for name in changes}
+    assert recorded["plain"] == [] and [f"warning  unit: {text}" for text in recorded["unit"]] == said[1:]
+    assert re.fullmatch(r"HU from \S+ to \S+: stored with an offset, likely \+1024; subtract it", *recorded["offset"])
+
+
+def test_scans_that_do_not_continue_are_said(tmp_path, capsys):
+    """Not of intensities alone: two scans in one file, too."""
+    scan = HealthyScan()
+    write_nifti(tmp_path / "a.nii.gz", np.concatenate([scan.image, scan.image]), kits_geometry((20, 40, 48), (3, 1, 1)))
+    main(untrained_run(tmp_path / "run", size_px="64x64"), tmp_path / "a.nii.gz", tmp_path / "out")
+    assert "warning  a: slices 10..19 repeat 0..9, voxel by voxel" in capsys.readouterr().out
 
 
 def test_files_of_the_same_name_are_replaced_and_others_kept(tmp_path):

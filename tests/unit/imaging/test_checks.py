@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from kits_dist.imaging.checks import Finding, check_case, format_findings
-from kits_dist.imaging.nifti import Geometry, kits_geometry
+from kits_dist.imaging.checks import Finding, check_case, check_image, check_intensity, format_findings
+from kits_dist.imaging.nifti import Geometry, kits_geometry, read_image
 from tests.helpers.healthy_scan import SHAPE, SPACING, HealthyScan
 
 
@@ -79,6 +79,59 @@ def test_each_problem_is_reported(tmp_path, damage, severity, words):
     damage(scan)
     found = check_case(scan.write(tmp_path, "case_00001")).findings
     assert [f for f in found if f.severity == severity and re.search(words, f.message)], found
+
+
+def inside(hu):
+    """The body alone, with a little gas, whose edges are lighter than air."""
+    body = hu[:, 10:33, 12:36].copy()
+    body[:, 8, 8:12] = -850
+    return body
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda hu: hu, None),
+        (inside, None),
+        (lambda hu: inside(hu) + 200, "scale"),
+        (lambda hu: inside(hu) - 200, "scale"),
+        (lambda hu: hu[:, 3:37], None),  # a narrow field of view holds little air
+        (lambda hu: np.where(np.indices(hu.shape)[1] < 4, -2048, hu), None),  # padding around a round one
+        (lambda hu: np.where(hu < -500, -850, hu)[:, 2:-2], "scale"),  # the lightest voxels are those of a lung
+        (lambda hu: hu + 1024, "offset"),
+        (lambda hu: np.maximum(hu + 1024, 0), "offset"),
+        (lambda hu: hu + 4096, "range"),
+        (lambda hu: hu + 200, "scale"),
+        (lambda hu: hu - 200, "scale"),
+        (lambda hu: hu - 1024, "range"),  # the intercept was added twice
+        (lambda hu: np.where(hu == hu.max(), 3000, hu) - 1024, "scale"),  # and metal is still bright
+        (lambda hu: hu + 100, "scale"),
+        (lambda hu: hu * 2, "scale"),
+        (lambda hu: hu * 0.5, "scale"),
+        (lambda hu: hu * 10, "scale"),
+        (lambda hu: -hu, "scale"),
+        (lambda hu: hu / 1000, "range"),
+        (lambda hu: np.clip((hu + 160) / 400, 0, 1), "range"),
+        (lambda hu: np.clip(hu + 200, 0, 400), "range"),
+        (lambda hu: (hu - hu.mean()) / hu.std(), "range"),
+        (lambda hu: hu.astype(np.uint16).astype(np.float32), "range"),  # wrapped around
+        (lambda hu: np.clip(hu, -500, 500), "scale"),
+        (lambda hu: np.zeros_like(hu), "range"),
+    ],
+)
+def test_what_is_not_hu_is_said_once(change, kind):
+    hu = HealthyScan().image.astype(np.float32)
+    found = check_intensity(change(hu))
+    assert [(severity, name) for severity, name, _ in found] == ([("warning", kind)] if kind else [])
+
+
+def test_audit_and_predict_judge_a_ct_alike(tmp_path):
+    scan = HealthyScan()
+    scan.image = scan.image + 1024
+    case = scan.write(tmp_path, "case_00001")
+    remarks = check_image(read_image(case.image))
+    assert [kind for _, kind, _ in remarks] == ["offset"]
+    assert check_case(case).findings == [Finding("case_00001", *remark) for remark in remarks]
 
 
 def test_findings_are_shortened_for_a_terminal_and_the_worst_come_first():
