@@ -24,6 +24,7 @@ ORDER = {
     "end_to_end": [],
     "epoch": [],
     "scaling": [],
+    "startup": [],
     "prepare": [],
     "predict": [],
     "evaluate": [],

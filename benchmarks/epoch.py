@@ -22,10 +22,11 @@ from benchmarks.lib.harness import MIN_WINDOWS, drain, settle
 from benchmarks.lib.lines import Baseline, Recorder, median, no_ceiling, rounds
 from benchmarks.lib.stores import dataset_of, described, open_store, plain
 from benchmarks.lib.training import Setup, Training, build_ours
-from kits_dist import cli, train
+from kits_dist import cli
 from kits_dist.config import Config, DataConfig, OptimConfig, PrecisionName, TrainConfig
 from kits_dist.distributed.preemption import StopRequest
 from kits_dist.distributed.runtime import start
+from kits_dist.training import loop
 from kits_dist.utils.errors import InputError, Preempted
 
 SKIPPED = 1  # epochs at the start: memory, kernels, caches
@@ -65,7 +66,7 @@ def main(args: Args) -> None:
         turns = Turns(build_ours(setup), len(dataset.rows), setup, args.windows)
         Path(config.run).mkdir()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Preempted):
-            train.train(config, turns)
+            loop.train(config, turns)
         common = {"device": setup.device.type, "precision": runtime.precision.mode, "model": plain(config.model)}
         common |= {**plain(config.data), "train": plain(config.train), "log": plain(config.log)}
         common |= described(store, dataset)

@@ -22,10 +22,10 @@ from benchmarks.lib.harness import Candidate, interleave, pick_device
 from benchmarks.lib.lines import Baseline, Recorder, median, no_ceiling
 from benchmarks.lib.stores import make_store, plain
 from kits_dist import cli
-from kits_dist.config import Config, DataConfig, PrecisionName
+from kits_dist.config import Config, DataConfig, PrecisionName, Tta
 from kits_dist.imaging.nifti import Volume, read_image, write_nifti
 from kits_dist.inference.predictor import Predictor
-from kits_dist.inference.region_models import RunModel, Tta
+from kits_dist.inference.region_models import RunModel
 from kits_dist.models import build_model
 from kits_dist.training.run_folder import export_best
 

@@ -18,6 +18,7 @@ from kits_dist.utils.errors import InputError
 
 # auto: half precision where the hardware has it, else fp32
 PrecisionName = Literal["auto", "fp32", "tf32", "fp16", "bf16"]
+Tta = Literal["none", "flip"]  # test-time augmentation
 
 
 def _require(condition: bool, message: str) -> None:

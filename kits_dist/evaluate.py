@@ -22,6 +22,7 @@ from kits_dist.evaluation.score_folder import Truth, score_folder, score_raters
 from kits_dist.evaluation.score_run import run_cases, score_run
 from kits_dist.imaging.checks import format_findings
 from kits_dist.inference.postprocessing import load_rules
+from kits_dist.inference.run_folders import run_folders
 from kits_dist.labels import REGIONS
 from kits_dist.utils.errors import InputError
 
@@ -111,6 +112,8 @@ def main(args: Args) -> None:
 
 
 def _score_run(args: Args, group: ranks.Ranks) -> None:
+    run_folders(args.run)
+
     from kits_dist.inference.predictor import Predictor  # torch takes seconds to import; processes that score need none
 
     group.take_device()

@@ -7,6 +7,7 @@ one for each network and region: those on a grid of `step` with the highest mean
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,11 +15,13 @@ from kits_dist import cli
 from kits_dist.cli import MISSING
 from kits_dist.evaluation.held_out import held_out
 from kits_dist.evaluation.weight_search import fused_dice, num_combinations, predict_logits, search_weights
-from kits_dist.inference.ensemble import describe_members
-from kits_dist.inference.predictor import Predictor
-from kits_dist.inference.region_models import PlaneModel
+from kits_dist.inference.run_folders import run_folders
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from kits_dist.inference.predictor import Predictor
+    from kits_dist.inference.region_models import PlaneModel
 
 MAX_COMBINATIONS = 20_000  # of weights
 
@@ -47,7 +50,12 @@ def main(args: Args) -> None:
     """Predict the validation cases with every network, and write the best weights of each region."""
     if Path(args.output).is_dir():
         raise InputError(f"output={args.output} is a folder. Name the file, as {args.output}/fusion.json")
+    run_folders(args.run)
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+
+    from kits_dist.inference.ensemble import describe_members  # torch takes seconds: wrong arguments are answered first
+    from kits_dist.inference.predictor import Predictor
+
     predictor = Predictor(args.run, args.batch_size)
     members = _members(predictor, args)
     store, case_ids = held_out(predictor, "val", args.store)
@@ -79,7 +87,7 @@ def main(args: Args) -> None:
     print(f"data: {store.meta['data']}, {len(case_ids)} validation cases; use it with fusion={args.output}")
 
 
-def _members(predictor: Predictor, args: Args) -> list[PlaneModel]:
+def _members(predictor: "Predictor", args: Args) -> list["PlaneModel"]:
     """Return each run along each of its planes. Raises InputError for networks that cannot be fused."""
     first, *others = predictor.members
     members = [plane for run in predictor.members for plane in run.plane_models()]

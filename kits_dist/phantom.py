@@ -11,14 +11,6 @@ from pathlib import Path
 
 from kits_dist import cli
 from kits_dist.cli import MISSING
-from kits_dist.synthetic.dataset import (
-    claim_folder,
-    find_annotations,
-    find_donors,
-    write_painted,
-    write_phantom,
-    write_variant,
-)
 from kits_dist.utils.errors import InputError
 from kits_dist.utils.parallel import run_all
 
@@ -64,6 +56,8 @@ class Args:
 
 def main(args: Args) -> None:
     """Write phantoms, or annotations with a CT painted around them and their variants."""
+    from kits_dist.synthetic.dataset import claim_folder, write_phantom  # SciPy takes half a second to import
+
     output = Path(args.output)
     if args.labels:
         _paint(args, output)
@@ -76,6 +70,8 @@ def main(args: Args) -> None:
 
 
 def _paint(args: Args, output: Path) -> None:
+    from kits_dist.synthetic.dataset import claim_folder, find_annotations, find_donors, write_painted, write_variant
+
     cases = find_annotations(args.labels, args.cases)
     donors = find_donors(cases, args.labels, args.workers) if args.augment else {}
     claim_folder(output, _mark("painted", args) | ({"augment": args.augment} if args.augment else {}))

@@ -8,18 +8,21 @@ are spread over the processes. Research use only, not a medical device.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kits_dist import cli
 from kits_dist.cli import MISSING
-from kits_dist.config import PrecisionName
+from kits_dist.config import PrecisionName, Tta
 from kits_dist.distributed.ranks import joined
 from kits_dist.imaging.scans import find_scans
 from kits_dist.inference.folder import Outcome, check_output, predict_scans
 from kits_dist.inference.postprocessing import load_rules
-from kits_dist.inference.predictor import Predictor
-from kits_dist.inference.region_models import Tta
+from kits_dist.inference.run_folders import run_folders
 from kits_dist.utils import files
 from kits_dist.utils.errors import JobFailed
+
+if TYPE_CHECKING:
+    from kits_dist.inference.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,10 @@ def main(args: Args) -> None:
     with joined() as group:
         scans, notes = find_scans(Path(args.input), output)
         check_output(Path(args.input), output, scans, args.probabilities)
+        run_folders(args.run)
+
+        from kits_dist.inference.predictor import Predictor  # torch takes seconds: wrong arguments are answered first
+
         group.take_device()
         predictor = Predictor(
             args.run, args.batch_size, args.tta, args.fusion, precision=args.precision, compiled=args.compile
@@ -81,7 +88,7 @@ def main(args: Args) -> None:
         _conclude(output, len(scans), outcomes)
 
 
-def _tta_notes(predictor: Predictor) -> list[str]:
+def _tta_notes(predictor: "Predictor") -> list[str]:
     if predictor.tta != "flip":
         return []
     notes = [

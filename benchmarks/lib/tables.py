@@ -21,6 +21,7 @@ QUESTIONS = {  # a benchmark, and what it measures
     "prepare": "CT files to a slice store",
     "predict": "segmenting a volume, file to file",
     "evaluate": "scoring a volume",
+    "startup": "seconds until a program answers",
     "time_to_dice": "training to a validation Dice",
     "phantom_dice": "test Dice of a short training",
 }

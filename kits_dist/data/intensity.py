@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 
 class Window(NamedTuple):
@@ -57,6 +56,8 @@ def body_box(levels: np.ndarray) -> Box:
     A pixel belongs to the body where at least a tenth of the slices show soft tissue. Taking the largest connected
     component leaves out the table and the arms.
     """
+    from scipy import ndimage  # half a second to import, and a store opens without it
+
     occupied = (levels > 0).mean(axis=0) >= 0.1
     numbers, count = ndimage.label(occupied)  # pyright: ignore[reportGeneralTypeIssues]  SciPy's stubs: int or tuple
     if not count:

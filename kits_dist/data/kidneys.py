@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 from kits_dist.labels import CYST, TUMOR
 from kits_dist.utils.components import Box3, bounding_box, connected_components
@@ -43,6 +42,8 @@ def find_kidneys(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> 
     Large components near one another are one kidney, which also takes in the small components near it. Small components
     elsewhere are dropped.
     """
+    from scipy import ndimage  # half a second to import, and a store opens without it
+
     corner = bounding_box(labels)
     numbers, sizes = connected_components(labels[corner] > 0)
     if not len(sizes):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from kits_dist.evaluation.held_out import Split, held_out
 from kits_dist.evaluation.metrics import mean_dice, volume_counts
 from kits_dist.imaging.nifti import read_labels
 from kits_dist.inference.postprocessing import Rules, candidates, clean
-from kits_dist.inference.predictor import Predictor
 from kits_dist.labels import REGIONS
 from kits_dist.utils import files
 from kits_dist.utils.components import bounding_box
@@ -20,12 +19,15 @@ from kits_dist.utils.errors import InputError
 from kits_dist.utils.parallel import progress_bar
 from kits_dist.utils.text import listed
 
+if TYPE_CHECKING:
+    from kits_dist.inference.predictor import Predictor
+
 
 class HeldOutRun(NamedTuple):
     """A run and cases that it was not trained on."""
 
     run: Path
-    predictor: Predictor
+    predictor: "Predictor"
     store: Store
     case_ids: list[str]
 
@@ -56,6 +58,8 @@ def open_runs(runs: list[Path], batch_size: int, store: str = "") -> list[HeldOu
     Raises InputError for a phase 2, or runs whose cases have no common mean: other regions, another store, a case
     that two of them validate.
     """
+    from kits_dist.inference.predictor import Predictor  # torch takes seconds to import
+
     opened = []
     for run in runs:
         predictor = Predictor(str(run), batch_size, annotated=True)
@@ -146,7 +150,7 @@ def _predictions(held: HeldOutRun, split: Split) -> Iterator[np.ndarray]:
         yield held.predictor.predict_levels(store.image(row), store.cases[row])
 
 
-def _is_reusable(folder: Path, predictor: Predictor, store: Store) -> bool:
+def _is_reusable(folder: Path, predictor: "Predictor", store: Store) -> bool:
     """Return whether evaluate wrote plain predictions of these weights and this store."""
     try:
         summary = files.read_json(folder / "summary.json")

@@ -10,7 +10,6 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial import KDTree
 
 PERCENT = 95
 
@@ -126,6 +125,8 @@ def nearest_mm(of: Surface, to: Surface, spacing_mm: tuple[float, float, float])
     mm = np.zeros(len(of.corners))
     apart = np.flatnonzero(~_contained(of.corners, to.corners))  # half of a fair prediction's surface lies on the truth
     if len(apart):
+        from scipy.spatial import KDTree  # takes longer to import than a program takes to refuse an argument
+
         there = of.corners[apart]
         # each point is queried once, so balancing and compacting the tree would cost more than they save
         tree = KDTree(to.corners * spacing_mm, balanced_tree=False, compact_nodes=False)

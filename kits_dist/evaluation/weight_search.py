@@ -3,16 +3,17 @@
 import itertools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from kits_dist.data.store import Store
 from kits_dist.evaluation.metrics import mean_dice
-from kits_dist.inference.ensemble import WeightedLogitEnsemble
-from kits_dist.inference.region_models import PlaneModel, predict_volume
 from kits_dist.labels import REGIONS
 from kits_dist.utils.parallel import progress_bar
+
+if TYPE_CHECKING:
+    from kits_dist.inference.region_models import PlaneModel
 
 
 class RegionLogits(NamedTuple):
@@ -26,8 +27,11 @@ class RegionLogits(NamedTuple):
     missed: int  # true voxels that no network calls inside
 
 
-def predict_logits(members: list[PlaneModel], store: Store, case_ids: list[str]) -> Iterator[list[RegionLogits]]:
+def predict_logits(members: list["PlaneModel"], store: Store, case_ids: list[str]) -> Iterator[list[RegionLogits]]:
     """Predict cases with every network; yield the regions of each case."""
+    from kits_dist.inference.ensemble import WeightedLogitEnsemble  # torch takes seconds to import
+    from kits_dist.inference.region_models import predict_volume
+
     clip = WeightedLogitEnsemble.CLIP
     for case_id in progress_bar("predict val", "case", items=case_ids):
         row = store.row[case_id]

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
-from scipy import ndimage
 
 from kits_dist.labels import COLORS, LABEL_COLORS, REGIONS
 
@@ -153,6 +152,8 @@ def draw_contours(
     picture = np.repeat(gray[..., None], 3, axis=2)
 
     if labels is not None:
+        from scipy import ndimage  # half a second to import
+
         for name, members in REGIONS.items():
             if name == "mass" and not (labels == REGIONS["mass"][1]).any():
                 continue  # without a cyst, mass and tumor have the same outline

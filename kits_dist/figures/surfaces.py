@@ -4,7 +4,6 @@ import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 from kits_dist.labels import LABEL_COLORS, LABELS
 from kits_dist.utils.components import bounding_box
@@ -93,6 +92,8 @@ def _surface(mask: np.ndarray, spacing_mm: tuple[float, float, float], camera: C
     """Cast rays at one mask: (side_px, side_px) depth in pixels, infinite without a hit, and brightness 0..1."""
     depth = np.full((camera.side_px, camera.side_px), np.inf)
     brightness = np.zeros(depth.shape, np.float32)
+    from scipy import ndimage  # half a second to import
+
     box = bounding_box(mask)
     if not mask[box].size:
         return depth, brightness

@@ -6,7 +6,7 @@ NAME_REGION.nii.gz the probabilities of a region.
 
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,12 +16,14 @@ from kits_dist.imaging.nifti import write_nifti
 from kits_dist.imaging.scans import Scan
 from kits_dist.inference.measurements import NOTE, measure_label_map
 from kits_dist.inference.postprocessing import Rules, clean
-from kits_dist.inference.predictor import Predictor
 from kits_dist.labels import REGIONS
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
 from kits_dist.utils.parallel import progress_bar
 from kits_dist.utils.pipeline import run_pipeline
+
+if TYPE_CHECKING:
+    from kits_dist.inference.predictor import Predictor
 
 
 class LoadedScan(NamedTuple):
@@ -74,7 +76,7 @@ def check_output(source: Path, output: Path, scans: list[Scan], probabilities: b
 
 
 def predict_scans(
-    scans: list[Scan], predictor: Predictor, rules: Rules, output: Path, probabilities: bool, skip_unreadable: bool
+    scans: list[Scan], predictor: "Predictor", rules: Rules, output: Path, probabilities: bool, skip_unreadable: bool
 ) -> Outcome:
     """Predict `scans` and write their files to `output`, with bounded memory however many there are.
 
@@ -120,7 +122,7 @@ def predict_scans(
     return Outcome(slices, failed, predictor.network_s, time.perf_counter() - began)
 
 
-def write_scan(predicted: PredictedScan, predictor: Predictor, rules: Rules, output: Path) -> int:
+def write_scan(predicted: PredictedScan, predictor: "Predictor", rules: Rules, output: Path) -> int:
     """Apply `rules` and write the files of one scan, the JSON last. Return the number of slices."""
     scan, labels, probabilities, case, warnings = predicted
     labels = clean(labels, case.spacing_mm, rules)

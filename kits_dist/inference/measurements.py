@@ -1,8 +1,6 @@
 """Measure a label map: volumes in ml, number and size of tumors. Research use only, not a medical device."""
 
 import numpy as np
-from scipy.spatial import ConvexHull
-from scipy.spatial.distance import pdist
 
 from kits_dist.labels import BACKGROUND, KIDNEY, REGIONS, TUMOR
 from kits_dist.utils.components import bounding_box, connected_components
@@ -64,6 +62,9 @@ def diameter_mm(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> flo
     Surface points are the centers of voxel faces, which are the vertices of marching cubes on a binary mask, as in
     Maximum3DDiameter of pyradiomics. The two points farthest apart are corners of the convex hull.
     """
+    from scipy.spatial import ConvexHull  # takes longer to import than a program takes to refuse an argument
+    from scipy.spatial.distance import pdist
+
     d, h = np.nonzero(mask.any(axis=2))
     if not len(d):
         return 0.0

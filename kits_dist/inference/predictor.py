@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kits_dist.config import PrecisionName
+from kits_dist.config import PrecisionName, Tta
 from kits_dist.data.intensity import body_box
 from kits_dist.data.store import PLANES, Case
 from kits_dist.imaging.nifti import Volume
@@ -16,14 +16,13 @@ from kits_dist.inference.region_models import (
     RegionModel,
     RunModel,
     SliceProbabilities,
-    Tta,
     predict_volume,
     split_volume,
 )
+from kits_dist.inference.run_folders import run_folders
 from kits_dist.labels import regions_to_labels
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
-from kits_dist.utils.text import parse_folders
 
 
 class CascadeStage(NamedTuple):
@@ -59,11 +58,7 @@ class Predictor:
         """
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1.")
-        folders = parse_folders(str(run), "run")
-        if len({folder.resolve() for folder in folders}) < len(folders):
-            raise InputError(f"run={run} names a run twice; it would count twice. Name each once.")
-
-        self.members = [RunModel(folder, batch_size, tta, precision, compiled) for folder in folders]
+        self.members = [RunModel(folder, batch_size, tta, precision, compiled) for folder in run_folders(str(run))]
         self.model = _combine(self.members, fusion, annotated)
         self.regions = self.model.regions
         self.tta = tta

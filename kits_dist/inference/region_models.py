@@ -6,14 +6,14 @@ and cascades (`cascade.py`) combine several. All are a `RegionModel`, as is anyt
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kits_dist import cli
-from kits_dist.config import Config, PrecisionName
+from kits_dist.config import Config, PrecisionName, Tta
 from kits_dist.data import augment_params
 from kits_dist.data.intensity import Window
 from kits_dist.data.slice_cache import slab_of
@@ -25,8 +25,6 @@ from kits_dist.models import weights as model_weights
 from kits_dist.models.probabilities import region_probabilities
 from kits_dist.utils.components import Box3
 from kits_dist.utils.errors import InputError
-
-Tta = Literal["none", "flip"]  # test-time augmentation
 
 
 class SliceProbabilities(NamedTuple):

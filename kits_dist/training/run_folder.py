@@ -1,7 +1,6 @@
 """The folder of one run: what it holds, where the run stands, and that no other run is ever mixed into it."""
 
 import copy
-import json
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -9,26 +8,16 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from kits_dist import cli
 from kits_dist.config import Config, as_plain, save_config
 from kits_dist.data.store import Store
-from kits_dist.distributed import launcher
 from kits_dist.models import weights
 from kits_dist.training import checkpoint
 from kits_dist.training.progress import Progress
+from kits_dist.training.run_check import check_run, read_description
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
 
 REQUEUE = "requeue"  # file left by a run that was asked to stop
-
-# Keys that may differ when a run is resumed: where things are stored, how fast training goes, how long it takes.
-_MAY_CHANGE = {
-    "data": {"store", "threads", "prefetch", "batch_size", "backend", "residency"},
-    "augment": set(),
-    "model": {"encoder_weights"},
-    "optim": {"lr", "scale_lr", "weight_decay", "epochs", "patience", "accumulate", "schedule"}
-    | {"warmup_steps", "clip_norm"},
-}
 
 
 class OpenedRun(NamedTuple):
@@ -42,30 +31,14 @@ class OpenedRun(NamedTuple):
 def open_run(config: Config, store: Store) -> OpenedRun:
     """Return where the run of `config` stands. Reads only.
 
-    Raises InputError for a folder that holds a run when resume=none, that was made with another configuration or store,
-    or none of whose checkpoints can be used: starting over there would lose what may be repairable.
+    Raises InputError for a folder that `check_run` refuses, and for a run none of whose checkpoints can be used:
+    starting over there would lose what may be repairable.
     """
-    launcher.refuse_restarts_without_resume(config.resume)
     run = Path(config.run)
-    saved_config = run / "config.yaml"
-    if (run / "store.json").exists():
-        raise InputError(f"run={run} is a slice store. Name another folder.")
-    if not saved_config.exists():
-        found = [name for name in ("checkpoint", "log.jsonl", "model.safetensors") if (run / name).exists()]
-        if found:
-            raise InputError(
-                f"run={run} holds {found[0]} but no config.yaml, so its run is not known. Name another folder."
-            )
+    if not check_run(config, store):
         return OpenedRun(Progress(), None, ["nothing to resume, a new run"] if config.resume == "auto" else [])
-    if config.resume == "none":
-        raise InputError(f"run={run} already holds a run. Continue it with resume=auto, or name another folder.")
-    changed = _changes(as_plain(cli.load(Config, [f"config={saved_config}"])), as_plain(config))
-    if changed:
-        raise InputError(f"run={run} was made with another configuration ({'; '.join(changed)}). Name another folder.")
-    description = _read_description(run)
-    _refuse_other_store(config, store, description["store_sha256"])
 
-    found, refused = checkpoint.find(run / "checkpoint", description["run"])
+    found, refused = checkpoint.find(run / "checkpoint", read_description(run)["run"])
     if refused and not found:
         raise InputError(
             f"run={run}: none of its {len(refused)} checkpoints can be used ({refused[0]}) Repair or move away "
@@ -79,16 +52,6 @@ def open_run(config: Config, store: Store) -> OpenedRun:
         return OpenedRun(Progress(**found.state["progress"]), found, notes)
     except (TypeError, KeyError) as error:
         raise InputError(f"{found.folder} was written by another version of kits_dist ({error}).") from error
-
-
-def _refuse_other_store(config: Config, store: Store, trained_on: str | None) -> None:
-    """trained_on: fingerprint of the store when the run started; None before it was written."""
-    has_checkpoints = (Path(config.run) / "checkpoint").exists()
-    if (trained_on is None and has_checkpoints) or trained_on not in (None, store.fingerprint()):
-        raise InputError(
-            f"data.store={config.data.store} is not the store that run={config.run} was trained on: its cases, window "
-            f"or splits differ, and test cases could be trained on. Use that store, or name another run folder."
-        )
 
 
 def settings_to_agree_on(
@@ -128,7 +91,7 @@ def write_description(config: Config, store: Store, environment: dict) -> str:
     Returns the run's name, which is stored in its checkpoints, so that those of another run are not taken for its own.
     """
     run = Path(config.run)
-    name = _read_description(run)["run"] or uuid.uuid4().hex
+    name = read_description(run)["run"] or uuid.uuid4().hex
     (run / REQUEUE).unlink(missing_ok=True)
     save_config(_with_absolute_store(config), run / "config.yaml")
     files.write_json(
@@ -181,29 +144,3 @@ def repair(config: Config, store: Store, name: str, found: checkpoint.Checkpoint
         best_model = copy.deepcopy(model)
         checkpoint.restore_weights(best, best_model, averaged=config.optim.ema > 0)
         export_best(config, store, best.state["progress"]["step"], best_model.state_dict())
-
-
-def _read_description(run: Path) -> dict:
-    """Return environment.json; empty `run` and `store_sha256` before it is written. Raises InputError if damaged."""
-    path = run / "environment.json"
-    try:
-        about = json.loads(path.read_text())
-        return {"run": "", **about, "store_sha256": about["store_sha256"]}
-    except FileNotFoundError:
-        return {"run": "", "store_sha256": None}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}): the store that the run was trained on is not known. Name another folder."
-        ) from error
-
-
-def _changes(before: dict, now: dict) -> list[str]:
-    changed = [
-        f"{group}.{key}: {before[group][key]} there, {value} asked"
-        for group, may_change in _MAY_CHANGE.items()
-        for key, value in now[group].items()
-        if key not in may_change and before[group][key] != value
-    ]
-    if before["seed"] != now["seed"]:
-        changed.append(f"seed: {before['seed']} there, {now['seed']} asked")
-    return changed

@@ -10,20 +10,22 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
-from accelerate import Accelerator
 
 from kits_dist.config import Config, as_plain
 from kits_dist.utils import files
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Tracker:
     """Scalars by optimizer step, in RUN/tensorboard and in RUN/log.jsonl with one JSON object per line."""
 
-    def __init__(self, accelerator: Accelerator, run: Path, step: int = 0):
+    def __init__(self, accelerator: "Accelerator", run: Path, step: int = 0):
         """step: where the run starts or resumes. What was logged after it will be logged again, so it is dropped."""
         # "tensorboard" is also the name of the folder below the run
         accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step + 1}})

@@ -105,7 +105,7 @@ def test_one_command_runs_them_tiny_as_processes(tmp_path):
 
     Peers that are not installed have lines that say so.
     """
-    there = ["model", "end_to_end", "epoch", "scaling", "prepare", "time_to_dice"]
+    there = ["model", "end_to_end", "epoch", "scaling", "startup", "prepare", "time_to_dice"]
     command = [sys.executable, "-m", "benchmarks.all", f"out={tmp_path}", "quick=true", f"only=[{','.join(there)}]"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -127,6 +127,7 @@ def test_one_command_runs_them_tiny_as_processes(tmp_path):
     assert weak.ceiling.name == "2 times one process" and weak.config["processes"] == 2
     assert found["scaling"]["strong_2"].config["batch_size"] == weak.config["batch_size"] // 2
     assert -1 < weak.config["communication_share"] < 1
+    assert found["startup"]["train help"].value > 0
     assert found["prepare"]["prepare"].ratio > 0
     ours = found["time_to_dice"]["kits_dist"]
     assert ours.value > 0 and ours.config["curves"][0][-1][0] == pytest.approx(ours.value, rel=1e-3)

@@ -6,6 +6,7 @@ import torch
 from kits_dist import cli, phantom, predict, train
 from kits_dist.config import Config
 from kits_dist.distributed import gpu_memory
+from kits_dist.training import loop
 from kits_dist.utils.errors import JobFailed
 from tests.helpers.small_run import SMALL
 
@@ -61,7 +62,7 @@ def test_a_training_gives_the_same_advice_whoever_found_no_memory(store, tmp_pat
     def full(*_):
         raise error
 
-    monkeypatch.setattr(train, "train", full)
+    monkeypatch.setattr(loop, "train", full)
     line = gpu_memory.out_of_memory(error)
     with pytest.raises(JobFailed) as caught:
         train.main(cli.load(Config, [f"data.store={store.path}", f"run={tmp_path / 'run'}", *SMALL]))
@@ -72,7 +73,7 @@ def test_a_training_passes_other_errors_on(store, tmp_path, monkeypatch):
     def full(*_):
         raise MemoryError("of the host")
 
-    monkeypatch.setattr(train, "train", full)
+    monkeypatch.setattr(loop, "train", full)
     with pytest.raises(MemoryError, match="of the host"):
         train.main(cli.load(Config, [f"data.store={store.path}", f"run={tmp_path / 'run'}", *SMALL]))
 

@@ -14,7 +14,7 @@ from torch import nn
 from kits_dist import cli, train
 from kits_dist.config import Config
 from kits_dist.models import weights
-from kits_dist.training import checkpoint, epoch_end, run_folder
+from kits_dist.training import checkpoint, epoch_end, loop, run_folder
 from kits_dist.training.checkpoint_writer import CheckpointWriter
 from kits_dist.training.ema import AveragedModel
 from kits_dist.training.nan_guard import NonFiniteGuard
@@ -197,14 +197,14 @@ def test_a_run_that_was_asked_to_stop_is_requeued_once_it_is_saved(store, tmp_pa
 
     monkeypatch.setattr(files, "write_bytes", observed)
     with pytest.raises(Preempted, match="saved at step 3"):
-        train.train(config(store, tmp_path), StopAfter(3))
+        loop.train(config(store, tmp_path), StopAfter(3))
     assert found == ["last"] and (tmp_path / "requeue").exists()
 
 
 def test_a_run_whose_last_checkpoint_cannot_be_written_is_not_requeued(store, tmp_path, monkeypatch):
     full_at(monkeypatch, 1)
     with pytest.raises(OSError, match="No space left on device"):
-        train.train(config(store, tmp_path), StopAfter(3))
+        loop.train(config(store, tmp_path), StopAfter(3))
     assert not (tmp_path / "requeue").exists()
 
 
