@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from kits_dist.imaging.nifti import by_name, is_nifti, nifti_files, stem
 from kits_dist.labels import CYST, KIDNEY, LABELS, TUMOR
@@ -29,6 +29,10 @@ _AGGREGATED: dict[LabelChoice, str] = {
 _CASE_FOLDERS = (".", "data", "dataset", "kits21/data")
 _NNUNET = "nnU-Net raw"
 _VARIANT_OF = "-variant-"
+# what a folder of cases may hold that needs no word
+_KITS_NAMES = {"imaging", "segmentations", "instances", "raw", VARIANT_RECORD}
+_BESIDE_CASES = {MARKER, PATIENTS, "kits.json", "audit.json", "audit.png", "LICENSE", "README.md"}
+_NNUNET_NAMES = {"imagesTr", "labelsTr", "imagesTs", "labelsTs", "dataset.json", *_BESIDE_CASES}
 _CHANNEL = re.compile(r"(.*)_(\d{4})")  # nnU-Net's NAME_0000
 # Words in the label names of a dataset.json, the most specific first: a kidney tumor is a tumor.
 _WORDS = {"tumo": TUMOR, "lesion": TUMOR, "cancer": TUMOR, "mass": TUMOR, "cyst": CYST, "kidney": KIDNEY}
@@ -78,6 +82,7 @@ def find_all_cases(source: str, labels: LabelChoice = "majority") -> CaseList:
     cases: dict[str, CaseFiles] = {}
     notes: list[str] = []
     for folder, found in lists.items():
+        notes += found.notes
         again = [case.case_id for case in found.cases if case.case_id in cases]
         cases |= {case.case_id: case for case in found.cases if case.case_id not in cases}
         if again:
@@ -91,10 +96,10 @@ def find_all_cases(source: str, labels: LabelChoice = "majority") -> CaseList:
 
 
 def find_cases(folder: Path, labels: LabelChoice = "majority") -> CaseList:
-    """Detect the layout below `folder` and list its cases by id.
+    """Detect the layout below `folder` and list its cases by id; `notes` name what else lies there.
 
     Raises MissingInput when the folder is not there, InputError when it holds none of the layouts (and says what was
-    looked for), has no such labels, or has one case twice.
+    looked for), has no such labels, has one case twice, or images of several channels.
     """
     if not folder.is_dir():
         raise MissingInput(f"source={folder}: no such folder.")
@@ -107,14 +112,16 @@ def find_cases(folder: Path, labels: LabelChoice = "majority") -> CaseList:
             f"labels={labels}: {folder} is {layout}; only KiTS21 has {_AGGREGATED[labels]}. Leave labels= out."
         )
     if layout == _NNUNET:
-        _check_dataset_json(root / "dataset.json")
+        notes = _check_dataset_json(root / "dataset.json")
         cases = _nnunet_cases(root)
+        notes += _unused_of_nnunet(root, cases)
     else:
         label_name = _AGGREGATED[labels] if layout == "KiTS21" else "segmentation"
         cases = [_kits_case(case, label_name) for case in _case_folders(root)]
+        notes = _unused_of_kits(folder, root, layout)
     patients = _patients(root, [case.case_id for case in cases])
     cases = [case._replace(patient=patients[case.case_id]) for case in cases]
-    return CaseList(root, layout, labels if layout == "KiTS21" else None, data_kind(folder, root), cases, [])
+    return CaseList(root, layout, labels if layout == "KiTS21" else None, data_kind(folder, root), cases, notes)
 
 
 def _patients(root: Path, case_ids: list[str]) -> dict[str, str]:
@@ -197,7 +204,8 @@ def _root_of(folder: Path) -> Path | None:
 
 
 def _case_folders(root: Path) -> list[Path]:
-    return sorted(p for p in root.glob("case_*") if p.is_dir())
+    """Return the folders of cases; a link to nothing is a case that cannot be read, not none."""
+    return sorted(p for p in root.glob("case_*") if p.is_dir() or (p.is_symlink() and not p.exists()))
 
 
 def _layout_of(root: Path) -> str:
@@ -205,7 +213,7 @@ def _layout_of(root: Path) -> str:
     folders = _case_folders(root)
     if not folders:
         return _NNUNET
-    inside = {p.name for case in folders for p in case.iterdir()}
+    inside = {p.name for case in folders for p in _entries(case)}
     name = root.absolute().name
     if any(p.startswith(("aggregated_", "segmentations")) for p in inside):
         return "KiTS21"
@@ -216,6 +224,8 @@ def _layout_of(root: Path) -> str:
 
 def _kits_case(folder: Path, label_name: str) -> CaseFiles:
     """Return the files of a case; what is wrong with its folder is reported with the other cases, not raised."""
+    if not folder.is_dir():
+        return CaseFiles(folder.name, None, None, f"folder: {folder} is a link to nothing")
     problem = "single file of each kind"
     try:
         image, label = _find_file(folder, "imaging"), _find_file(folder, label_name)
@@ -247,6 +257,7 @@ def _made_from(folder: Path) -> tuple[str, ...]:
 
 
 def _nnunet_cases(root: Path) -> list[CaseFiles]:
+    check_one_channel(root / "imagesTr", nifti_files(root / "imagesTr"))
     images, labels = _by_name(root / "imagesTr", "_0000"), _by_name(root / "labelsTr", "")
     return [
         _case(name, images.get(name), labels.get(name), root / "imagesTr" / f"{name}_0000", root / "labelsTr" / name)
@@ -278,12 +289,69 @@ def _by_name(folder: Path, suffix: str) -> dict[str, Path]:
     return by_name(files, lambda path: stem(path).removesuffix(suffix))
 
 
-def _check_dataset_json(path: Path) -> None:
-    """Raise InputError where a dataset.json names other label ids than KiTS: a kidney model would train on tumors.
+def _unused_of_nnunet(root: Path, cases: list[CaseFiles]) -> list[str]:
+    """Return notes on what a folder in nnU-Net's layout holds besides the files of its cases."""
+    used = {path for case in cases for path in (case.image, case.label)}
+    notes = []
+    for name in ("imagesTr", "labelsTr"):
+        unused = [path.name for path in _entries(root / name) if path not in used]
+        if unused:
+            expected = "NAME_0000.nii.gz" if name == "imagesTr" else "NAME.nii.gz"
+            notes.append(f"{root / name}: {listed(unused, 3)} not used; expected {expected}")
+    for name in ("imagesTs", "labelsTs"):
+        files = _entries(root / name)
+        if files:
+            notes.append(f"{root / name}: {len(files)} files not used; a test set of its own is for predict")
+    others = [path.name for path in _entries(root) if path.name not in _NNUNET_NAMES]
+    return [*notes, f"{root}: {listed(others)} not used"] if others else notes
 
-    Regions ("kidney": [1, 2, 3]) and nnU-Net 1's order ("1": "kidney") are understood.
+
+def _unused_of_kits(folder: Path, root: Path, layout: str) -> list[str]:
+    """Return notes on what a folder in KiTS's layout holds besides its cases, and the cases besides their files."""
+    known = _KITS_NAMES | (set(_AGGREGATED.values()) if layout == "KiTS21" else {"segmentation"})
+    extra = Counter(path.name for case in _case_folders(root) for path in _entries(case) if stem(path) not in known)
+    notes = []
+    if extra:
+        names = [f"{name} ({count} cases)" if count > 1 else name for name, count in sorted(extra.items())]
+        notes.append(f"{root}: not used of the cases' folders: {listed(names)}")
+    cases = {case.name for case in _case_folders(root)}
+    others = [path.name for path in _entries(root) if path.name not in cases | _BESIDE_CASES]
+    if others:
+        notes.append(f"{root}: {listed(others)} not used, because a case is a folder case_NAME")
+    elsewhere = [folder / name for name in _CASE_FOLDERS if (folder / name) != root and _case_folders(folder / name)]
+    if _by_name(folder / "imagesTr", "_0000"):
+        elsewhere.append(folder / "imagesTr")
+    if elsewhere:
+        notes.append(f"the cases in {listed([str(path) for path in elsewhere])} are not used. Name that folder, too")
+    return notes
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return what lies in a folder by name, without hidden files; nothing where there is no such folder."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+
+
+def _check_dataset_json(path: Path) -> list[str]:
+    """Raise InputError where a dataset.json contradicts a CT with KiTS's labels; return notes on it.
+
+    Several channels would be read as the first one. Other label ids would train a kidney model on tumors; regions
+    ("kidney": [1, 2, 3]) and nnU-Net 1's order ("1": "kidney") are understood.
     """
-    labels = read_json(path).get("labels", {}) if path.is_file() else {}
+    content = read_json(path) if path.is_file() else {}
+    _check_label_ids(path, content.get("labels", {}))
+    channels = content.get("channel_names", content.get("modality", {}))
+    names = [str(name) for name in (channels.values() if isinstance(channels, dict) else channels or [])]
+    if len(names) > 1:
+        raise InputError(
+            f"{path} names {len(names)} channels ({listed(names)}); a CT has one. Make a folder with the files of the "
+            "CT's channel alone, and a dataset.json that says so."
+        )
+    if names and not re.search(r"\bct", names[0].lower()):
+        return [f"{path} calls the images {names[0]!r}; here they are read as CT, in HU"]
+    return []
+
+
+def _check_label_ids(path: Path, labels: Any) -> None:
     if not isinstance(labels, dict):
         raise InputError(f"{path} is damaged: its labels must be names and ids, found {labels!r}.")
     for key, value in labels.items():

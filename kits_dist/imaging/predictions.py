@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from kits_dist.imaging.datasets import find_cases
+from kits_dist.imaging.datasets import find_cases, holds_cases
 from kits_dist.imaging.nifti import by_name, nifti_files, stem
 from kits_dist.utils.errors import InputError, MissingInput
 from kits_dist.utils.text import listed
@@ -13,9 +13,15 @@ _ENDINGS = ("_seg", "_trans", "_0000")
 
 
 def find_truths(folder: Path, key: str = "truth") -> dict[str, Path]:
-    """Return {case: label map} of CASE.nii.gz files or of a folder of cases. Raises MissingInput / InputError."""
+    """Return {case: label map} of CASE.nii.gz files or of a folder of cases.
+
+    Raises MissingInput / InputError, also for a folder that holds both: a mean over one kind would lack the other.
+    """
     _check_folder(folder, key)
-    return by_name(nifti_files(folder), stem) or _of_cases(folder, key)
+    found = by_name(nifti_files(folder), stem)
+    if found and holds_cases(folder):
+        raise InputError(f"{key}={folder} holds folders of cases and single label maps. Keep one kind in it.")
+    return found or _of_cases(folder, key)
 
 
 def find_predictions(folder: Path, cases: Iterable[str], key: str = "predictions") -> dict[str, Path]:

@@ -96,7 +96,10 @@ def find_scans(source: Path, output: Path | None = None) -> ScanList:
 
 
 def _nifti_scans(source: Path) -> tuple[list[Scan], list[str]]:
-    """Return the NIfTI scans of a folder, trying one layout after the other, and notes on the choice."""
+    """Return the NIfTI scans of a folder, trying one layout after the other, and notes on the choice.
+
+    What else lies in the folder is for `_account` to say.
+    """
     image = find_image(source)
     if image is not None:
         return [Scan(source.resolve().name, image, source)], []
@@ -110,7 +113,7 @@ def _nifti_scans(source: Path) -> tuple[list[Scan], list[str]]:
         return [], []
     cases = find_cases(source)
     found = [(case.case_id, case.image or Unread(f"{case.case_id}: no CT file in {source}.")) for case in cases.cases]
-    return [Scan(name, image, source) for name, image in found], cases.notes
+    return [Scan(name, image, source) for name, image in found], []
 
 
 def _scans_in(folder: Path) -> list[Scan]:

@@ -249,6 +249,15 @@ def test_what_a_prediction_may_be(folders, tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+def test_a_truth_of_two_kinds_is_refused(folders, tmp_path):
+    """A mean over the single files would lack the cases in folders."""
+    predictions, truth = folders
+    both = shutil.copytree(truth, tmp_path / "both")
+    shutil.copy(predictions / "case_00002.nii.gz", both / "case_00009.nii.gz")
+    with pytest.raises(InputError, match="truth=.* holds folders of cases and single label maps. Keep one kind"):
+        run(predictions, both, tmp_path / "out")
+
+
 def test_a_grid_elsewhere_is_refused_with_both_affines(folders, tmp_path):
     path = folders[0] / "case_00000.nii.gz"
     image = nib.load(path)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from kits_dist import audit, cli, prepare
+from kits_dist.imaging.checks import check_case
 from kits_dist.imaging.datasets import MARKER, find_all_cases, find_cases
 from kits_dist.utils.errors import InputError, MissingInput
 
@@ -227,3 +228,97 @@ def test_folders_may_be_called_anything(tmp_path, monkeypatch):
         find_all_cases("[2021,nowhere]")
     with pytest.raises(InputError, match=r"labels=both.*majority.*and.*or"):
         cli.load(audit.Args, ["source=2021", "labels=both"])
+
+
+def nnunet(root, *names, **dataset):
+    touch(root, *(f"imagesTr/{name}_0000.nii.gz" for name in names), *(f"labelsTr/{name}.nii.gz" for name in names))
+    if dataset:
+        (root / "dataset.json").write_text(json.dumps(dataset))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("more", "dataset", "words"),
+    [
+        (["imagesTr/a_0001.nii.gz"], {}, r"imagesTr holds second channels \(a_0001.nii.gz\); a CT has one"),
+        (["imagesTr/b_0002.nii"], {}, r"imagesTr holds second channels \(b_0002.nii\); a CT has one"),
+        (
+            [],
+            {"channel_names": {"0": "FLAIR", "1": "T1"}},
+            r"dataset.json names 2 channels \(FLAIR, T1\); a CT has one",
+        ),
+        ([], {"modality": {"0": "CT", "1": "CT"}}, r"dataset.json names 2 channels \(CT, CT\)"),  # nnU-Net 1
+        ([], {"channel_names": ["CT", "PET"]}, r"dataset.json names 2 channels \(CT, PET\)"),
+    ],
+)
+def test_several_channels_are_refused_by_audit_and_prepare(tmp_path, more, dataset, words):
+    """Channel 0 alone would be a guess."""
+    touch(nnunet(tmp_path / "nn", "a", "b", **dataset), *more)
+    for run in (
+        lambda: prepare.main(prepare.Args(source=str(tmp_path / "nn"), store=str(tmp_path / "store"))),
+        lambda: audit.main(audit.Args(source=str(tmp_path / "nn"))),
+    ):
+        with pytest.raises(InputError, match=words):
+            run()
+
+
+@pytest.mark.parametrize("name", ["CT", "ct", "venous CT", "CTA"])
+def test_one_channel_of_ct_needs_no_word(tmp_path, name):
+    assert find_cases(nnunet(tmp_path, "a_0001", "a_0002", channel_names={"0": name})).notes == []
+    assert [case.case_id for case in find_cases(tmp_path).cases] == ["a_0001", "a_0002"]
+
+
+def test_what_an_nnunet_folder_holds_besides_is_said_once(tmp_path):
+    nnunet(tmp_path, "a", channel_names={"0": "T2"})
+    touch(tmp_path, "imagesTs/b_0000.nii.gz", "labelsTs/b.nii.gz", "imagesTr/c.nii.gz", "labelsTr/c.mha", "notes.txt")
+    touch(tmp_path, "imagesTr/d_0001.nii.gz", ".hidden")
+    notes = [note.replace(f"{tmp_path}", "") for note in find_cases(tmp_path).notes]
+    assert notes == [
+        "/dataset.json calls the images 'T2'; here they are read as CT, in HU",
+        "/imagesTr: c.nii.gz, d_0001.nii.gz not used; expected NAME_0000.nii.gz",
+        "/labelsTr: c.mha not used; expected NAME.nii.gz",
+        "/imagesTs: 1 files not used; a test set of its own is for predict",
+        "/labelsTs: 1 files not used; a test set of its own is for predict",
+        ": notes.txt not used",
+    ]
+    assert find_all_cases(str(tmp_path)).notes == find_cases(tmp_path).notes
+
+
+def test_what_a_kits_folder_holds_besides_is_said_once(tmp_path):
+    kits(tmp_path / "data", 1, 2, label="aggregated_MAJ_seg")
+    touch(tmp_path / "data", "case_00001/imaging_arterial.nii.gz", "case_00002/imaging_arterial.nii.gz")
+    touch(tmp_path / "data", "case_00001/segmentations/x.nii.gz", "case_00001/.DS_Store", "kits.json")
+    touch(tmp_path / "data", "patient_7/imaging.nii.gz", "case_00003.zip")
+    kits(tmp_path / "dataset", 8)
+    touch(tmp_path, "imagesTr/a_0000.nii.gz")
+    notes = [note.replace(f"{tmp_path}", "") for note in find_cases(tmp_path).notes]
+    assert notes == [
+        "/data: not used of the cases' folders: imaging_arterial.nii.gz (2 cases)",
+        "/data: case_00003.zip, patient_7 not used, because a case is a folder case_NAME",
+        "the cases in /dataset, /imagesTr are not used. Name that folder, too",
+    ]
+
+
+def test_labels_of_another_layout_are_said(tmp_path):
+    """In KiTS21's layout a segmentation.nii.gz is not what is read."""
+    kits(tmp_path, 1, label="aggregated_MAJ_seg")
+    touch(tmp_path, "case_00001/segmentation.nii.gz", "case_00001/aggregated_AND_seg.nii.gz")
+    assert [note.split(": ")[-1] for note in find_cases(tmp_path).notes] == ["segmentation.nii.gz"]
+
+
+def test_a_case_that_is_a_link_to_nothing_is_a_case(tmp_path):
+    kits(tmp_path, 1)
+    (tmp_path / "case_00002").symlink_to(tmp_path / "nowhere")
+    one, two = find_cases(tmp_path).cases
+    assert not one.missing and two.case_id == "case_00002" and two.missing.endswith("case_00002 is a link to nothing")
+    assert find_cases(tmp_path).notes == []
+
+
+def test_a_ct_that_is_a_link_to_nothing_is_not_called_missing(tmp_path):
+    kits(tmp_path, 1)
+    (tmp_path / "case_00001" / "imaging.nii.gz").unlink()
+    (tmp_path / "case_00001" / "imaging.nii.gz").symlink_to(tmp_path / "nowhere")
+    (case,) = find_cases(tmp_path).cases
+    assert not case.missing and case.image
+    with pytest.raises(InputError, match="imaging.nii.gz: no such file"):
+        check_case(case)
