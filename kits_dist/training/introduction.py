@@ -5,6 +5,7 @@ from typing import Any
 
 from kits_dist.config import Config
 from kits_dist.data.backends import real_backend
+from kits_dist.data.coverage import coverage_line
 from kits_dist.data.dataset import SliceDataset
 from kits_dist.distributed.runtime import Runtime
 
@@ -59,6 +60,8 @@ def introduction(
         f"data: {facts['data']}; {facts['training slices']} training slices of {train_cases} cases, "
         f"{facts['validation cases']} validation cases; {config.optim.epochs} epochs = {facts['steps']} steps"
     )
+    if line := coverage_line(dataset.store, config.data):
+        yield line
     if config.data.sampler != "natural":
         assert dataset.order is not None  # training slices have one
         shares = dataset.order.shares()
