@@ -7,6 +7,7 @@ processes never wait for each other, as the two of one training (launch/cpu.yaml
 """
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -227,6 +228,10 @@ def _program(words: list[str], log: Path, place: Place) -> float:
         code = subprocess.call([sys.executable, "-m", *words], env=environ, stdout=file, stderr=subprocess.STDOUT)
     if code:
         said = log.read_bytes()[start:].decode("utf-8", "replace").strip().splitlines()
+        # words of accelerate's launcher and of torchrun's; a dump of the process, hundreds of lines, comes before
+        if killed := re.search(r"died with <Signals\.(SIG\w+)|Signal \d+ \((SIG\w+)\)", "\n".join(said)):
+            program = "kits_dist.train" if "kits_dist.train" in words else words[0]
+            raise JobFailed(f"{program} was killed by {killed[1] or killed[2]}: see {log}")
         raise JobFailed(f"{words[0]} ended with exit code {code}:\n" + "\n".join(said[-LAST_LINES:]))
     return time.monotonic() - begin
 

@@ -145,6 +145,18 @@ def test_a_program_that_fails_is_quoted(tmp_path):
     assert "nowhere.json" in log.read_text()
 
 
+def test_a_program_that_a_signal_ended_is_one_line(tmp_path):
+    """As the launcher tells it, after the process has dumped the names of its modules."""
+    code = "import os, subprocess, sys; subprocess.run([sys.executable, '-c', 'import os; os.abort()'], check=True)"
+    log = tmp_path / "log.txt"
+    (tmp_path / "dies.py").write_text(code)
+    environ = {"PYTHONPATH": str(tmp_path), "PYTHONFAULTHANDLER": "1"}
+    with pytest.raises(JobFailed) as caught:
+        study_runs._program(["dies"], log, study_runs.Place(set(), environ))
+    assert str(caught.value) == f"dies was killed by SIGABRT: see {log}"
+    assert "Fatal Python error: Aborted" in log.read_text()
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system knows no affinity")
 def test_a_training_sees_the_cores_of_its_place_only(store, tmp_path, monkeypatch):
     seen, before = [], os.sched_getaffinity(0)

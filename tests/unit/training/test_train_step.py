@@ -223,3 +223,15 @@ def test_the_network_is_compiled_around_what_accelerate_wraps_for_ddp():
     made.accelerator.prepare = lambda model, optimizer: (Wrapper(model), optimizer)
     made.wrap(TrainConfig(compile=True))  # compiles nothing before the first call
     assert isinstance(made.model, torch._dynamo.OptimizedModule) and isinstance(made.model._orig_mod, Wrapper)
+
+
+def test_narrow_strided_convolutions_stay_out_of_channels_last_on_a_cpu():
+    """Their backward pass was seen to abort the process."""
+
+    def order(*layers):
+        placed = place_model(nn.Sequential(*layers), TrainConfig(), CPU)
+        return placed[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+    wide = nn.Conv2d(16, 16, 3)
+    assert order(wide, nn.Conv2d(16, 32, 1, stride=2)) and order(wide, nn.Conv2d(4, 8, 1))
+    assert not order(nn.Conv2d(16, 16, 3), nn.Conv2d(4, 8, 1, stride=2))
