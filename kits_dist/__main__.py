@@ -7,7 +7,7 @@ from pathlib import Path
 
 PROGRAMS = [
     *("phantom", "audit", "prepare", "train", "evaluate", "postprocess", "fuse", "crossval", "predict", "report"),
-    "doctor",
+    *("doctor", "launch"),
 ]
 
 

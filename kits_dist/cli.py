@@ -147,7 +147,8 @@ def _exit(message: str, code: int) -> NoReturn:
     if rank:
         time.sleep(5 if os.environ.get("LOCAL_RANK") == "0" else 10)
         message = f"[rank {rank}] {message}"
-    print(message, file=sys.stderr, flush=True)
+    closing = launcher.closing_line() if code else ""
+    print("\n".join(filter(None, [message, closing])), file=sys.stderr, flush=True)
     sys.exit(code)
 
 

@@ -14,6 +14,8 @@ import yaml
 
 from kits_dist.utils.errors import InputError
 
+QUIET = "KITS_DIST_LAUNCH"  # set in the environment by kits_dist.launch
+
 _OTHER_ENGINES = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -38,7 +40,8 @@ def launcher_options(environ: Mapping[str, str] = os.environ, command: list[str]
     """
     if command is None:
         command = _parent_command() if started_by(environ) else []
-    program = next((i for i, word in enumerate(command[:3]) if "accelerate" in word), None)
+    words = ("accelerate", "kits_dist.launch", "kits-dist")
+    program = next((i for i, word in enumerate(command[:3]) if any(name in word for name in words)), None)
     flags = {} if program is None else _flags(command[program + 1 :])
 
     accumulate = flags.get("gradient_accumulation_steps") or environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "")
@@ -95,6 +98,13 @@ def started_by(environ: Mapping[str, str] = os.environ) -> Literal["torchrun", "
     if "TORCHELASTIC_RUN_ID" in environ:
         return "torchrun"
     return "accelerate" if "ACCELERATE_DYNAMO_MODE" in environ else None  # accelerate always sets it, nothing else does
+
+
+def closing_line(environ: Mapping[str, str] = os.environ) -> str:
+    """Return what to say of the traceback with which the launcher follows every exit code but 0; "" where none does."""
+    if started_by(environ) is None or QUIET in environ:
+        return ""
+    return "What follows is the launcher's traceback, not an error of its own; `kits-dist launch` leaves it out."
 
 
 def restarts(environ: Mapping[str, str] = os.environ) -> bool:
