@@ -1,4 +1,4 @@
-"""A request to stop (TERM, INT, HUP, USR1, USR2, XCPU) that every rank obeys at the same step, so that nothing is lost.
+"""A request to stop, by any signal that asks for it, that every rank obeys at the same step, so that nothing is lost.
 
 The handler only sets a flag: saving inside it could interrupt a collective. At each step boundary the flags are summed
 over ranks in a gloo group of their own, asynchronously, and read one step later: the host never waits for a GPU, and
@@ -18,7 +18,12 @@ import torch.distributed as dist
 from kits_dist.distributed import launcher
 
 # of users and schedulers, of a terminal that is closed, and of a limit of CPU time
-SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
+_USUAL = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
+# Whatever else ends a process and is no fault of its own: timers, a power supply that fails, and what containers are
+# stopped with (SIGQUIT, SIGRTMIN+3). A profiler may use one of them, so those with a handler are left alone.
+_RARE = [getattr(signal, f"SIG{name}", 0) for name in ("QUIT", "ALRM", "VTALRM", "PROF", "PWR", "IO", "STKFLT")]
+_RARE += range(getattr(signal, "SIGRTMIN", 0), getattr(signal, "SIGRTMAX", -1) + 1)
+SIGNALS = [*_USUAL, *filter(None, _RARE)]
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -43,9 +48,7 @@ class StopRequest:
         timeout = datetime.timedelta(seconds=timeout_s)
         if world > 1:
             self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
-        under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # and so it goes on
-        numbers = [number for number in SIGNALS if number != signal.SIGHUP or not under_nohup]
-        self._previous_handlers = {number: signal.signal(number, self._note) for number in numbers}
+        self._previous_handlers = {number: signal.signal(number, self._note) for number in SIGNALS if _is_free(number)}
 
     def __exit__(self, error: type | None, *_: object) -> None:
         if error is None:
@@ -73,6 +76,14 @@ class StopRequest:
 
     def _note(self, number: int, frame: object) -> None:
         self._asked = True
+
+
+def _is_free(number: int) -> bool:
+    """Return whether a signal can be taken as a request: under nohup SIGHUP cannot."""
+    handler = signal.getsignal(number)
+    if number == signal.SIGHUP:
+        return handler is not signal.SIG_IGN
+    return number in _USUAL or handler is signal.SIG_DFL
 
 
 def follow_launcher() -> None:

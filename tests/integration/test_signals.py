@@ -35,12 +35,30 @@ def test_a_request_between_the_rendezvous_and_the_first_step_is_kept():
     assert signal.getsignal(signal.SIGUSR1) is former
 
 
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", SIGNALS)
 def test_every_way_to_be_told_to_stop_is_a_request(number):
     with StopRequest() as request:
         request.listen(1, 5)
         os.kill(os.getpid(), number)
         assert request.agreed()
+
+
+def test_no_signal_that_asks_to_end_is_forgotten():
+    """Of all signals these are left: faults, those that stop or continue a job, and those that end nothing."""
+    names = "ILL TRAP ABRT BUS FPE KILL SEGV PIPE CHLD CONT STOP TSTP TTIN TTOU URG XFSZ WINCH SYS"
+    others = {getattr(signal, f"SIG{name}") for name in names.split()}
+    assert set(SIGNALS) | others == signal.valid_signals() and not set(SIGNALS) & others
+
+
+def test_the_signal_of_a_profiler_is_left_to_it():
+    former = signal.signal(signal.SIGPROF, lambda number, frame: None)
+    try:
+        with StopRequest() as request:
+            request.listen(1, 5)
+            os.kill(os.getpid(), signal.SIGPROF)
+            assert not request.agreed()
+    finally:
+        signal.signal(signal.SIGPROF, former)
 
 
 def test_nohup_holds():
