@@ -29,7 +29,7 @@ from kits_dist.data.loaders import build_train_loader
 from kits_dist.data.store import Store
 from kits_dist.distributed.ranks import Ranks
 from kits_dist.utils.errors import InputError, MissingPackage
-from kits_dist.utils.parallel import available_cores
+from kits_dist.utils.limits import available_cores
 
 CPU_BATCH = 16  # of every loader on the CPU: a batch of 128 at 512x512 takes DALI's one thread over a second
 

@@ -18,7 +18,7 @@ from benchmarks.lib.harness import Candidate, interleave
 from benchmarks.lib.lines import Baseline, Recorder, no_ceiling
 from kits_dist import cli, phantom
 from kits_dist.imaging.datasets import find_cases
-from kits_dist.utils.parallel import available_cores
+from kits_dist.utils.limits import available_cores
 
 OURS = "uint8 slices, checked, with statistics and a table of slices"
 

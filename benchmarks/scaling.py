@@ -22,7 +22,7 @@ from benchmarks.lib.scaling_rank import EXCHANGES
 from benchmarks.lib.stores import plain
 from kits_dist import cli
 from kits_dist.utils.errors import InputError
-from kits_dist.utils.parallel import available_cores
+from kits_dist.utils.limits import available_cores
 
 LIMIT_S = 1200
 

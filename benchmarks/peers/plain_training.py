@@ -15,7 +15,7 @@ from benchmarks.peers.albumentations_loader import Albumentations
 from benchmarks.peers.slices import stream
 from kits_dist.data.dataset import SliceDataset
 from kits_dist.models import build_model
-from kits_dist.utils.parallel import available_cores
+from kits_dist.utils.limits import available_cores
 
 CHOICES = "DataLoader of one worker a core, albumentations, the same network, autocast, Adam"
 

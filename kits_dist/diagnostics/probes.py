@@ -16,6 +16,7 @@ from typing import Any
 from kits_dist.data.store import Store
 from kits_dist.diagnostics.checks import PORT
 from kits_dist.diagnostics.facts import Facts, Gpu, StoreFacts
+from kits_dist.utils import limits
 
 
 def probe(store: Store | None, run: Path | None) -> Facts:
@@ -127,29 +128,13 @@ def pipeline_error(device: str) -> str:
 
 
 def cpu_facts(root: Path = Path("/")) -> dict[str, Any]:
-    """Report cores and memory, within what the control groups (version 2) of a container or a job allow."""
-    has_affinity = hasattr(os, "sched_getaffinity")
-    found: dict[str, Any] = {
-        "core_ids": tuple(sorted(os.sched_getaffinity(0)) if has_affinity else range(os.cpu_count() or 1))
-    }
-    found["bf16_cores"] = not {"avx512_bf16", "amx_bf16"}.isdisjoint(_text(root / "proc/cpuinfo").split())
-
-    quotas = [text.split() for text in _group_texts(root, "cpu.max")]  # `QUOTA PERIOD` or `max PERIOD`
-    shares = [int(quota) / int(period) for quota, period in quotas if quota != "max"]
-    found["cpu_quota"] = min(shares, default=None)
-
-    memory = dict(line.split(":", 1) for line in _text(root / "proc/meminfo").splitlines())
-    if "MemAvailable" in memory:
-        limits = [int(text) for text in _group_texts(root, "memory.max") if text != "max"]
-        found["memory_gb"] = min([int(memory["MemAvailable"].split()[0]) * 1024, *limits]) / 1e9
+    """Report cores and memory, within what the control groups of a container or a job allow."""
+    found: dict[str, Any] = {"core_ids": limits.core_ids(), "cpu_quota": limits.cpu_quota(root)}
+    found["bf16_cores"] = not {"avx512_bf16", "amx_bf16"}.isdisjoint(limits.text_of(root / "proc/cpuinfo").split())
+    memory = limits.available_memory(root)
+    if memory is not None:
+        found["memory_gb"] = memory / 1e9
     return found
-
-
-def _group_texts(root: Path, name: str) -> list[str]:
-    """Read a file of this process's control group and of every group around it: any of them may set a limit."""
-    group = Path(_text(root / "proc/self/cgroup").removeprefix("0::/"))
-    texts = [_text(root / "sys/fs/cgroup" / part / name) for part in (group, *group.parents)]
-    return [text for text in texts if text]
 
 
 def is_free(port: int) -> bool:
@@ -168,14 +153,6 @@ def store_facts(store: Store) -> StoreFacts:
     gb = sum(entry["bytes"] for entry in store.meta["files"].values()) / 1e9
     slices = sum(case.shape[0] for case in store.cases)
     return StoreFacts(len(store.cases), slices, gb, store.meta["data"])
-
-
-def _text(path: Path) -> str:
-    """Return the text of a file; empty when it does not exist or cannot be read."""
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def _first_line(message: object) -> str:

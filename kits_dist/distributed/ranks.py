@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 
 from kits_dist.distributed import launcher
 from kits_dist.utils.errors import InputError
-from kits_dist.utils.parallel import available_cores
+from kits_dist.utils.limits import available_cores
 
 Item = TypeVar("Item")
 
@@ -30,13 +30,12 @@ class Ranks(NamedTuple):
 
     def take_device(self) -> None:
         """Make this process's own GPU, or its share of the cores, what torch uses from here on."""
-        if self.world > 1:
-            import torch
+        import torch
 
-            if torch.cuda.is_available():
-                torch.cuda.set_device(self.local_rank % torch.cuda.device_count())
-            else:
-                torch.set_num_threads(self.cores)  # torchrun sets OMP_NUM_THREADS=1
+        if torch.cuda.is_available():
+            torch.cuda.set_device(self.local_rank % torch.cuda.device_count())
+        elif self.world > 1 or torch.get_num_threads() > self.cores:
+            torch.set_num_threads(self.cores)  # torchrun sets OMP_NUM_THREADS=1, and torch knows of no quota
 
     def share(self, items: list[Item]) -> list[Item]:
         """Return every world-th item: neighbors, which may be alike in size, go to different processes."""
@@ -62,8 +61,12 @@ def launched_ranks() -> Ranks:
         launcher.environ_int("LOCAL_RANK", 0),
         launcher.environ_int("LOCAL_WORLD_SIZE", world),
     )
-    if ranks.rank >= world:
-        raise InputError(f"RANK={ranks.rank} and WORLD_SIZE={world} in the environment contradict each other.")
+    for (name, number), (total_name, total) in (
+        (("RANK", ranks.rank), ("WORLD_SIZE", world)),
+        (("LOCAL_RANK", ranks.local_rank), ("LOCAL_WORLD_SIZE", ranks.local_world)),
+    ):
+        if number >= total:
+            raise InputError(f"{name}={number} and {total_name}={total} in the environment contradict each other.")
     return ranks
 
 

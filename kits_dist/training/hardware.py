@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from kits_dist.utils.parallel import available_cores
+from kits_dist.utils.limits import available_cores
 
 
 def build_monitor(device: torch.device, local_world: int) -> "GpuMonitor | CpuMonitor":

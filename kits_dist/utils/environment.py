@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from kits_dist.utils.parallel import available_cores
+from kits_dist.utils.limits import available_cores
 
 
 def environment() -> dict:

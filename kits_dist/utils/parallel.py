@@ -11,14 +11,10 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from kits_dist.utils.errors import InputError, JobFailed
+from kits_dist.utils.limits import affordable_workers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def progress_bar(
@@ -44,7 +40,9 @@ def progress_bar(
 def run_all(
     function: Callable[[Item], Result], items: Iterable[Item], title: str, workers: int = 0
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield (item, function(item)) as they finish, computed by `workers` processes (0: one per core).
+    """Yield (item, function(item)) as they finish, computed by `workers` processes.
+
+    workers   0: one per core, as far as the memory goes; without shared memory (/dev/shm) there is only this process
 
     An exception in `function` ends the iteration; return the exception instead to continue with the other items.
     Raises JobFailed when a worker process dies.
@@ -52,17 +50,17 @@ def run_all(
     if workers < 0:
         raise InputError(f"workers={workers} must be 0 (one per core) or more.")
     items = list(items)
-    workers = min(workers or available_cores(), len(items)) or 1
+    workers = min(workers or affordable_workers(), len(items)) or 1
+    pool = _pool(workers) if workers > 1 else None
 
     with progress_bar(title, "case", len(items)) as bar:
-        if workers == 1:
+        if pool is None:
             for item in items:
                 yield item, function(item)
                 bar.update()
             return
 
-        # spawn: a forked child of a process that has used threads can hang
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with pool:
             futures = {pool.submit(function, item): item for item in items}
             try:
                 for future in as_completed(futures):
@@ -75,3 +73,18 @@ def run_all(
                 ) from error
             finally:
                 pool.shutdown(cancel_futures=True)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor | None:
+    """Return a pool, or None where the system has no locks for it: those of `multiprocessing` lie in /dev/shm."""
+    context = multiprocessing.get_context("spawn")  # a forked child of a process that has used threads can hang
+    try:
+        context.Lock()
+        return ProcessPoolExecutor(workers, mp_context=context)
+    except (OSError, ImportError) as error:
+        print(
+            f"note     /dev/shm cannot be used ({error}), so one process does all the work, as with workers=1. In a "
+            "container: docker run --shm-size=1g ...",
+            file=sys.stderr,
+        )
+        return None

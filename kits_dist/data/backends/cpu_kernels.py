@@ -28,7 +28,7 @@ def _compiled(*arguments: types.Type):
     def decorate(function):
         try:
             return numba.njit(*signature, cache=True, **options)(function)
-        except RuntimeError:  # no cache folder is writable: each process compiles
+        except (RuntimeError, OSError):  # no cache folder is writable, or its disk is full: each process compiles
             return numba.njit(*signature, **options)(function)
 
     return decorate

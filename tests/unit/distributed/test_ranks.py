@@ -3,7 +3,7 @@ import pytest
 from kits_dist.distributed import launcher, ranks
 from kits_dist.distributed.ranks import Ranks
 from kits_dist.utils.errors import InputError, JobFailed
-from kits_dist.utils.parallel import available_cores
+from kits_dist.utils.limits import available_cores
 from tests.helpers.slurm_cluster import free_ports
 
 
