@@ -4,7 +4,6 @@ Prints a page of findings, and writes all of them to audit.json and a thumbnail 
 Exit code 1 when a case cannot be used. Several folders: source=[kits19,kits23]
 """
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from kits_dist.imaging.audit_report import AuditedCase, as_json, format_table
 from kits_dist.imaging.checks import CheckedCase, check_case, find_duplicates, format_findings, unusable_finding
 from kits_dist.imaging.datasets import CaseFiles, LabelChoice, find_all_cases
 from kits_dist.labels import slice_with_most_tumor
-from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, JobFailed
+from kits_dist.utils.files import make_folder, write_json
 from kits_dist.utils.parallel import run_all
 from kits_dist.utils.text import parse_folders
 
@@ -45,7 +44,7 @@ def main(args: Args) -> None:
     """Check every case, then print and write the report. Raises JobFailed when a case cannot be used."""
     source = find_all_cases(args.source, args.labels)
     output = Path(args.output) if args.output else parse_folders(args.source, "source")[0]
-    _check_writable(output)
+    make_folder(output, "output")
     about = f"{len(source.cases)} cases, {source.description}"
     print(about)
     for note in source.notes:
@@ -61,7 +60,7 @@ def main(args: Args) -> None:
     cases.sort(key=lambda case: case.rank)
 
     print("\n".join([*format_table(cases, MAX_ROWS), *format_findings(f for case in cases for f in case.findings)]))
-    files.write_json(output / "audit.json", as_json(source, cases))
+    write_json(output / "audit.json", as_json(source, cases))
     thumbs = [Thumbnail(thumbnails[case.case_id], case.caption, case.severity) for case in cases[:MAX_THUMBS]]
     left_out = len(cases) - len(thumbs)
     title = f"{about}; {left_out} without the worst findings are left out" if left_out else about
@@ -92,18 +91,6 @@ def _thumbnail(case: CheckedCase) -> np.ndarray:
     levels = DISPLAY.to_levels(case.image.array[index])
     gray = (levels.astype(np.float32) * 255 / DISPLAY.levels).astype(np.uint8)
     return draw_contours(gray, label[index], THUMBNAIL_PX)
-
-
-def _check_writable(output: Path) -> None:
-    """Raise InputError before hours of reading rather than after them."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"{output}: audit.json cannot be written there ({error.strerror}). Name another folder: output=DIR"
-        ) from error
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def main(args: Args) -> None:
     if Path(args.output).is_dir():
         raise InputError(f"output={args.output} is a folder. Name the file, as {args.output}/fusion.json")
     run_folders(args.run)
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(Path(args.output).parent, "output")
 
     from kits_dist.inference.ensemble import describe_members  # torch takes seconds: wrong arguments are answered first
     from kits_dist.inference.predictor import Predictor

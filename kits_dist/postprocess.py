@@ -87,9 +87,9 @@ def _output(args: Args, runs: list[Path]) -> Path:
         raise InputError(f"run={args.run} names several runs: say with output=DIR where their common rules go.")
     if len(runs) == 1 and args.output:
         raise InputError(f"output={args.output} is for several runs; one run's rules are kept in its own folder.")
-    if args.output:
-        files.make_folder(Path(args.output), "output")
-    return Path(args.output) if args.output else runs[0]
+    folder = Path(args.output) if args.output else runs[0]
+    files.make_folder(folder, "output" if args.output else "run")
+    return folder
 
 
 def _print(choice: RuleChoice, title: str) -> None:

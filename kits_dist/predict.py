@@ -15,10 +15,9 @@ from kits_dist.cli import MISSING
 from kits_dist.config import PrecisionName, Tta
 from kits_dist.distributed.ranks import joined
 from kits_dist.imaging.scans import find_scans
-from kits_dist.inference.folder import Outcome, check_output, predict_scans
+from kits_dist.inference.folder import Outcome, check_output, make_output, predict_scans
 from kits_dist.inference.postprocessing import load_rules
 from kits_dist.inference.run_folders import run_folders
-from kits_dist.utils import files
 from kits_dist.utils.errors import JobFailed
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def main(args: Args) -> None:
             for note in (*notes, *_tta_notes(predictor), rules_note):
                 print(f"note     {note}")
 
-        files.make_folder(output, "output")
+        make_output(output, scans, args.probabilities)
         # of several scans an unreadable one is reported at the end, so that the others are predicted
         skip_unreadable = len(scans) > 1
         outcome = predict_scans(

@@ -82,6 +82,7 @@ def main(args: Args) -> None:
         print(f"{len(cases)} cases, {source.description} -> {root}")
         for note in source.notes:
             print(f"note     {note}")
+        files.check_names(root, [case.case_id for case in cases], "store")
         _write_cases(root, cases, args)
         _finish(root, cases, source, args)
 

@@ -260,6 +260,10 @@ class Store:
             try:
                 mapped = np.load(path, mmap_mode="r")
             except OSError as error:
+                if error.errno in (errno.ENODEV, errno.EINVAL, errno.ENOTSUP):
+                    raise InputError(
+                        f"{path}: its disk cannot map files into memory ({error.strerror}). Copy the store to another."
+                    ) from error
                 if error.errno != errno.EMFILE:
                     raise
                 raise InputError(
@@ -333,7 +337,7 @@ def file_entry(path: Path) -> dict[str, int | str]:
 
 def _load(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(files.read_text(path))
     except FileNotFoundError as error:
         raise MissingInput(f"{path} is missing. Run prepare again; finished cases are kept.") from error
     except ValueError as error:

@@ -14,6 +14,7 @@ from kits_dist.evaluation.tables import print_summary, write_tables
 from kits_dist.imaging.datasets import MARKER, data_kind
 from kits_dist.imaging.predictions import find_predictions, find_truths, find_unpredicted
 from kits_dist.labels import PLAIN, REGIONS, scored_regions
+from kits_dist.utils import files
 
 
 class Truth(NamedTuple):
@@ -75,6 +76,7 @@ def _score(
     workers: int,
     about: dict[str, Any],
 ) -> None:
+    files.make_folder(output, "output")
     results = score_jobs(function, group.share(jobs), group, workers)
     if results is None:
         return

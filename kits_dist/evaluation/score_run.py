@@ -26,6 +26,7 @@ from kits_dist.imaging.nifti import write_nifti
 from kits_dist.inference.measurements import measure_label_map
 from kits_dist.inference.postprocessing import Rules, clean
 from kits_dist.labels import scored_regions, slice_with_most_tumor
+from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
 from kits_dist.utils.parallel import progress_bar
 
@@ -83,8 +84,10 @@ def score_run(
     """
     store = cases.store
     stages = [_StageResults(stage, folder) for stage, folder in _outputs(predictor, cases, output)]
-    if group.rank == 0:
-        for stage in stages:
+    for stage in stages:
+        files.make_folder(stage.output / "predictions", "output")
+        files.check_names(stage.output / "predictions", [f"{case_id}.nii.gz" for case_id in cases.truths], "output")
+        if group.rank == 0:
             # written last: a folder without it is unfinished
             (stage.output / "summary.json").unlink(missing_ok=True)
 

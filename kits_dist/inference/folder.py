@@ -62,8 +62,7 @@ def check_output(source: Path, output: Path, scans: list[Scan], probabilities: b
     """
     if output.exists() and not output.is_dir():
         raise InputError(f"output={output} is a file. Name a folder.")
-    endings = ["", *(f"_{region}" for region in REGIONS)] if probabilities else [""]
-    targets = [output / f"{scan.name}{ending}.nii.gz" for scan in scans for ending in endings]
+    targets = [output / name for name in _label_files(scans, probabilities)]
     inputs = {scan.source.resolve() for scan in scans if isinstance(scan.source, Path)}
     overwritten = [path for path in targets if path.resolve() in inputs]
     if overwritten:
@@ -73,6 +72,17 @@ def check_output(source: Path, output: Path, scans: list[Scan], probabilities: b
     if len(set(targets)) < len(targets):
         twice = next(path for index, path in enumerate(targets) if path in targets[:index])
         raise InputError(f"two files would be called {twice.name}. Rename a scan, or leave out probabilities=true.")
+
+
+def make_output(output: Path, scans: list[Scan], probabilities: bool) -> None:
+    """Make the output folder. Raises InputError where it cannot be written to, or cannot hold the files of a scan."""
+    files.make_folder(output, "output")
+    files.check_names(output, _label_files(scans, probabilities), "output")
+
+
+def _label_files(scans: list[Scan], probabilities: bool) -> list[str]:
+    endings = ["", *(f"_{region}" for region in REGIONS)] if probabilities else [""]
+    return [f"{scan.name}{ending}.nii.gz" for scan in scans for ending in endings]
 
 
 def predict_scans(

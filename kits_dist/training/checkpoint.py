@@ -1,10 +1,13 @@
 """Save and resume a run: tensors in safetensors, the rest in JSON, so that nothing that can run code is ever loaded.
 
 RUN/checkpoint/step_00001234/{model.safetensors, optimizer.safetensors, state.json}, and average.safetensors where
-weights are averaged. `last` and `best` are links to such folders, replaced atomically. SHA256SUMS, in the format of
-sha256sum(1), covers all files, so a damaged checkpoint is refused.
+weights are averaged. SHA256SUMS, in the format of sha256sum(1), covers all files, so a damaged checkpoint is refused.
+`last` and `best` are links to such folders for people; on a disk without links they are files that hold the name, and
+after a copy that follows links they may be folders. Nothing is read through them: the step in the name and `best` in
+state.json say the same.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -83,20 +86,21 @@ def save(root: Path, contents: Contents, *, keep: int) -> None:
         sums[_STATE] = files.write_hashed(fresh / _STATE, [contents.state])
         lines = [f"{sums[name]}  {name}\n" for name in sorted(sums)]
         files.write_bytes(fresh / _SUMS, "".join(lines).encode())
-    link(root, folder, contents.best)
+    link(root, folder)
 
     steps = _steps(root)
-    kept = [path.name for path in steps[:keep]] + [(root / "best").resolve().name]
+    kept = [*steps[:keep], best_folder(root)]
     for path in steps:
-        if path.name not in kept:
+        if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def link(root: Path, folder: Path, best: bool) -> None:
-    """Point `last`, and `best` if it is the best, at `folder`."""
-    _point(root / "last", folder)
+def link(root: Path, last: Path) -> None:
+    """Point `last` at this checkpoint, and `best` at the best one."""
+    _point(root / "last", last)
+    best = best_folder(root)
     if best:
-        _point(root / "best", folder)
+        _point(root / "best", best)
 
 
 def set_aside(root: Path, found: Checkpoint) -> None:
@@ -107,11 +111,15 @@ def set_aside(root: Path, found: Checkpoint) -> None:
     for folder in _steps(root):
         if folder.name <= found.folder.name:
             return
-        aside, number = root / f"refused_{folder.name}", 1
-        while aside.exists():
-            number += 1
-            aside = root / f"refused_{folder.name}_{number}"
-        os.rename(folder, aside)
+        _set_aside(folder)
+
+
+def _set_aside(folder: Path) -> None:
+    aside, number = folder.with_name(f"refused_{folder.name}"), 1
+    while aside.exists():
+        number += 1
+        aside = folder.with_name(f"refused_{folder.name}_{number}")
+    os.rename(folder, aside)
 
 
 def find(root: Path, run: str = "") -> tuple[Checkpoint | None, list[str]]:
@@ -128,6 +136,15 @@ def find(root: Path, run: str = "") -> tuple[Checkpoint | None, list[str]]:
         except InputError as error:
             refused.append(str(error))
     return None, refused
+
+
+def best_folder(root: Path) -> Path | None:
+    """Return the newest checkpoint that was the best when it was written, if any. Verifies nothing."""
+    for folder in _steps(root):
+        with contextlib.suppress(InputError):
+            if files.read_json(folder / _STATE).get("best"):
+                return folder
+    return None
 
 
 def at(folder: Path, run: str = "") -> Checkpoint | None:
@@ -191,11 +208,28 @@ def _steps(root: Path) -> list[Path]:
 
 
 def _point(link: Path, target: Path) -> None:
+    """Let `link` name a checkpoint: a symbolic link, or a file with its name on disks without links (CIFS, exFAT)."""
+    if link.is_dir() and not link.is_symlink():  # a copy tool followed the link
+        _remove_copy(link)
     temporary = files.temporary_path(link)
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
+    try:
+        temporary.symlink_to(target.name)
+    except OSError:
+        files.write_bytes(link, f"{target.name}\n".encode())
+        return
     os.replace(temporary, link)
     files.sync_folder(link.parent)
+
+
+def _remove_copy(folder: Path) -> None:
+    """Delete a second copy of a checkpoint; one that is the only copy is set aside."""
+    sums = (folder / _SUMS).read_bytes() if (folder / _SUMS).is_file() else b""
+    originals = [step / _SUMS for step in _steps(folder.parent)]
+    if sums and any(path.is_file() and path.read_bytes() == sums for path in originals):
+        shutil.rmtree(folder)
+    else:
+        _set_aside(folder)
 
 
 def _flatten(state: dict) -> tuple[dict[str, Tensor], dict]:

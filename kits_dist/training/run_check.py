@@ -7,7 +7,9 @@ from kits_dist import cli
 from kits_dist.config import Config, as_plain
 from kits_dist.data.store import Store
 from kits_dist.distributed import launcher
+from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
+from kits_dist.utils.text import utf8
 
 # Keys that may differ when a run is resumed: where things are stored, how fast training goes, how long it takes.
 _MAY_CHANGE = {
@@ -28,6 +30,8 @@ def check_run(config: Config, store: Store) -> bool:
     launcher.refuse_restarts_without_resume(config.resume)
     run = Path(config.run)
     saved_config = run / "config.yaml"
+    if utf8(str(run.absolute())) != str(run.absolute()):
+        raise InputError(f"run={run}: this path is not UTF-8, and TensorBoard cannot write there. Rename the folder.")
     if (run / "store.json").exists():
         raise InputError(f"run={run} is a slice store. Name another folder.")
     if not saved_config.exists():
@@ -60,7 +64,7 @@ def read_description(run: Path) -> dict:
     """Return environment.json; empty `run` and `store_sha256` before it is written. Raises InputError if damaged."""
     path = run / "environment.json"
     try:
-        about = json.loads(path.read_text())
+        about = json.loads(files.read_text(path))
         return {"run": "", **about, "store_sha256": about["store_sha256"]}
     except FileNotFoundError:
         return {"run": "", "store_sha256": None}

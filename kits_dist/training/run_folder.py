@@ -121,10 +121,10 @@ def _with_absolute_store(config: Config) -> Config:
 
 
 def repair(config: Config, store: Store, name: str, found: checkpoint.Checkpoint, model: nn.Module) -> None:
-    """Complete what a kill between checkpoint, link and export left undone.
+    """Complete what a kill between checkpoint, link and export, or a copy of the folder, left undone.
 
-    Renames checkpoints that were refused, points `best` at the checkpoint the run resumes from if it is the best, and
-    writes model.safetensors again where it is missing or older than `best`.
+    Renames checkpoints that were refused, points `last` and `best` at their checkpoints again, and writes
+    model.safetensors again where it is missing or older than the best.
 
     name    of the run
     found   checkpoint from which the run resumes
@@ -132,8 +132,9 @@ def repair(config: Config, store: Store, name: str, found: checkpoint.Checkpoint
     """
     run = Path(config.run)
     checkpoint.set_aside(run / "checkpoint", found)
-    checkpoint.link(run / "checkpoint", found.folder, found.best)
-    best = checkpoint.at(run / "checkpoint" / "best", name)
+    checkpoint.link(run / "checkpoint", found.folder)
+    folder = checkpoint.best_folder(run / "checkpoint")
+    best = checkpoint.at(folder, name) if folder else None
     if best is None:
         return
     try:

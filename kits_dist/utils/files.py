@@ -1,11 +1,17 @@
 """Files that are never half-written: write to a temporary file, fsync, rename. A reader sees the old or the new one."""
 
+import codecs
+import contextlib
+import csv
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
+import socket
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +21,15 @@ import numpy as np
 
 from kits_dist.utils.errors import InputError
 
+_LONG_NAME = 200  # bytes; most disks allow 255
 
-def temporary_path(path: Path) -> Path:
+
+def temporary_path(path: Path, ending: str = "part") -> Path:
     """Return where this process writes what becomes `path`; `exclusive` removes it after the process was killed."""
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    name = path.name
+    if len(os.fsencode(name)) > _LONG_NAME:  # with an ending it might be too long for the disk
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    return path.with_name(f".{name}.{os.getpid()}.{ending}")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -53,12 +64,33 @@ def as_json(value: Any) -> bytes:
 def read_json(path: Path) -> dict:
     """Return the object in a file. Raises InputError naming `path` when it is missing, unreadable or no object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}).") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: cannot be read (not an object).")
     return content
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file that a person may have edited, in any encoding that editors use.
+
+    UTF-8 and UTF-16 with a byte order mark, UTF-8 without, else the encoding of Windows in western Europe.
+    """
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        text = content.decode("cp1252", errors="replace")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a csv file by column. Spreadsheets separate by semicolons or tabs as well as by commas."""
+    text = read_text(path)
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    return list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -76,20 +108,67 @@ def sha256(path: Path) -> str:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable: a rename is durable only after this."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Make the names in a folder durable, where the disk can: a rename is durable only after this.
+
+    Network drives and shared folders of virtual machines refuse it (EINVAL, EIO, EACCES); the files in it are synced.
+    """
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def make_folder(folder: Path, key: str) -> None:
-    """Create the folder that `key` names. Raises InputError when that is impossible."""
+    """Create the folder that `key` names, and try to write there. Raises InputError when that is impossible.
+
+    To be called before the work whose results go there.
+    """
+    probe = temporary_path(folder / "probe")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
     except OSError as error:
-        raise InputError(f"{key}={folder} cannot be made ({error.strerror}). Name another folder.") from error
+        raise InputError(f"{key}={folder} cannot be written to ({error.strerror}). Name another folder.") from error
+
+
+def check_names(folder: Path, names: Iterable[str], key: str) -> None:
+    """Raise InputError where a disk cannot hold these files: a name too long, or two names that are one there.
+
+    folder   exists and can be written to
+    key      argument that named it
+    """
+    with_case = set(names)
+    longest = max(with_case, key=lambda name: len(os.fsencode(name)), default="")
+    if len(os.fsencode(longest)) > _longest_name(folder):
+        raise InputError(f"{key}={folder}: the name {longest} is too long for this disk. Rename the scan or case.")
+    spellings: dict[str, str] = {}
+    for name in sorted(with_case):
+        other = spellings.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name and not _tells_case(folder):
+            raise InputError(
+                f"{key}={folder}: {other} and {name} would be one file, because this disk does not tell upper from "
+                "lower case. Rename one, or name a folder on another disk."
+            )
+
+
+def _longest_name(folder: Path) -> int:
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except (OSError, ValueError):
+        return 255
+
+
+def _tells_case(folder: Path) -> bool:
+    """Return whether `a` and `A` are two files in a folder."""
+    probe = temporary_path(folder / "case")
+    probe.write_bytes(b"")
+    try:
+        return not probe.with_name(probe.name.upper()).exists()
+    finally:
+        probe.unlink()
 
 
 @contextmanager
@@ -102,11 +181,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.iterdir():
             with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
+                _sync(opened.fileno())
         sync_folder(temporary)
 
         # A rename cannot replace a folder that is not empty (errno 39): move the old one away, delete it last.
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        old = temporary_path(path, "old")
         if path.exists():
             os.rename(path, old)
         os.rename(temporary, path)
@@ -120,39 +199,51 @@ def new_folder(path: Path) -> Iterator[Path]:
 def exclusive(folder: Path, key: str) -> Iterator[None]:
     """Hold `folder` for this process, and remove what killed processes left half-written in it.
 
-    The lock belongs to the process, so a kill releases it. A folder created here is removed again when nothing else
-    was written to it. Raises InputError naming `key` when `folder` is a file or another process holds it.
+    The lock belongs to the process, so a kill releases it. On a disk without locks, the process of this machine that is
+    named in the file holds the folder while it lives. A folder created here is removed again when nothing else was
+    written to it. Raises InputError naming `key` when `folder` is a file or another process holds it.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{key}={folder} is a file. Name a folder.")
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / ".lock"
     with open(lock, "a+") as file:
-        if not _locked(file.fileno()):
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
+        file.seek(0)
+        holder = file.read().strip()
+        if not _locked(file.fileno(), holder):
+            who = holder.removesuffix(f" on {socket.gethostname()}") or "unknown"
             raise InputError(
-                f"{key}={folder} is in use by another process ({holder}). Wait until it ends, or name another folder."
+                f"{key}={folder} is in use by another process ({who}). Wait until it ends, or name another folder."
             )
         file.truncate(0)
-        file.write(f"pid {os.getpid()}")
+        file.write(_me())
         file.flush()
         _remove_leftovers(folder)
         try:
             yield
         finally:
-            if os.listdir(folder) == [lock.name]:
-                lock.unlink()
-                folder.rmdir()
+            with contextlib.suppress(OSError):  # it would hide what ended the block
+                file.truncate(0)
+                if os.listdir(folder) == [lock.name]:
+                    lock.unlink()
+                    folder.rmdir()
 
 
-def _locked(handle: int) -> bool:
-    """Return whether this process holds the lock now; True on network drives without locks."""
+def _locked(handle: int, holder: str) -> bool:
+    """Return whether this process holds the lock now. holder: what the last process wrote that did not end well."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        pid = holder.removeprefix("pid ").partition(" ")[0]  # a network drive without locks
+        same_machine = holder.endswith(f" on {socket.gethostname()}")
+        return not (same_machine and pid.isdigit() and int(pid) != os.getpid() and _is_alive(int(pid)))
     return True
+
+
+def _me() -> str:
+    return f"pid {os.getpid()} on {socket.gethostname()}"
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -184,11 +275,20 @@ def _replaced(path: Path) -> Iterator[BinaryIO]:
         with _open_to_write(temporary) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _sync(handle: int) -> None:
+    """Make a file durable, unless its disk does not know the call."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):  # EBADF: open for reading only
+            raise
 
 
 @contextmanager

@@ -150,16 +150,16 @@ def test_a_thumbnail_shows_the_slice_with_the_most_tumor_outlined(tmp_path):
 def test_a_folder_that_cannot_be_written_is_reported_before_any_work(tmp_path, capsys, monkeypatch):
     HealthyScan().write(tmp_path / "raw", "case_00001")
 
-    def refuse(dir):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
+    def refuse(path, content):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-    monkeypatch.setattr(audit.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(InputError, match=r"raw: audit.json cannot be written there \(Read-only.*output=DIR"):
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(InputError, match=r"output=.*raw cannot be written to \(Read-only.*Name another folder"):
         audit.main(audit.Args(source=str(tmp_path / "raw"), workers=1))
     assert capsys.readouterr().out == ""
     monkeypatch.undo()
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written there"):
+    with pytest.raises(InputError, match="cannot be written to"):
         audit.main(audit.Args(source=str(tmp_path / "raw"), output=str(tmp_path / "file"), workers=1))
     audit.main(audit.Args(source=str(tmp_path / "raw"), output=str(tmp_path / "new" / "folder"), workers=1))
     assert (tmp_path / "new" / "folder" / "audit.png").is_file() and not (tmp_path / "raw" / "audit.json").exists()

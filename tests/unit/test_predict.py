@@ -134,7 +134,7 @@ def test_unusable_output_folders_are_refused_before_anything_is_predicted(raw, t
     for output, more, words in (
         (scans, {}, "would overwrite the CT .*a.nii.gz"),
         (tmp_path / "file", {}, "output=.*file is a file. Name a folder"),
-        (tmp_path / "file" / "below", {}, "output=.*below cannot be made .Not a directory.. Name another folder"),
+        (tmp_path / "file" / "below", {}, "output=.*below cannot be written to .Not a directory.. Name another folder"),
         (tmp_path / "out", {"probabilities": True}, "two files would be called a_tumor.nii.gz"),
     ):
         with pytest.raises(InputError, match=words):

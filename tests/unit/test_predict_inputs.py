@@ -1,6 +1,7 @@
 """The scans that `predict` finds, and those that it cannot read."""
 
 import gzip
+import os
 import shutil
 
 import nibabel as nib
@@ -68,6 +69,21 @@ def test_a_case_without_a_ct_is_reported(raw, tmp_path, monkeypatch, capsys):
     with pytest.raises(JobFailed, match="1 of 2 scans could not be read: case_00001"):
         predict.main(predict.Args(run=str(run), input=str(tmp_path / "cases"), output=str(tmp_path / "out")))
     assert "error    case_00001: no CT file in" in capsys.readouterr().out
+
+
+def test_names_that_a_disk_or_a_text_cannot_hold(raw, tmp_path, monkeypatch, capsys):
+    run = export_run(tmp_path / "run", monkeypatch, Threshold(100.0), size_px="64x64")
+    strange = os.fsdecode(b"Ni\xe8re")
+    (tmp_path / "scans").mkdir()
+    for name in (f"{strange}.NII.GZ", f"{244 * 'x'}.nii"):
+        shutil.copy(raw / "case_00000" / "imaging.nii.gz", tmp_path / "scans" / name)
+    main(run, tmp_path / "scans", tmp_path / "out")
+    found = sorted(os.listdir(tmp_path / "out"))
+    assert found == sorted([f"{strange}.json", f"{strange}.nii.gz", f"{244 * 'x'}.json", f"{244 * 'x'}.nii.gz"])
+    (tmp_path / "scans" / f"{244 * 'x'}.nii").rename(tmp_path / "scans" / f"{251 * 'x'}.nii")
+    with pytest.raises(InputError, match="the name x+.nii.gz is too long for this disk. Rename the scan"):
+        main(run, tmp_path / "scans", tmp_path / "other")
+    assert not os.listdir(tmp_path / "other")
 
 
 def test_nnunet_names_and_folders(raw, tmp_path):

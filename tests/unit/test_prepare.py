@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ from kits_dist.data.splits import Splits
 from kits_dist.data.store import Store, array_path
 from kits_dist.evaluation.held_out import held_out
 from kits_dist.imaging.nifti import kits_geometry, read_image, read_labels, write_nifti
+from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, JobFailed, MissingInput
 from tests.conftest import SHAPES, write_case
 
@@ -249,3 +252,33 @@ def test_a_case_of_another_format_is_done_again(raw, tmp_path, capsys):
     capsys.readouterr()
     run(raw, tmp_path / "store")
     assert "1 cases written, 5 already there" in capsys.readouterr().out
+
+
+def test_the_same_cases_make_the_same_store_whatever_the_clock_says(raw, store, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.localtime", lambda seconds=0: (1970, 1, 1, 0, 0, 0, 3, 1, 0))  # zip begins with 1980
+    assert run(raw, tmp_path / "store").fingerprint() == store.fingerprint()
+
+
+def test_cases_that_would_be_one_folder_are_refused_before_any_work(raw, tmp_path, monkeypatch):
+    for name in ("case_a", "case_A"):
+        shutil.copytree(raw / "case_00000", tmp_path / "raw" / name)
+    monkeypatch.setattr(files, "_tells_case", lambda folder: False)
+    with pytest.raises(InputError, match="store=.*case_A and case_a would be one file"):
+        run(tmp_path / "raw", tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_store_on_a_disk_that_maps_no_files_is_refused(store, monkeypatch):
+    def load(path, mmap_mode):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(np, "load", load)
+    with pytest.raises(InputError, match="its disk cannot map files into memory .*Copy the store"):
+        Store(store.path).image(0)
+
+
+def test_splits_that_were_edited_on_windows_are_read(store, tmp_path):
+    copy = shutil.copytree(store.path, tmp_path / "store")
+    text = (copy / "splits.json").read_text()
+    (copy / "splits.json").write_bytes(text.replace("\n", "\r\n").encode("utf-16"))
+    assert Store(copy).splits == store.splits

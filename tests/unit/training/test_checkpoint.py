@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ def test_links_missing_after_a_kill_are_restored(tmp_path, monkeypatch):
             save(tmp_path, 2, model, optimizer, {}, best=True, keep=1)
     found, _ = checkpoint.find(tmp_path)
     assert found.best and (tmp_path / "best").resolve().name == "step_00000001"
-    checkpoint.link(tmp_path, found.folder, found.best)
+    checkpoint.link(tmp_path, found.folder)
     assert all((tmp_path / name).resolve() == found.folder.resolve() for name in ("last", "best"))
     save(tmp_path, 3, model, optimizer, {}, best=False, keep=1)
     assert (tmp_path / "best").resolve().name == "step_00000002" and not checkpoint.find(tmp_path)[0].best
@@ -223,3 +224,51 @@ def test_exported_weights_say_what_they_expect(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="not weights exported by kits_dist"):
         model_weights.read_export(tmp_path / "other.safetensors")
+
+
+def without_links(monkeypatch, number: int) -> None:
+    def symlink_to(path, target):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "symlink_to", symlink_to)
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EPERM, errno.ENOSYS])
+def test_on_a_disk_without_links_files_hold_the_names(tmp_path, monkeypatch, number):
+    without_links(monkeypatch, number)
+    model, optimizer = trained()
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, model, optimizer, {}, best=step == 1, keep=2)
+    steps = {"step_00000001", "step_00000003", "step_00000004"}  # the best is kept
+    assert {path.name for path in tmp_path.iterdir()} == steps | {"last", "best"}
+    assert (tmp_path / "last").read_text() == "step_00000004\n"
+    assert (tmp_path / "best").read_text() == "step_00000001\n"
+    found, refused = checkpoint.find(tmp_path)
+    assert found.folder.name == "step_00000004" and not refused
+    assert checkpoint.best_folder(tmp_path).name == "step_00000001"
+
+
+@pytest.mark.parametrize("links", ["followed", "left out", "as files"])
+def test_a_copy_goes_on_whatever_the_copy_tool_did_to_links(tmp_path, links):
+    model, optimizer = trained()
+    for step in (1, 2):
+        save(tmp_path / "a", step, model, optimizer, {}, best=step == 1, keep=1)
+    copy = shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for name in ("last", "best"):
+        if links != "followed":
+            shutil.rmtree(copy / name)
+        if links == "as files":
+            (copy / name).write_text("step_00000001")
+    assert checkpoint.find(copy)[0].folder.name == "step_00000002"
+    save(copy, 3, model, optimizer, {}, best=False, keep=1)
+    assert {path.name for path in copy.iterdir()} == {"step_00000001", "step_00000003", "last", "best"}
+    assert (copy / "last").resolve().name == "step_00000003" and (copy / "best").resolve().name == "step_00000001"
+
+
+def test_a_folder_that_is_the_only_copy_is_not_deleted(tmp_path):
+    model, optimizer = trained()
+    save(tmp_path, 1, model, optimizer, {"position": 1}, best=False, keep=1)
+    (tmp_path / "last").unlink()
+    (tmp_path / "step_00000001").rename(tmp_path / "last")
+    save(tmp_path, 2, model, optimizer, {}, best=False, keep=1)
+    assert (tmp_path / "last").is_symlink() and (tmp_path / "refused_last" / "model.safetensors").is_file()

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import shutil
 import warnings
 from dataclasses import replace
@@ -182,3 +183,18 @@ def test_a_gpu_scores_a_validation_batch_before_the_first_step(store, tmp_path, 
     assert calls.count("rehearse") == 1
     a, b = (log_lines(tmp_path / run / "log.jsonl") for run in ("run", "other"))
     assert [line.get("val/loss") for line in a] == [line.get("val/loss") for line in b]
+
+
+@pytest.mark.parametrize("followed", [True, False])
+def test_a_copied_run_goes_on(store, tmp_path, followed):
+    train.main(config(store, tmp_path / "a", "optim.epochs=1"))
+    copy = shutil.copytree(tmp_path / "a", tmp_path / "b", symlinks=not followed)
+    train.main(config(store, copy, "optim.epochs=2", "resume=auto"))
+    assert (copy / "checkpoint" / "last").is_symlink() and log_lines(copy / "log.jsonl")[-1]["step"] == 14
+
+
+def test_a_run_whose_path_is_not_utf8_is_refused_before_any_work(store, tmp_path):
+    run = os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller")
+    with pytest.raises(InputError, match="this path is not UTF-8, and TensorBoard cannot write there"):
+        train.main(config(store, run))
+    assert not os.path.exists(run)
