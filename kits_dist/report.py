@@ -21,6 +21,7 @@ from kits_dist.labels import innermost_region
 from kits_dist.training.tracker import log_lines
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, MissingInput
+from kits_dist.utils.text import utf8
 
 WORST = 5  # cases in the table of worst cases
 IMAGES = {
@@ -90,7 +91,7 @@ def main(args: Args) -> None:
         raise InputError(
             f"{folder}: damaged tables ({error}). Run evaluate again, and postprocess where it was run."
         ) from error
-    files.write_bytes(folder / "report.html", page.encode())
+    files.write_bytes(folder / "report.html", utf8(page).encode())
     print(f"report: {folder / 'report.html'}")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from kits_dist.evaluation.metrics import SIZES, CaseScore, Metrics
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
+from kits_dist.utils.text import utf8
 
 _CHALLENGE = {"kidney_and_mass": "kidney", "mass": "masses", "tumor": "tumor"}
 _SIZES = dict(zip(SIZES, ("< 5 ml", "5-30 ml", "> 30 ml"), strict=True))
@@ -21,7 +22,7 @@ def write_tables(folder: Path, scores: list[CaseScore], summary: dict) -> None:
     """Write the tables of an evaluation, each atomically and summary.json last: where it exists, the others do too."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").unlink(missing_ok=True)
-    rows = {score.case_id: score.row() for score in scores}
+    rows = {utf8(score.case_id): score.row() for score in scores}
     files.write_bytes(folder / "cases.csv", _cases_csv(rows).encode())
     text = _challenge_csv(rows)
     if text is None:  # there may be one of an earlier run of other regions
@@ -56,8 +57,7 @@ def _challenge_csv(rows: dict[str, Metrics]) -> str | None:
 def read_cases(path: Path) -> dict[str, Metrics]:
     """Read cases.csv as {case: {column: value}}. Raises InputError naming the file."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = files.read_table(path)
         read = {
             row.pop("case"): {column: None if text == "" else float(text) for column, text in row.items()}
             for row in rows

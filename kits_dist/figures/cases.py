@@ -4,7 +4,6 @@ EVALUATION/contours.png   the slice with the most true tumor of each, cropped to
 EVALUATION/surfaces.png   kidney, tumor and cyst in three dimensions, as far as the model tells them apart
 """
 
-import csv
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from kits_dist.figures.contours import PanelRow, RenderedCase, contour_panel, sa
 from kits_dist.figures.surfaces import Viewpoint, fit_camera, render
 from kits_dist.imaging.nifti import read_labels
 from kits_dist.labels import REGIONS, innermost_region, regions_to_labels, slice_with_most_tumor
+from kits_dist.utils import files
 from kits_dist.utils.components import bounding_box
 
 MARGIN_MM = 20.0  # around the kidneys
@@ -60,8 +60,7 @@ def select_cases(table: Path, region: str) -> list[SelectedCase]:
 
     Only cases that have the region in the truth count: without it a case scores 0 or 1 and shows nothing.
     """
-    with open(table, encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if float(row[f"{region}_truth_ml"]) > 0]
+    rows = [row for row in files.read_table(table) if float(row[f"{region}_truth_ml"]) > 0]
     ranked = sorted((float(row[f"{region}_dice"]), row["case"]) for row in rows)
     if not ranked:
         return []

@@ -19,7 +19,7 @@ from kits_dist.utils.errors import InputError, MissingInput
 
 FOLDER = "segmentations"
 GROUPS = 5  # of samples, as in the challenge's evaluation
-_NAME = re.compile(r"(kidney|tumor|cyst)_instance-(\d+)_annotation-(\d+)\.nii(\.gz)?")
+_NAME = re.compile(r"(kidney|tumor|cyst)_instance-(\d+)_annotation-(\d+)(?i:\.nii(\.gz)?)")
 _PAINT_ORDER = (KIDNEY, CYST, TUMOR)
 _SAMPLE_ORDER = (KIDNEY, TUMOR, CYST)  # in which the challenge draws start offsets
 

@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from kits_dist.imaging.nifti import by_name, is_nifti, nifti_files, stem
 from kits_dist.labels import CYST, KIDNEY, LABELS, TUMOR
+from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, MissingInput
-from kits_dist.utils.files import read_json
-from kits_dist.utils.text import listed, parse_folders
+from kits_dist.utils.text import listed, parse_folders, utf8
 
 DataKind = Literal["kits", "phantom", "painted"]
 LabelChoice = Literal["majority", "and", "or"]
@@ -90,6 +90,9 @@ def find_all_cases(source: str, labels: LabelChoice = "majority") -> CaseList:
                 f"{folder}: {len(again)} of {len(found.cases)} cases left out, because an earlier folder has the same "
                 f"ids: {listed(again)}. Other patients under these ids? Rename their folders."
             )
+    strange = [case_id for case_id in cases if utf8(case_id) != case_id]
+    if strange:
+        raise InputError(f"source={source}: the names {listed(strange)} are not UTF-8. Rename these cases.")
     layout = " + ".join(dict.fromkeys(found.layout for found in lists.values()))
     chosen: LabelChoice | None = next((found.labels for found in lists.values() if found.labels), None)
     return CaseList(first.root, layout, chosen, first.data, list(cases.values()), notes)
@@ -134,11 +137,9 @@ def _patients(root: Path, case_ids: list[str]) -> dict[str, str]:
     if not path.is_file():
         return patients
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-        named = [(row["case"].strip(), row["patient"].strip()) for row in rows]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: no table of UTF-8 text with commas ({error}). Save it as such.") from error
+        named = [(row["case"].strip(), row["patient"].strip()) for row in files.read_table(path)]
+    except csv.Error as error:
+        raise InputError(f"{path}: no table of text with commas ({error}). Save it as such.") from error
     except (KeyError, AttributeError) as error:
         raise InputError(f"{path}: needs the columns case and patient, and both in every row.") from error
     twice = [case for case, count in Counter(case for case, _ in named).items() if count > 1]
@@ -182,7 +183,7 @@ def data_kind(*folders: Path) -> DataKind:
     for folder in folders:
         mark = folder / MARKER
         if mark.is_file():
-            kind = read_json(mark).get("data")
+            kind = files.read_json(mark).get("data")
             for known in get_args(DataKind):
                 if kind == known:
                     return known
@@ -247,7 +248,7 @@ def _made_from(folder: Path) -> tuple[str, ...]:
         if _VARIANT_OF not in folder.name:
             return ()
         raise InputError(f"{record} is not there. Delete that folder, or make the variants again.")
-    cases = read_json(record).get("made_from")
+    cases = files.read_json(record).get("made_from")
     if not isinstance(cases, list) or not cases or not all(isinstance(case, str) for case in cases):
         raise InputError(
             f"{record} is damaged: made_from must list case ids, found {cases!r}. Delete that folder, or make the "
@@ -277,16 +278,16 @@ def _case(case_id: str, image: Path | None, label: Path | None, image_at: Path, 
 def _find_file(folder: Path, name: str) -> Path | None:
     """Return `name`.nii.gz or `name`.nii. Raises InputError when both exist, because they may differ."""
     # a link to nothing is a file that cannot be read, not one that is missing
-    found = [path for path in (folder / f"{name}.nii.gz", folder / f"{name}.nii") if os.path.lexists(path)]
+    found = [path for path in nifti_files(folder) if stem(path) == name]
     if len(found) > 1:
-        raise InputError(f"{folder} holds both {name}.nii.gz and {name}.nii. Keep one of them.")
+        raise InputError(f"{folder} holds both {found[1].name} and {found[0].name}. Keep one of them.")
     return found[0] if found else None
 
 
 def _by_name(folder: Path, suffix: str) -> dict[str, Path]:
     """Return {NAME: file} of NAME<suffix>.nii.gz and NAME<suffix>.nii."""
-    files = [path for path in (nifti_files(folder) if folder.is_dir() else ()) if stem(path).endswith(suffix)]
-    return by_name(files, lambda path: stem(path).removesuffix(suffix))
+    paths = [path for path in (nifti_files(folder) if folder.is_dir() else ()) if stem(path).endswith(suffix)]
+    return by_name(paths, lambda path: stem(path).removesuffix(suffix))
 
 
 def _unused_of_nnunet(root: Path, cases: list[CaseFiles]) -> list[str]:
@@ -299,9 +300,9 @@ def _unused_of_nnunet(root: Path, cases: list[CaseFiles]) -> list[str]:
             expected = "NAME_0000.nii.gz" if name == "imagesTr" else "NAME.nii.gz"
             notes.append(f"{root / name}: {listed(unused, 3)} not used; expected {expected}")
     for name in ("imagesTs", "labelsTs"):
-        files = _entries(root / name)
-        if files:
-            notes.append(f"{root / name}: {len(files)} files not used; a test set of its own is for predict")
+        found = _entries(root / name)
+        if found:
+            notes.append(f"{root / name}: {len(found)} files not used; a test set of its own is for predict")
     others = [path.name for path in _entries(root) if path.name not in _NNUNET_NAMES]
     return [*notes, f"{root}: {listed(others)} not used"] if others else notes
 
@@ -337,7 +338,7 @@ def _check_dataset_json(path: Path) -> list[str]:
     Several channels would be read as the first one. Other label ids would train a kidney model on tumors; regions
     ("kidney": [1, 2, 3]) and nnU-Net 1's order ("1": "kidney") are understood.
     """
-    content = read_json(path) if path.is_file() else {}
+    content = files.read_json(path) if path.is_file() else {}
     _check_label_ids(path, content.get("labels", {}))
     channels = content.get("channel_names", content.get("modality", {}))
     names = [str(name) for name in (channels.values() if isinstance(channels, dict) else channels or [])]

@@ -9,6 +9,7 @@ import gzip
 import io
 import itertools
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -155,7 +156,7 @@ def same_grid(a: Geometry, b: Geometry) -> bool:
 
 def is_nifti(path: Path) -> bool:
     """Return whether a file is named .nii or .nii.gz and not hidden."""
-    return path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
+    return path.name.lower().endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
 
 
 def nifti_files(folder: Path) -> list[Path]:
@@ -176,7 +177,7 @@ def by_name(paths: Iterable[Path], name_of: Callable[[Path], str]) -> dict[str, 
 
 def stem(path: Path) -> str:
     """Return NAME of NAME.nii.gz or NAME.nii."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
+    return re.sub(r"(\.nii)?(\.gz)?$", "", path.name, flags=re.IGNORECASE)
 
 
 def _read(path: Path) -> tuple[np.ndarray, Geometry]:

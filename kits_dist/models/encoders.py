@@ -94,7 +94,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"model.encoder_weights={path}: no such file. Use imagenet, none, or the path of a state dict."
         )
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:

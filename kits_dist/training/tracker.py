@@ -17,6 +17,7 @@ import yaml
 
 from kits_dist.config import Config, as_plain
 from kits_dist.utils import files
+from kits_dist.utils.text import utf8
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -102,7 +103,7 @@ def _as_text(value: str | bool | int | float | list | None) -> str:
     """Return a value as text: none, true, 512,512."""
     if isinstance(value, list):
         return ",".join(map(str, value))
-    return value if isinstance(value, str) else str(value).lower()
+    return utf8(value) if isinstance(value, str) else str(value).lower()
 
 
 def in_markdown(facts: dict[str, str | int], config: Config) -> str:

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -218,6 +219,18 @@ def test_names_of_other_systems(folders, tmp_path, how):
     assert run(target, folders[1], tmp_path / "b")[0] == expected
 
 
+def test_names_that_are_not_utf8_and_upper_case_endings_are_scored(folders, tmp_path):
+    predictions = folders[0]
+    strange = os.fsdecode(b"Ni\xe8re")
+    for kind, name in (("p", f"{strange}.nii.gz"), ("t", f"{strange}.NII.GZ")):
+        (tmp_path / kind).mkdir()
+        shutil.copy(predictions / "case_00002.nii.gz", tmp_path / kind / name)
+    for output in ("one", "two"):
+        _, rows = run(tmp_path / "p", tmp_path / "t", tmp_path / output)
+        assert [row["case"] for row in rows] == ["Ni\\udce8re"] and float(rows[0]["tumor_dice"]) == 1
+    evaluate.main(evaluate.Args(compare=(str(tmp_path / "one"), str(tmp_path / "two")), output=str(tmp_path / "c")))
+
+
 def test_two_files_of_one_case_are_refused(folders, tmp_path):
     shutil.copy(folders[0] / "case_00000.nii.gz", folders[0] / "case_00000_seg.nii.gz")
     with pytest.raises(
@@ -246,7 +259,7 @@ def test_what_a_prediction_may_be(folders, tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(JobFailed, match="case_00002.nii.gz: damaged or truncated"):
         run(*folders, tmp_path / "c")
-    assert not (tmp_path / "c").exists()
+    assert not any((tmp_path / "c").iterdir())
 
 
 def test_a_truth_of_two_kinds_is_refused(folders, tmp_path):

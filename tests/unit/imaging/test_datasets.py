@@ -1,6 +1,7 @@
 """Every layout of a data set is recognized, and what is missing or contradictory is named."""
 
 import json
+import os
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_scans_of_one_patient_are_known_by_their_ids_or_by_a_table(tmp_path):
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ("case;patient\ncase_00001;ann\n", "patients.csv: needs the columns case and patient"),
+        ("case patient\ncase_00001 ann\n", "patients.csv: needs the columns case and patient"),
         ("case,patient\ncase_00001\n", "patients.csv: needs the columns case and patient, and both in every row"),
         ("case,patient\ncase_00001,ann\ncase_00001,bob\n", "patients.csv: case_00001 twice"),
         ("case,patient\ncase_00007,ann\n", "patients.csv: case_00007 without a folder of that name"),
@@ -71,11 +72,28 @@ def test_a_table_of_patients_that_cannot_be_meant_is_refused(tmp_path, table, sa
         find_cases(tmp_path)
 
 
-def test_a_table_of_patients_in_another_encoding_is_refused(tmp_path):
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", ";\t,")
+def test_a_table_of_patients_is_read_as_spreadsheets_save_it(tmp_path, encoding, delimiter):
     kits(tmp_path, 1)
-    (tmp_path / "patients.csv").write_bytes("case,patient\ncase_00001,Jürgen\n".encode("latin-1"))
-    with pytest.raises(InputError, match="patients.csv: no table of UTF-8 text with commas"):
-        find_cases(tmp_path)
+    text = "case,patient\r\ncase_00001,Jürgen\r\n".replace(",", delimiter)
+    (tmp_path / "patients.csv").write_bytes(text.encode(encoding))
+    assert [case.patient for case in find_cases(tmp_path).cases] == ["Jürgen"]
+
+
+def test_upper_case_endings_are_those_of_nifti(tmp_path):
+    touch(tmp_path, "case_00001/imaging.NII.GZ", "case_00001/segmentation.Nii")
+    (case,) = find_cases(tmp_path).cases
+    assert case.image.name == "imaging.NII.GZ" and case.label.name == "segmentation.Nii" and not case.missing
+    touch(tmp_path / "raw", "imagesTr/a_0000.NII.GZ", "labelsTr/a.NII")
+    assert [case.case_id for case in find_cases(tmp_path / "raw").cases if not case.missing] == ["a"]
+
+
+def test_a_case_whose_name_is_not_utf8_is_refused_before_any_work(tmp_path):
+    touch(tmp_path, "case_1/imaging.nii.gz", "case_1/segmentation.nii.gz")
+    (tmp_path / "case_1").rename(os.fsdecode(os.fsencode(tmp_path) + b"/case_M\xfcller"))
+    with pytest.raises(InputError, match="are not UTF-8. Rename these cases"):
+        find_all_cases(str(tmp_path))
 
 
 def test_labels_choose_one_of_kits21s_aggregations(tmp_path):
