@@ -5,6 +5,8 @@ import runpy
 import sys
 from pathlib import Path
 
+from kits_dist.utils.output import protect_output
+
 PROGRAMS = [
     *("phantom", "audit", "prepare", "train", "evaluate", "postprocess", "fuse", "crossval", "predict", "report"),
     *("doctor", "launch"),
@@ -18,6 +20,7 @@ def main() -> None:
         sys.argv = [f"kits-dist {program}", *sys.argv[2:]]
         runpy.run_module(f"kits_dist.{program}", run_name="__main__", alter_sys=True)
         return
+    protect_output()
     asked = program in ("help", "--help", "-h")
     lines = [f"  {name:<11} {_first_line(name)}" for name in PROGRAMS]
     text = "usage: kits-dist PROGRAM key=value ...     kits-dist PROGRAM help\n\n" + "\n".join(lines)

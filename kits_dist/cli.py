@@ -36,12 +36,16 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from kits_dist.distributed import gpu_memory, launcher
+from kits_dist.utils import files, output
 from kits_dist.utils.errors import InputError, JobFailed, MissingInput, Preempted
+from kits_dist.utils.text import typed_path
 
 T = TypeVar("T")
 
 _NAME_ANOTHER = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+_BAD_NAME = {errno.EINVAL, errno.EILSEQ, errno.ELOOP}  # a character that the disk does not allow; links in a circle
 _MAKE_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_MORE_PROCESSES = "Allow more: ulimit -u, or the container's limit of processes."
 
 __all__ = ["MISSING", "from_plain", "help_table", "load", "run"]
 
@@ -51,7 +55,9 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
     argv = sys.argv[1:] if argv is None else argv
     module = sys.modules[main.__module__]
     program = module.__spec__.name if module.__spec__ else module.__name__
+    output.protect_output()
     try:
+        launcher.settle_environment()
         if {"help", "--help", "-h"} & set(argv):
             doc = (module.__doc__ or "").strip()
             print(f"{doc}\n\nusage: python -m {program} key=value ...\n\n{help_table(schema)}")
@@ -65,17 +71,19 @@ def run(main: Callable[[Any], None], schema: type, argv: list[str] | None = None
         # A launcher that restarts failed processes would start the job again at once.
         _exit(f"{program}: {error}", 0 if launcher.restarts() else 75)
     except OSError as error:
-        where = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-        if error.errno in _NAME_ANOTHER:
-            _exit(f"{program}: {where}. Name another file or folder, or change its permissions.", 2)
-        if error.errno in _MAKE_ROOM:
-            _exit(f"{program}: {where}. Finished parts are kept; free some space and run again.", 1)
-        raise
+        message, code = _explain(error)
+        if not message:
+            raise
+        _exit(f"{program}: {message}", code)
     except (RuntimeError, MemoryError) as error:
         _exit_if_gpu_is_full(program, schema, error)
+        if "can't start new thread" in str(error):
+            _exit(f"{program}: no further thread can be started. {_MORE_PROCESSES}", 1)
         raise
     except KeyboardInterrupt:
         _exit(f"{program}: interrupted.", 130)
+    finally:
+        sys.stdout.flush()
     sys.exit(0)
 
 
@@ -90,7 +98,7 @@ def load(schema: type[T], argv: list[str]) -> T:
     config = OmegaConf.structured(schema)
     if "config" not in keys:  # some programs have a key of that name
         for _, value in [pair for pair in arguments if pair[0] == "config"]:
-            config = _merge(config, _read_yaml(value), f"config={value}")
+            config = _merge(config, _read_yaml(typed_path(value, "config")), f"config={value}")
         arguments = [pair for pair in arguments if pair[0] != "config"]
     for name, text in arguments:
         key = keys.get(name, _Key(Any, None, ""))
@@ -127,6 +135,23 @@ def help_table(schema: type) -> str:
     )
 
 
+def _explain(error: OSError) -> tuple[str, int]:
+    """Return what an error of the system means and its exit code; an empty message where the traceback says more."""
+    what = error.strerror or str(error)
+    where = f"{what}: {error.filename}" if error.filename else what
+    if error.errno in _NAME_ANOTHER or (error.errno in _BAD_NAME and error.filename):
+        return f"{where}. Name another file or folder, or change its permissions.", 2
+    if error.errno in _MAKE_ROOM:
+        return f"{where}. Finished parts are kept; free some space and run again.", 1
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{where}. Raise the limit of open files: ulimit -n", 1
+    if error.errno == errno.EAGAIN:
+        return f"{where}. {_MORE_PROCESSES}", 1
+    if error.filename:
+        return f"{where}. Finished parts are kept; look at the disk and run again.", 1
+    return "", 1
+
+
 def _exit_if_gpu_is_full(program: str, schema: type, error: Exception) -> None:
     full = gpu_memory.out_of_memory(error)
     if full:
@@ -140,7 +165,7 @@ def _exit(message: str, code: int) -> NoReturn:
     Under a launcher rank 0 prints. The others wait until the launcher ends them, and print if they failed alone: first
     one rank of each machine, because its launcher does not hear of rank 0.
     """
-    rank = int(os.environ.get("RANK", 0))
+    rank = launcher.claimed_rank()
     if rank and code in (0, 75):  # all ranks stop together
         time.sleep(1)
         sys.exit(code)
@@ -159,6 +184,8 @@ def _split(argv: list[str], keys: dict[str, "_Key"]) -> list[tuple[str, str]]:
     pairs = []
     for word, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
         key, equals, value = word.partition("=")
+        if word == "\r":
+            raise InputError("the script has line ends of Windows, which cut this command: sed -i 's/\\r$//' FILE")
         if word.startswith("-"):
             name = key.lstrip("-").replace("-", "_")
             name = next((full for full in keys if full.split(".")[-1] == name), name)
@@ -175,12 +202,21 @@ def _read_yaml(path: str) -> Any:
         near = ", ".join(sorted(str(p) for p in Path(path).parent.glob("*.yaml")))
         raise MissingInput(f"config={path}: no such file.{f' There are: {near}' if near else ''}")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(files.read_text(Path(path)))
+    except yaml.YAMLError as error:
         raise InputError(f"config={path} is not readable as yaml: {_one_line(error)}") from error
     if content is not None and not isinstance(content, dict):
         raise InputError(f"config={path} must hold `key: value` lines, found {type(content).__name__}.")
-    return content or {}
+    return _with_typed_paths(content or {}, "")
+
+
+def _with_typed_paths(value: Any, name: str) -> Any:
+    """Return the content of a yaml file with its texts read as those of a command line; name: of the key, with dots."""
+    if isinstance(value, dict):
+        return {key: _with_typed_paths(inner, f"{name}.{key}".lstrip(".")) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_typed_paths(inner, name) for inner in value]
+    return typed_path(value, name) if isinstance(value, str) else value
 
 
 def _merge(config: Any, update: Any, origin: str, meaning: str = "") -> Any:
@@ -195,14 +231,14 @@ def _parse(name: str, text: str, kind: Any) -> Any:
     """Return the value that a text means to a key of type `kind`. Raises InputError naming the key."""
     members = get_args(kind) if get_origin(kind) is tuple else ()
     if kind is str:  # a folder may be called 1e3
-        return text
+        return typed_path(text, name)
     if text.lower() == "none" and type(None) in get_args(kind):
         return None
     if re.fullmatch(r"\d+(x\d+)+", text):  # a size, as in 256x256
         return [int(number) for number in text.split("x")]
     if members == (str, ...):  # brackets are optional, and members stay text: a case may be called 001
         inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-        return [part.strip().strip("'\"") for part in inner.split(",")] if inner.strip() else []
+        return [typed_path(part.strip().strip("'\""), name) for part in inner.split(",")] if inner.strip() else []
 
     try:
         value = yaml.safe_load(text)

@@ -6,12 +6,13 @@ launcher's command line is read, too, by the processes it started and where the 
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import yaml
 
+from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
 
 QUIET = "KITS_DIST_LAUNCH"  # set in the environment by kits_dist.launch
@@ -22,6 +23,9 @@ _OTHER_ENGINES = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism other than DDP",
 }
+_PLACE = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_PREFIXES = (*_PLACE, "ACCELERATE_", "TORCHELASTIC_", "OMP_", "CUDA_DEVICE_ORDER")
+_MPI = ("PMI_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "MPI_LOCAL")
 
 
 class LauncherOptions(NamedTuple):
@@ -45,7 +49,7 @@ def launcher_options(environ: Mapping[str, str] = os.environ, command: list[str]
     flags = {} if program is None else _flags(command[program + 1 :])
 
     accumulate = flags.get("gradient_accumulation_steps") or environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "")
-    dynamo = environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    dynamo = environ.get("ACCELERATE_DYNAMO_BACKEND", "").lower() or "no"
     return LauncherOptions(
         processes=int(flags["num_processes"]) if "num_processes" in flags else None,
         accumulate=int(accumulate) if accumulate.isdigit() else None,
@@ -109,7 +113,7 @@ def closing_line(environ: Mapping[str, str] = os.environ) -> str:
 
 def restarts(environ: Mapping[str, str] = os.environ) -> bool:
     """Return whether the launcher starts all processes again when one of them fails (--max_restarts)."""
-    return environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    return environ.get("TORCHELASTIC_MAX_RESTARTS", "") not in ("", "0")
 
 
 def refuse_restarts_without_resume(resume: str, environ: Mapping[str, str] = os.environ) -> None:
@@ -121,15 +125,50 @@ def refuse_restarts_without_resume(resume: str, environ: Mapping[str, str] = os.
         )
 
 
-def environ_int(name: str, default: int | None = None) -> int:
-    """Return an integer that the launcher set in the environment.
+def environ_int(name: str, default: int | None = None, environ: Mapping[str, str] = os.environ) -> int:
+    """Return an integer that the launcher set in the environment; a variable that is empty counts as absent.
 
     Raises InputError when it is not a number, or missing without a default.
     """
-    text = os.environ.get(name, "" if default is None else str(default))
-    if not text.isdigit():
-        raise InputError(f"{name}={text} in the environment is not a number; the launcher sets it.")
+    text = environ.get(name, "").strip()
+    if not text and default is not None:
+        return default
+    if not (text.isascii() and text.isdigit()):
+        wrong = f"{name}={text} in the environment is not a number" if text else f"no {name} in the environment"
+        raise InputError(
+            f"{wrong}. A launcher sets WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT together; to start one process "
+            "alone: unset WORLD_SIZE"
+        )
     return int(text)
+
+
+def claimed_rank() -> int:
+    """Return this process's number for messages and progress bars: 0 where the environment says nothing sensible."""
+    text = os.environ.get("RANK", "")
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def settle_environment(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Remove what other launchers and other jobs left in the environment, which accelerate would take for its own.
+
+    MPI's variables always; those of torchrun where no WORLD_SIZE above 1 says that there are other processes; and all
+    that are empty. A process that is given WORLD_SIZE and RANK alone, as by Kubernetes' PyTorchJob, is the only one of
+    its machine.
+
+    Raises InputError for a WORLD_SIZE that is no number.
+    """
+    for name, value in list(environ.items()):
+        empty = name.startswith(_PREFIXES) and not value.strip()
+        if empty or name.startswith(_MPI):
+            del environ[name]
+    if not environ.get("OMP_NUM_THREADS", "").isdigit():  # OpenMP also allows a list, accelerate does not
+        environ.pop("OMP_NUM_THREADS", None)
+    if environ_int("WORLD_SIZE", 1, environ) == 1:
+        for name in _PLACE:
+            environ.pop(name, None)
+    elif "LOCAL_RANK" not in environ:
+        environ["LOCAL_RANK"] = "0"
+        environ.setdefault("LOCAL_WORLD_SIZE", "1")
 
 
 def _parent_command() -> list[str]:
@@ -149,8 +188,9 @@ def _flags(words: list[str]) -> dict[str, str]:
             name, equals, value = word[2:].partition("=")
             found[name.replace("-", "_")] = value if equals else following
     try:
-        content = yaml.safe_load(Path(found["config_file"]).read_text()) if "config_file" in found else {}
+        content = yaml.safe_load(files.read_text(Path(found["config_file"]))) if "config_file" in found else {}
     except (OSError, yaml.YAMLError):  # the launcher itself could read it; this is only a second look
         content = {}
-    from_file = {k: str(v) for k, v in (content or {}).items() if k == "num_processes" and str(v).isdigit()}
+    pairs = content.items() if isinstance(content, dict) else ()
+    from_file = {k: str(v) for k, v in pairs if k == "num_processes" and str(v).isdigit()}
     return from_file | {k: v for k, v in found.items() if v.isdigit()}

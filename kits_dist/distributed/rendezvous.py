@@ -50,7 +50,12 @@ def join(
     rank, port = environ_int("RANK"), environ_int("MASTER_PORT")
     host = os.environ.get("MASTER_ADDR", "")
     if not host:
-        raise InputError(f"WORLD_SIZE={world} but no MASTER_ADDR in the environment. Start it with a launcher.")
+        raise InputError(
+            f"WORLD_SIZE={world} but no MASTER_ADDR in the environment. Start it with a launcher, or alone: unset "
+            "WORLD_SIZE"
+        )
+    if not 0 < port < 2**16:
+        raise InputError(f"MASTER_PORT={port} in the environment is no port: use 1..65535.")
     if environ_int("LOCAL_WORLD_SIZE", world) < world:
         # Debian gives a machine's own name the address 127.0.1.1, and gloo would offer that one to other machines
         interface = _interface_towards(host, port)

@@ -17,7 +17,8 @@ from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKw
 from kits_dist.config import TrainConfig
 from kits_dist.distributed import gpu_memory, launcher, rendezvous
 from kits_dist.distributed.precision import Precision, launched_precision
-from kits_dist.distributed.ranks import Ranks
+from kits_dist.distributed.ranks import Ranks, launched_ranks
+from kits_dist.utils.errors import InputError
 
 
 class Runtime(NamedTuple):
@@ -45,6 +46,12 @@ def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
     """
     # a mapped file that is cut short while it is read ends the process by SIGBUS: print at least where
     faulthandler.enable()
+    launched = launched_ranks()
+    if launched.local_rank >= max(1, torch.cuda.device_count()) and torch.cuda.is_available():
+        raise InputError(
+            f"LOCAL_RANK={launched.local_rank}, but this process sees {torch.cuda.device_count()} GPUs. Start one "
+            "process per GPU, or show it all GPUs of the machine."
+        )
     options = launcher.launcher_options()
     launcher.refuse_contradictions(options, accumulate, train.compile)
     precision = launched_precision(train)
@@ -53,19 +60,24 @@ def start(train: TrainConfig, accumulate: int, run: Path, seed: int) -> Runtime:
         gpu_memory.use_expandable_segments()
     # Before Accelerator, which would wait half an hour for a missing rank without naming it, and joins what it finds.
     rendezvous.join("nccl" if torch.cuda.is_available() else "gloo", train.timeout_s)
-    accelerator = Accelerator(
-        mixed_precision=precision.autocast,
-        # without a GPU, two launched processes would otherwise each take themselves for the only one
-        cpu=not torch.cuda.is_available(),
-        log_with="tensorboard",
-        project_dir=str(run),
-        kwargs_handlers=[ddp_settings(train)],
-        # counted by the train loop; accelerate would divide the loss a second time
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-    )
-    launcher.refuse_other_world_size(options, launcher.environ_int("WORLD_SIZE", 1), accelerator.num_processes)
-    local_world = launcher.environ_int("LOCAL_WORLD_SIZE", accelerator.num_processes)
-    ranks = Ranks(accelerator.process_index, accelerator.num_processes, accelerator.local_process_index, local_world)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision.autocast,
+            # without a GPU, two launched processes would otherwise each take themselves for the only one
+            cpu=not torch.cuda.is_available(),
+            log_with="tensorboard",
+            project_dir=str(run),
+            kwargs_handlers=[ddp_settings(train)],
+            # counted by the train loop; accelerate would divide the loss a second time
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
+    except ValueError as error:  # of a variable of its own that it cannot read
+        names = sorted(name for name in os.environ if name.startswith("ACCELERATE_"))
+        raise InputError(
+            f"accelerate cannot start: {error}. Set or unset what it reads: {', '.join(names) or 'nothing is set'}"
+        ) from error
+    launcher.refuse_other_world_size(options, launched.world, accelerator.num_processes)
+    ranks = launched._replace(local_rank=accelerator.local_process_index)
     if accelerator.device.type == "cpu":
         torch.set_num_threads(ranks.cores)  # torchrun sets OMP_NUM_THREADS=1
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision.mode != "fp32"

@@ -1,3 +1,5 @@
+import errno
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -210,3 +212,74 @@ def test_every_configuration_in_the_folder_is_valid(name):
     if name.startswith("poster_"):
         assert config.data.mask == ("kidney" if name.endswith("_tumor.yaml") else "none")
         assert config.augment.flip_vertical == 0.5 and config.optim.patience == 0
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_yaml_is_read_as_editors_and_people_write_it(tmp_path, monkeypatch, encoding):
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    path = tmp_path / "A.YAML"
+    text = "run: ~/Müller\r\ndata:\r\n  store: $SCRATCH/store\r\n  planes: [axial]\r\n"
+    path.write_bytes(text.encode(encoding))
+    config = cli.load(Config, [f"config=file://{path}"])
+    assert config.run == os.path.expanduser("~/Müller")
+    assert config.data.store == "/scratch/store" and config.data.planes == ("axial",)
+    path.write_text("data: {store: $NOWHERE/store}\n")
+    with pytest.raises(InputError, match=r"data.store=\$NOWHERE/store: \$NOWHERE is not set"):
+        cli.load(Config, ["run=r", f"config={path}"])
+
+
+def test_paths_of_the_command_line_are_read_as_people_type_them(monkeypatch):
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    config = cli.load(Config, ["run='${SCRATCH}/r'", "data.store=~/s\r", "resume=auto\r"])
+    assert (config.run, config.data.store, config.resume) == ("/scratch/r", os.path.expanduser("~/s"), "auto")
+    with pytest.raises(InputError, match="line ends of Windows"):
+        cli.load(Config, ["run=r", "\r"])
+
+
+def failed(capsys, error: BaseException) -> tuple[int, str]:
+    def main(args):
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main, Config, NEEDED)
+    return caught.value.code, capsys.readouterr().err.strip()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (errno.EROFS, 2, "Name another file or folder"),
+        (errno.EINVAL, 2, "Name another file or folder"),
+        (errno.ENOSPC, 1, "free some space and run again"),
+        (errno.EMFILE, 1, "ulimit -n"),
+        (errno.EAGAIN, 1, "ulimit -u, or the container's limit of processes"),
+        (errno.EIO, 1, "look at the disk and run again"),
+        (errno.ESTALE, 1, "look at the disk and run again"),
+    ],
+)
+def test_an_error_of_the_machine_is_one_sentence(capsys, number, code, said):
+    found, message = failed(capsys, OSError(number, os.strerror(number), "/disk/a"))
+    assert found == code and said in message and f"{os.strerror(number)}: /disk/a" in message and "\n" not in message
+
+
+def test_errors_without_a_file_keep_their_traceback_unless_they_say_enough(capsys):
+    for error in (OSError(errno.EINVAL, "Invalid argument"), OSError("no number"), RuntimeError("a bug")):
+        with pytest.raises(type(error)):
+            failed(capsys, error)
+    code, message = failed(capsys, RuntimeError("can't start new thread"))
+    assert code == 1 and "no further thread can be started. Allow more: ulimit -u" in message
+
+
+@pytest.mark.parametrize("rank", ["", "abc", "-1", "\u00b2"])
+def test_a_malformed_rank_hides_no_message(monkeypatch, capsys, rank):
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as caught:
+        cli._exit("it failed", 2)
+    assert caught.value.code == 2 and capsys.readouterr().err == "it failed\n"
+
+
+def test_a_malformed_environment_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda args: None, Config, NEEDED)
+    assert caught.value.code == 2 and "WORLD_SIZE=two in the environment is not a number" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from kits_dist.distributed.launcher import (
     refuse_contradictions,
     refuse_other_world_size,
     refuse_restarts_without_resume,
+    settle_environment,
     started_by,
 )
 from kits_dist.utils.errors import InputError
@@ -96,3 +97,45 @@ def test_numbers_of_the_environment(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "-1")
     with pytest.raises(InputError, match="WORLD_SIZE=-1 in the environment is not a number"):
         environ_int("WORLD_SIZE", 1)
+    for text in ("", " "):
+        monkeypatch.setenv("WORLD_SIZE", text)
+        assert environ_int("WORLD_SIZE", 1) == 1
+        with pytest.raises(InputError, match="no WORLD_SIZE in the environment.*unset WORLD_SIZE"):
+            environ_int("WORLD_SIZE")
+
+
+OF_TWO = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a"}
+
+
+@pytest.mark.parametrize(
+    ("found", "left"),
+    [
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}, {"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}),
+        ({"PMI_SIZE": "2", "PMI_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "MV2_COMM_WORLD_LOCAL_RANK": "x"}, {}),
+        ({"MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "", "OMP_NUM_THREADS": "4,2"}, {}),
+        ({"WORLD_SIZE": "", "RANK": " ", "MASTER_PORT": "", "ACCELERATE_USE_CPU": "", "OMP_NUM_THREADS": ""}, {}),
+        ({"RANK": "3", "LOCAL_RANK": "abc", "MASTER_PORT": "tcp://10.0.0.1:80"}, {}),
+        ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "3"}, {"OMP_NUM_THREADS": "3"}),
+        (OF_TWO, OF_TWO),
+        (OF_TWO | {"PMI_SIZE": "8"}, OF_TWO),
+        (
+            {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "a"},  # of Kubernetes' PyTorchJob
+            {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "a", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+        ),
+    ],
+)  # fmt: skip
+def test_what_other_launchers_left_is_removed(found, left):
+    environ = dict(found)
+    settle_environment(environ)
+    assert environ == left
+
+
+def test_empty_options_of_the_launcher_are_none():
+    assert launcher_options({"ACCELERATE_DYNAMO_BACKEND": "", "ACCELERATE_USE_FSDP": ""}, []) == LauncherOptions()
+    refuse_restarts_without_resume("none", {"TORCHELASTIC_MAX_RESTARTS": ""})
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfen\x00u\x00", b"num_processes: 4\r\nname: M\xfcller\r\n", b"- a list"])
+def test_a_configuration_of_the_launcher_in_any_encoding_is_no_error(tmp_path, content):
+    (tmp_path / "a.yaml").write_bytes(content)
+    launcher_options({}, ["python", "/bin/accelerate", "launch", "--config_file", str(tmp_path / "a.yaml"), *PROGRAM])

@@ -122,7 +122,7 @@ def test_an_incomplete_environment_is_refused(monkeypatch):
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="RANK= in the environment is not a number; the launcher sets it"):
+    with pytest.raises(InputError, match="no RANK in the environment. A launcher sets"):
         rendezvous.join("gloo", 1)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("MASTER_PORT", "1")
