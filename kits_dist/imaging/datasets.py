@@ -1,7 +1,6 @@
 """Find the cases of a data set: KiTS19, KiTS21, KiTS23 and nnU-Net raw folders -> a list of CaseFiles."""
 
 import csv
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable
