@@ -3,6 +3,7 @@
 import gzip
 import os
 import shutil
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -77,6 +78,7 @@ def test_names_that_a_disk_or_a_text_cannot_hold(raw, tmp_path, monkeypatch, cap
     (tmp_path / "scans").mkdir()
     for name in (f"{strange}.NII.GZ", f"{244 * 'x'}.nii"):
         shutil.copy(raw / "case_00000" / "imaging.nii.gz", tmp_path / "scans" / name)
+    sys.stdout.reconfigure(errors="backslashreplace")  # as cli.run does
     main(run, tmp_path / "scans", tmp_path / "out")
     found = sorted(os.listdir(tmp_path / "out"))
     assert found == sorted([f"{strange}.json", f"{strange}.nii.gz", f"{244 * 'x'}.json", f"{244 * 'x'}.nii.gz"])
