@@ -191,7 +191,8 @@ def shares_for(args: Args, rows: list[Row]) -> tuple[dict[str, float], str]:
         if reached:
             kind = f"{args.precision} {kind}" if same else kind
             weak = "" if device == "cuda" else "; no GPU was measured, and the share of a CPU says little about it"
-            source = f"{min(reached):.2f} .. {max(reached):.2f} in {len(reached)} {kind} lines{weak}"
+            count = f"{len(reached)} {kind} line{'s' if len(reached) > 1 else ''}"
+            source = f"{' .. '.join(f'{share:.2f}' for share in sorted({min(reached), max(reached)}))} in {count}{weak}"
             return {"low": min(reached), "high": min(1.0, max(reached))}, source
     return {"bound": 1.0}, "unknown, no line of benchmarks.model was recorded: only the bound is printed"
 

@@ -26,9 +26,23 @@ class Bootstrap:
         denominator is 0 are left out; returns None where that leaves no resample.
         """
         below = np.ones(len(numerator)) if denominator is None else np.asarray(denominator, float)
-        above, below = self.weights @ np.asarray(numerator, float), self.weights @ below
-        known = below > 0
-        if not known.any():
-            return None
-        low, high = np.percentile(above[known] / below[known], [2.5, 97.5])
-        return [float(low), float(high)]
+        return _percentiles(self._ratios(numerator, below))
+
+    def interval_of_difference(
+        self, a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]
+    ) -> list[float] | None:
+        """Return [low, high] of one ratio minus another, each (numerator, denominator), over the same resamples."""
+        return _percentiles(self._ratios(*a) - self._ratios(*b))
+
+    def _ratios(self, numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+        """(resamples,) ratios of sums; NaN where the denominator is 0."""
+        above, below = (self.weights @ np.asarray(sums, float) for sums in (numerator, denominator))
+        return np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0)
+
+
+def _percentiles(values: np.ndarray) -> list[float] | None:
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return None
+    low, high = np.percentile(known, [2.5, 97.5])
+    return [float(low), float(high)]

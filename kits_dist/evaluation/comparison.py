@@ -1,23 +1,24 @@
 """Compare two systems on the same cases: the difference of every metric, its interval and a test against chance."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from kits_dist.distributed.ranks import Ranks
 from kits_dist.evaluation.bootstrap import Bootstrap
-from kits_dist.evaluation.metrics import MEANS, Metrics, column
+from kits_dist.evaluation.metrics import MEANS, WEIGHTS, Metrics, column
 from kits_dist.evaluation.score_folder import Truth, score_folder
-from kits_dist.evaluation.tables import read_cases
+from kits_dist.evaluation.tables import FEW, TOO_FEW, read_cases
 from kits_dist.labels import PLAIN, REGIONS
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, MissingInput
 from kits_dist.utils.text import listed
 
 NOTE = (
-    "difference: mean over the pairs of A's metric minus B's, a pair being a case where it is defined for both (plain "
-    "means, dice_slice's too); ci95: bootstrap over cases, 10,000 resamples; p: Wilcoxon signed-rank test, two-sided, "
-    "not corrected for the number of tests."
+    "a, b: means as in summary.json, over the pairs, a pair being a case where the metric is defined for both "
+    "(dice_slice and dice_poster: over their slices); difference: a - b; ci95: bootstrap over cases, 10,000 resamples; "
+    "p: Wilcoxon signed-rank test of the differences by case, two-sided, not corrected for the number of tests."
 )
 
 
@@ -75,7 +76,7 @@ def _scored(name: str, letter: str, split: str, output: str, truth: Truth | None
             "output=DIR where it is a folder of label maps."
         )
     folder = Path(output) / letter
-    score_folder(Path(name), truth, folder, group, workers, "compare")
+    score_folder(Path(name), truth, folder, group, workers, "compare", f"{letter.upper()}: {name}")
     return folder
 
 
@@ -111,23 +112,42 @@ def compare(a: dict[str, Metrics], b: dict[str, Metrics], names: tuple[str | Pat
         for metric in MEANS:
             key = f"{region}_{metric}"
             if key in ours[0] and key in theirs[0]:
-                regions.setdefault(region, {})[metric] = _paired(column(ours, key), column(theirs, key), bootstrap)
+                pair = (_weighted(rows, region, metric) for rows in (ours, theirs))
+                regions.setdefault(region, {})[metric] = _paired(*pair, bootstrap)
     if not regions:
         raise InputError(f"compare: {names[0]} and {names[1]} have no region in common.")
     return regions
 
 
-def _paired(a: np.ndarray, b: np.ndarray, bootstrap: Bootstrap) -> dict:
-    pairs = ~np.isnan(a) & ~np.isnan(b)
+class Weighted(NamedTuple):
+    """A metric of every case, NaN where it is undefined, and the weight of each case in its mean."""
+
+    values: np.ndarray
+    weights: np.ndarray
+
+    def sums(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numerator and the denominator of the mean over the pairs, by case."""
+        return np.where(pairs, np.nan_to_num(self.values) * self.weights, 0), np.where(pairs, self.weights, 0)
+
+
+def _weighted(rows: list[Metrics], region: str, metric: str) -> Weighted:
+    values = column(rows, f"{region}_{metric}")
+    weight = f"{region}_{WEIGHTS.get(metric)}"  # of slices, which tables of an earlier version may lack
+    return Weighted(values, column(rows, weight) if weight in rows[0] else np.ones(len(rows)))
+
+
+def _paired(a: Weighted, b: Weighted, bootstrap: Bootstrap) -> dict:
+    pairs = ~np.isnan(a.values) & ~np.isnan(b.values)
     if not pairs.any():
         return dict.fromkeys(("a", "b", "difference", "difference_ci95", "p")) | {"pairs": 0}
-    difference = np.where(pairs, a - b, 0)
+    sums = a.sums(pairs), b.sums(pairs)
+    mean_a, mean_b = (float(above.sum() / below.sum()) for above, below in sums)
     return {
-        "a": float(a[pairs].mean()),
-        "b": float(b[pairs].mean()),
-        "difference": float(difference[pairs].mean()),
-        "difference_ci95": bootstrap.interval(difference, pairs),
-        "p": wilcoxon_p(difference[pairs]),
+        "a": mean_a,
+        "b": mean_b,
+        "difference": mean_a - mean_b,
+        "difference_ci95": bootstrap.interval_of_difference(*sums),
+        "p": wilcoxon_p((a.values - b.values)[pairs]),
         "pairs": int(pairs.sum()),
     }
 
@@ -157,8 +177,9 @@ def as_text(comparison: dict) -> str:
                 lines.append(f"{region:<16} {metric:<13} undefined for A or B in every case")
                 continue
             low, high = row["difference_ci95"]
+            interval = f"{low:+.3f} .. {high:+.3f}" if row["pairs"] >= FEW else TOO_FEW
             lines.append(
                 f"{region:<16} {metric:<13} {row['a']:>7.3f} {row['b']:>7.3f} {row['difference']:>+8.3f}  "
-                f"{f'{low:+.3f} .. {high:+.3f}':<18} {row['p']:>7.2g} {row['pairs']:>6}"
+                f"{interval:<18} {row['p']:>7.2g} {row['pairs']:>6}"
             )
     return "\n".join(lines)

@@ -29,11 +29,18 @@ class Truth(NamedTuple):
 
 
 def score_folder(
-    folder: Path, truth: Truth, output: Path, group: Ranks, workers: int = 0, key: str = "predictions"
+    folder: Path,
+    truth: Truth,
+    output: Path,
+    group: Ranks,
+    workers: int = 0,
+    key: str = "predictions",
+    title: str = "",
 ) -> None:
     """Write the tables of the label maps in `folder` to `output`, and print them. All processes must call it.
 
-    key   argument that named the folder, for messages
+    key     argument that named the folder, for messages
+    title   above the table
 
     Raises MissingInput / InputError for folders that do not match, JobFailed where a case cannot be scored.
     """
@@ -49,7 +56,7 @@ def score_folder(
     }
     regions = _scored(truth)
     jobs = [Job(case, predictions.get(case), path, regions, truth.reference) for case, path in sorted(truths.items())]
-    _score(score_job, jobs, truth, output, group, workers, about)
+    _score(score_job, jobs, truth, output, group, workers, about, title)
 
 
 def score_raters(truth: Truth, output: Path, group: Ranks, workers: int = 0) -> None:
@@ -60,7 +67,7 @@ def score_raters(truth: Truth, output: Path, group: Ranks, workers: int = 0) -> 
     cases = select_test_cases(case_folders(truth.folder, "raters"), truth.store, truth.folder)
     jobs = [Job(case, None, path, _scored(truth)) for case, path in sorted(cases.items())]
     about = {"reference": "others", "scored": "each annotator against the majority of the others"}
-    _score(score_rater_job, jobs, truth, output, group, workers, about)
+    _score(score_rater_job, jobs, truth, output, group, workers, about, about["scored"])
 
 
 def _scored(truth: Truth) -> dict[str, tuple[int, ...]]:
@@ -75,6 +82,7 @@ def _score(
     group: Ranks,
     workers: int,
     about: dict[str, Any],
+    title: str,
 ) -> None:
     files.make_folder(output, "output")
     results = score_jobs(function, group.share(jobs), group, workers)
@@ -85,4 +93,4 @@ def _score(
     data = data_kind(truth.folder) if (truth.folder / MARKER).is_file() else "unknown"
     summary = summarize(scores, data, "test" if truth.store else "folder") | about
     write_tables(output, scores, summary)
-    print_summary(summary, output, truth.with_poster)
+    print_summary(summary, output, truth.with_poster, title)

@@ -83,7 +83,9 @@ def score_run(
     Raises InputError where several runs have no `output`, JobFailed where a case cannot be scored.
     """
     store = cases.store
-    stages = [_StageResults(stage, folder) for stage, folder in _outputs(predictor, cases, output)]
+    outputs = _outputs(predictor, cases, output)
+    whole = "the whole cascade" if len(outputs) > 1 else ""
+    stages = [_StageResults(stage, folder, _STAGES.get(stage.name, whole)) for stage, folder in outputs]
     for stage in stages:
         files.make_folder(stage.output / "predictions", "output")
         files.check_names(stage.output / "predictions", [f"{case_id}.nii.gz" for case_id in cases.truths], "output")
@@ -128,8 +130,9 @@ def score_run(
 class _StageResults:
     """The label maps of one stage that this process made, and what is gathered of them."""
 
-    def __init__(self, stage: CascadeStage, output: Path):
+    def __init__(self, stage: CascadeStage, output: Path, title: str):
         self.name, self.predicted_regions = stage
+        self.title = title
         self.output = output
         self.jobs: list[Job] = []
         self.tiles: list[tuple[int, PanelRow]] = []
@@ -163,7 +166,7 @@ class _StageResults:
         draw_cases(self.output, cases.store, self.predicted_regions)
         tiles = [tile for _, tile in self.tiles]
         save_png(self.output / "panel.png", contour_panel(tiles, f"data: {summary['data']}   split: {cases.split}"))
-        print_summary(summary, self.output, cases.with_poster)
+        print_summary(summary, self.output, cases.with_poster, self.title)
 
 
 def _runs(predictor: Predictor) -> list[Path]:

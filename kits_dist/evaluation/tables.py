@@ -14,6 +14,8 @@ from kits_dist.utils import files
 from kits_dist.utils.errors import InputError
 from kits_dist.utils.text import utf8
 
+# Resampling fewer cases gives intervals that are far too narrow: on screen they are not shown.
+FEW, TOO_FEW = 6, "too few"
 _CHALLENGE = {"kidney_and_mass": "kidney", "mass": "masses", "tumor": "tumor"}
 _SIZES = dict(zip(SIZES, ("< 5 ml", "5-30 ml", "> 30 ml"), strict=True))
 
@@ -91,30 +93,30 @@ def read_scores(path: Path, regions: Iterable[str]) -> list[CaseScore]:
     return scores
 
 
-def as_text(summary: dict) -> str:
-    """Format a summary as a table for the terminal, distances in mm."""
+def as_text(summary: dict, title: str = "") -> str:
+    """Format a summary as a table for the terminal, distances in mm; `title` stands above it."""
     head = f"data: {summary['data']}   split: {summary['split']}   cases: {summary['cases']}"
     if "reference" in summary:
         head += f"   reference: {summary['reference']}"
-    if summary.get("stage"):
-        head = f"{summary['stage']}\n{head}"
+    if title:
+        head = f"{title}\n{head}"
     if summary.get("missing_cases"):
         head += f"   without prediction, scored 0: {len(summary['missing_cases'])}"
     row = "{:<16} {:>6}  {:<14} {:>7} {:>7} {:>6}  {:>7}  {:<14} {:>7} {:>7} {:>7} {:>8}".format
     names = "region|Dice|95 % interval|median|pooled|slice|surface|95 % interval|HD95 mm|ASSD mm|misses|with it"
     lines = [head, row(*names.split("|"))]
     for name, of in summary["regions"].items():
-        dice = [_f(of["dice"]), _interval(of["dice_ci95"])]
+        dice = [_f(of["dice"]), _interval(of["dice_ci95"], summary["cases"])]
         dice += [_f(of[f"dice_{kind}"]) for kind in ("median", "pooled", "slice")]
-        surface = [_f(of.get("surface_dice")), _interval(of.get("surface_dice_ci95"))]
+        surface = [_f(of.get("surface_dice")), _interval(of.get("surface_dice_ci95"), summary["cases"])]
         distances = [_f(of["hd95_mm"], 2), _f(of["assd_mm"], 2), f"{of['misses']}/{summary['cases']}"]
         lines.append(row(name, *dice, *surface, *distances, of["cases_with_region"]))
-    return "\n".join(lines + _lesion_lines(summary.get("lesions")))
+    return "\n".join(lines + _lesion_lines(summary.get("lesions"), summary["cases"]))
 
 
-def print_summary(summary: dict, folder: Path, with_poster: bool = False) -> None:
+def print_summary(summary: dict, folder: Path, with_poster: bool = False, title: str = "") -> None:
     """Print the table of an evaluation, if asked with the poster's measure, and where its files are."""
-    print(as_text(summary))
+    print(as_text(summary, title))
     if with_poster:
         print(poster_line(summary["regions"]))
     print(f"tables and pictures: {folder}")
@@ -130,12 +132,12 @@ def poster_line(regions: dict[str, dict]) -> str:
     return f"the poster's measure, a mean over 2D slices: {', '.join(parts) or 'needs kidney_and_mass'}"
 
 
-def _lesion_lines(lesions: dict | None) -> list[str]:
+def _lesion_lines(lesions: dict | None, cases: int) -> list[str]:
     if lesions is None:
         return []
     found = f"tumors found: {lesions['found']:g} of {lesions['true']:g}"
     if lesions["sensitivity"] is not None:
-        found += f" ({_f(lesions['sensitivity'])}, {_interval(lesions['sensitivity_ci95'])})"
+        found += f" ({_f(lesions['sensitivity'])}, {_interval(lesions['sensitivity_ci95'], cases)})"
     found += f"; false positives: {lesions['false_positives_per_case']:.2f} per case"
     sizes = [
         f"{title}: {lesions[size]['found']:g} of {lesions[size]['true']:g}, Dice {_f(lesions[size]['dice'])}"
@@ -149,5 +151,7 @@ def _f(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _interval(interval: list[float] | None) -> str:
-    return "-" if interval is None else f"{interval[0]:.3f} .. {interval[1]:.3f}"
+def _interval(interval: list[float] | None, cases: int) -> str:
+    if interval is None:
+        return "-"
+    return f"{interval[0]:.3f} .. {interval[1]:.3f}" if cases >= FEW else TOO_FEW

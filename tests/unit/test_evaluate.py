@@ -114,6 +114,18 @@ def test_slice_and_pooled_dice_are_other_means(folders, tmp_path):
     assert tumor["slices"] == weights.sum() and tumor["dice_slice_ci95"][0] < tumor["dice_slice"]
 
 
+def test_tables_have_titles_and_no_interval_of_few_cases(folders, tmp_path, capsys):
+    predictions, truth = folders
+    (predictions / "case_00005.nii.gz").unlink()
+    shutil.rmtree(truth / "case_00005")
+    evaluate.main(evaluate.Args(compare=(str(predictions),) * 2, truth=str(truth), output=str(tmp_path / "out")))
+    said = capsys.readouterr().out.splitlines()
+    titles = [said[place - 1] for place, line in enumerate(said) if line.startswith("data: ") and place]
+    assert titles[:2] == [f"A: {predictions}", f"B: {predictions}"]
+    dice = next(line for line in said if line.startswith("kidney_and_mass"))
+    assert "too few" in dice and " .. " not in dice
+
+
 def test_the_poster_s_measure_is_printed_where_it_is_asked_for(folders, tmp_path, capsys):
     summary, rows = run(*folders, tmp_path / "out")
     assert "the poster's measure" not in capsys.readouterr().out

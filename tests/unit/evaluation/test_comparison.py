@@ -72,6 +72,30 @@ def test_pairs_without_a_figure_are_counted_out():
     assert "undefined for A or B in every case" in text
 
 
+def test_a_mean_over_slices_is_that_of_the_summary():
+    """Two cases of 1 and 3 slices for A, of 2 and 2 for B: what evaluate calls `slice` and compare `dice_slice`."""
+    a, b = (
+        {
+            f"case_{k}": {"tumor_dice": value, "tumor_dice_slice": value, "tumor_slices": count}
+            for k, (value, count) in enumerate(rows)
+        }
+        for rows in (((0.8, 1.0), (0.4, 3.0)), ((0.6, 2.0), (0.2, 2.0)))
+    )
+    of_slices = comparison.compare(a, b, ("A", "B"))["tumor"]["dice_slice"]
+    assert (of_slices["a"], of_slices["b"]) == (pytest.approx((0.8 + 3 * 0.4) / 4), pytest.approx(0.4))
+    assert of_slices["difference"] == pytest.approx(0.5 - 0.4)
+    # twice the first case, each once, twice the second
+    assert of_slices["difference_ci95"] == pytest.approx([0.1, 0.2])
+
+
+def test_an_interval_of_fewer_than_six_cases_is_not_shown():
+    for count, shown in ((5, "too few"), (6, "+0.100 .. +0.100")):
+        a, b = (tables(*[(value, 1.0)] * count) for value in (0.6, 0.5))
+        found = {"a": "A", "b": "B", "data": "kits", "cases": count, "notes": []}
+        row = comparison.as_text(found | {"regions": comparison.compare(a, b, ("A", "B"))}).splitlines()[3]
+        assert shown in row and row.split()[-1] == str(count)
+
+
 def test_other_cases_are_refused_by_name():
     a, b = tables((1, 1), (1, 1)), tables((1, 1))
     with pytest.raises(InputError, match="compare: B has no case_1. Score both on the same cases"):
