@@ -252,16 +252,17 @@ def _described(lost: dict[Path, _Lost]) -> str:
 
 def _pattern(path: Path) -> str:
     """Return a name without its numbers and what a broken download appends: im012.dcm.part -> im#.dcm."""
-    return re.sub(r"\d+", "#", _plain_name(path))
+    return re.sub(r"\d+", "#", plain_name(path))
 
 
 def _ending(path: Path) -> str:
     """Return the ending in lower case; that of a UID is none."""
-    suffix = Path(_plain_name(path)).suffix
+    suffix = Path(plain_name(path)).suffix
     return "" if suffix[1:].isdigit() else suffix
 
 
-def _plain_name(path: Path) -> str:
+def plain_name(path: Path) -> str:
+    """Return a name in lower case, without what packing or a broken download appends: scan.nii.part -> scan.nii."""
     name = path.name.lower()
     ending = next((ending for ending in _UNFINISHED if name.endswith(ending)), "")
     return name.removesuffix(ending)

@@ -32,7 +32,7 @@ from kits_dist.utils.text import listed
 _KNOWN = {MARKER, PATIENTS, VARIANT_RECORD, "dataset.json"}  # files that are read elsewhere
 # names of files, or of folders above them, that say what is no CT
 _NO_CT = re.compile(r"seg|label|mask|annot|pred|truth|(^|[_.])gt([_.]|$)")
-_OTHER_VOLUMES = (".mha", ".mhd", ".nrrd", ".nhdr", ".hdr", ".img", ".mgz", ".mgh", ".mnc", ".nii.zip", ".nii.bz2")
+_VOLUMES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".hdr", ".img", ".mgz", ".mgh", ".mnc")
 
 
 class Unread(NamedTuple):
@@ -189,7 +189,8 @@ def _account(source: Path, tree: Tree, found: dicom_search.Found, scans: list[Sc
     nifti += [path for path in tree.unreadable if is_nifti(path) and path not in used]
     no_ct = [path for path in nifti if _is_no_ct(source, path)]
     may_be_ct = [path for path in nifti if path not in no_ct]
-    other_volumes = [path for path in found.others if path.name.lower().endswith(_OTHER_VOLUMES)]
+    # in another format, packed in another way, or not copied to its end
+    other_volumes = [path for path in found.others if dicom_search.plain_name(path).endswith(_VOLUMES)]
     labels_elsewhere = [path for path in other_volumes if _is_no_ct(source, path)]
     other_volumes = [path for path in other_volumes if path not in labels_elsewhere]
     rest = [path for path in found.others if path not in {*other_volumes, *labels_elsewhere}]
@@ -206,7 +207,7 @@ def _account(source: Path, tree: Tree, found: dicom_search.Found, scans: list[Sc
             notes.append(f"left out of {source}: {_relative(source, paths)}: {what}")
     unread = {
         **{path: f"left out, it lies in a folder below input=. Name it: input={path.parent}" for path in may_be_ct},
-        **{path: "left out, its format is not read. Convert it to NIfTI." for path in other_volumes},
+        **{path: "left out, its name ends with neither .nii nor .nii.gz. Convert it." for path in other_volumes},
         **{path: f"cannot be read ({why})." for path, why in closed.items()},
     }
     scans = [

@@ -44,11 +44,16 @@ def _list(folder: Path, tree: Tree, seen: set[Path]) -> None:
         tree.empty.append(folder)
     for entry in entries:
         path = folder / entry.name
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError as error:  # a link into a folder that must not be read, or to itself
+            tree.unreadable[path] = error.strerror or str(error)
+            continue
         if entry.name.startswith(".") or entry.name.lower() in _SYSTEM:
             tree.system.append(path)
-        elif path.is_dir():
+        elif is_folder:
             _list(path, tree, seen)
-        elif path.is_file():
+        elif is_file:
             tree.files.append(path)
         else:  # opening a pipe would wait for a writer
-            tree.unreadable[path] = "a link to nothing" if path.is_symlink() else "not a file"
+            tree.unreadable[path] = "a link to nothing" if entry.is_symlink() else "not a file"

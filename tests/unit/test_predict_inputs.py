@@ -154,10 +154,11 @@ def test_a_scan_of_a_tree_that_is_left_out_is_no_success(tmp_path, monkeypatch, 
             f"note     left out {folder}/anna: it is a localizer (im000.dcm)",
             f"error    {folder}/bert/im006.dcm: the file is empty (0 bytes). A slice may be missing",
             f"error    {folder}/carl/ct.nii.gz: left out, it lies in a folder below input=. Name it: input=",
-            f"error    {folder}/dora.mha: left out, its format is not read. Convert it to NIfTI.",
+            f"error    {folder}/dora.mha: left out, its name ends with neither .nii nor .nii.gz",
             f"error    {folder}/emil: cannot be read (a link to nothing).",
         ):
             assert words in said
+        assert "out/" not in said.partition("predict:")[0]
         names = sorted(path.name for path in (folder / "out").iterdir())
         assert names == ["anna.json", "anna.nii.gz", "good.json", "good.nii.gz"]
     with pytest.raises(JobFailed, match=expected):
@@ -178,6 +179,31 @@ def test_what_lies_beside_the_scans_is_said_in_a_line(tmp_path):
     assert labels.endswith("predicted/x.nii.gz: label maps or probabilities, by their names or their JSON files")
     assert text == "case_00001/report.pdf: neither NIfTI nor DICOM"
     assert hidden.startswith(".DS_Store: hidden") and empty == "case_00009: empty folders"
+
+
+@pytest.mark.parametrize(
+    ("name", "may_be_a_ct"),
+    [
+        ("b.nrrd", True),
+        ("b.hdr", True),
+        ("b.MHA", True),
+        ("b.nii.gz.part", True),
+        ("b.nii.bz2", True),
+        ("b.NII.GZ.crdownload", True),
+        ("b_seg.nrrd", False),
+        ("labels/b.mha", False),
+        ("b.txt", False),
+        ("b.nii.gz.md5", False),
+        ("b.json", False),
+    ],
+)
+def test_what_may_be_a_ct_in_another_form_is_no_success(tmp_path, name, may_be_a_ct):
+    scan_file(tmp_path / "a.nii.gz")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("x")
+    found, notes = find_scans(tmp_path)
+    assert [scan.name for scan in found] == ["a", *([name] if may_be_a_ct else [])]
+    assert len(notes) == (not may_be_a_ct)
 
 
 def test_cases_whose_ct_is_dicom_are_read(tmp_path):

@@ -130,6 +130,17 @@ def test_names_tell_which_files_should_be_slices(tmp_path, name):
     assert notes == [f"left out of {tmp_path}: bert/README, bert/notes.txt: neither NIfTI nor DICOM"]
 
 
+def test_a_file_without_preamble_is_known_by_what_it_holds(tmp_path):
+    """Whatever its name; where it is no CT it spares the scan."""
+    write_ct(tmp_path)
+    dicom_file(tmp_path / "last.bin", z=15, preamble=False)
+    (scan,), _ = find_scans(tmp_path)
+    assert "last.bin: no DICOM preamble" in refused(scan)
+    dicom_file(tmp_path / "last.bin", preamble=False, sop_class=dicom_bytes.DOSE_REPORT, without=dicom_bytes.IMAGE)
+    (scan,), notes = find_scans(tmp_path)
+    assert scan.read().array.shape == SHAPE and "last.bin: neither NIfTI nor DICOM" in notes[0]
+
+
 @pytest.mark.parametrize("name", ["im{:03d}.dcm", "IM{:04d}"])
 def test_a_folder_of_nothing_but_empty_slices_is_a_scan_that_cannot_be_read(tmp_path, name):
     write_ct(tmp_path / "anna", name)

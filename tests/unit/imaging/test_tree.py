@@ -11,11 +11,17 @@ def test_every_entry_is_in_one_list(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "self").symlink_to(tmp_path / "self")
     os.mkfifo(tmp_path / "pipe")
     tree = list_tree(tmp_path, without=tmp_path / "out")
     assert tree.files == [tmp_path / "a" / "1.dcm", tmp_path / "b" / "2.dcm"]
     assert [str(path.relative_to(tmp_path)) for path in tree.system] == [".git", "Thumbs.db", "a/.hidden", "b/dicomdir"]
-    assert tree.unreadable == {tmp_path / "gone": "a link to nothing", tmp_path / "pipe": "not a file"}
+    why = {path.name: why for path, why in tree.unreadable.items()}
+    assert why == {
+        "gone": "a link to nothing",
+        "pipe": "not a file",
+        "self": "Too many levels of symbolic links",
+    }
     assert tree.empty == [tmp_path / "empty"]
 
 
