@@ -109,7 +109,8 @@ class EpochEnd:
 
         def begin() -> None:
             self._writer.join()  # of the save before, whose copy is overwritten
-            state = {"run": self.run.name, "progress": progress._asdict()} | step.state()
+            about = {"run": self.run.name, "global_batch": self.run.global_batch, "progress": progress._asdict()}
+            state = about | step.state()
             contents = checkpoint.contents_of(
                 progress.step, step.plain_model, step.plain_optimizer, state, best=best, average=average
             )

@@ -1,6 +1,6 @@
 """Everything before the first step, in the order it happens: runtime, model, data, resume, introduction."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -214,5 +214,25 @@ def _describe(
 
     for line in introduction(facts, runtime, config, dataset, num_train_cases):
         print(line)
-    print(*opened.notes, sep="\n", end="\n" if opened.notes else "")
+    notes = [*opened.notes, *_other_batch(config, runtime.ranks, opened)]
+    print(*notes, sep="\n", end="\n" if notes else "")
     return facts, name
+
+
+def _other_batch(config: Config, ranks: Ranks, opened: OpenedRun) -> Iterator[str]:
+    """Yield that a run goes on with another batch, as on another number of processes, and how to keep the former one.
+
+    Checkpoints of an earlier version do not say theirs.
+    """
+    now = global_batch(config, ranks)
+    before = opened.checkpoint.state.get("global_batch", now) if opened.checkpoint else now
+    if before == now:
+        return
+    of_one = ranks.world * config.data.batch_size
+    if before % of_one == 0:
+        advice = f"optim.accumulate={before // of_one} keeps it"
+    elif before % ranks.world == 0:
+        advice = f"data.batch_size={before // ranks.world} optim.accumulate=1 keeps it"
+    else:
+        advice = f"{ranks.world} processes cannot keep it"
+    yield f"global batch {now}, was {before}: {advice}"

@@ -50,6 +50,17 @@ def test_the_best_weights_survive_a_kill_between_checkpoint_and_link(store, tmp_
     assert about["step"] == int(folder.name[5:]) and all(torch.equal(saved[key], exported[key]) for key in saved)
 
 
+def test_a_resumed_run_says_how_to_keep_its_batch(store, tmp_path, capfd):
+    run = tmp_path / "run"
+    train.main(config(store, run, "optim.epochs=1", "data.batch_size=4"))
+    train.main(config(store, run, "optim.epochs=2", "resume=auto", "data.batch_size=4"))
+    assert "global batch" not in capfd.readouterr().out
+    train.main(config(store, run, "optim.epochs=3", "resume=auto", "data.batch_size=2"))
+    assert "global batch 2, was 4: optim.accumulate=2 keeps it" in capfd.readouterr().out
+    train.main(config(store, run, "optim.epochs=4", "resume=auto", "data.batch_size=3"))
+    assert "global batch 3, was 2: data.batch_size=2 optim.accumulate=1 keeps it" in capfd.readouterr().out
+
+
 def test_a_newer_checkpoint_of_another_run_is_skipped(store, tmp_path, capfd):
     """Whole, and of another network: as a folder that was copied to the wrong place."""
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
