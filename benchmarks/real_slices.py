@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.lib.lines import QUICK_RESULTS, Line, line, record, rounded
+from benchmarks.lib.lines import Line, line, record, rounded
 from benchmarks.lib.studies import NO_CEILING, Arm, Evaluation, Study, Training, about
 from benchmarks.lib.study_runs import STATE, run, tables_of
 from benchmarks.lib.study_setup import RecipeArgs, digest, painted
@@ -106,7 +106,7 @@ def main(args: Args) -> None:
     kind = find_all_cases(args.slices).data
     made = [one for arm in arms if arm.name not in failed for one in lines_of(study, arm, chosen, left_out, kind, args)]
     for one in made:
-        record(one, args.out or (QUICK_RESULTS if args.quick else ""))
+        record(one, args.out)
     print(f"\n{as_tables(made)}\n\nruns and predictions: {study.folder}", flush=True)
     if failed:
         raise JobFailed(f"{len(failed)} of {len(arms)} arms failed: {', '.join(failed)}. See above.")

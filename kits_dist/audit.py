@@ -35,7 +35,7 @@ class Args:
     labels: LabelChoice = "majority"
     """Which of KiTS21's aggregated labels: majority, and, or."""
     output: str = ""
-    """Where audit.json and audit.png go; default: the (first) source folder."""
+    """Where audit.json and audit.png go; default: the (first) source folder, or ./audit where that is read-only."""
     workers: int = 0
     """Processes; 0 takes one per core."""
 
@@ -43,11 +43,10 @@ class Args:
 def main(args: Args) -> None:
     """Check every case, then print and write the report. Raises JobFailed when a case cannot be used."""
     source = find_all_cases(args.source, args.labels)
-    output = Path(args.output) if args.output else parse_folders(args.source, "source")[0]
-    make_folder(output, "output")
+    output, elsewhere = _output(args)
     about = f"{len(source.cases)} cases, {source.description}"
     print(about)
-    for note in source.notes:
+    for note in [*source.notes, *elsewhere]:
         print(f"note     {note}")
 
     results = [result for _, result in run_all(_audit, source.cases, "audit", args.workers)]
@@ -73,6 +72,20 @@ def main(args: Args) -> None:
             f"{len(bad)} of {len(cases)} cases cannot be used: {', '.join(bad)}. Repair them, or leave them out of "
             f"prepare: skip=[{','.join(bad)}]"
         )
+
+
+def _output(args: Args) -> tuple[Path, list[str]]:
+    """Return where the report goes, and a note where that is not the source, which may be read-only."""
+    if args.output:
+        make_folder(Path(args.output), "output")
+        return Path(args.output), []
+    source = parse_folders(args.source, "source")[0]
+    try:
+        make_folder(source, "source")
+        return source, []
+    except InputError:
+        make_folder(Path("audit"), "output")
+        return Path("audit"), [f"{source} cannot be written to: the report goes to {Path('audit').absolute()}"]
 
 
 def _audit(files: CaseFiles) -> tuple[AuditedCase, np.ndarray | None]:

@@ -16,7 +16,7 @@ class RunArgs:
     """Arguments of every benchmark."""
 
     out: str = ""
-    """Folder for the lines; empty: benchmarks/results."""
+    """Folder for the lines; empty: benchmarks/results, with quick=true runs/benchmarks."""
     quick: bool = False
     """Tiny images and single steps: proves that it runs, measures nothing."""
 

@@ -17,7 +17,7 @@ from kits_dist.utils.environment import environment
 from kits_dist.utils.errors import InputError, MissingInput
 
 RESULTS = Path(__file__).parent.parent / "results"
-QUICK_RESULTS = "runs/benchmarks"  # where several programs put lines that prove nothing but that they run
+QUICK_RESULTS = "runs/benchmarks"  # for lines that prove nothing but that they run
 _PLACES = ("store", "truth", "labels", "slices", "against")  # arguments that name a place of this machine
 
 
@@ -156,8 +156,11 @@ def line(
 
 
 def record(line: Line, out: str | Path = "") -> Path:
-    """Append the line to OUT/<date>_<device>_<question>.jsonl (default: benchmarks/results) and print it."""
-    folder = Path(out) if out else RESULTS
+    """Append the line to OUT/<date>_<device>_<question>.jsonl and print it.
+
+    Without `out`: to benchmarks/results, which is committed, or QUICK_RESULTS where it measures nothing.
+    """
+    folder = Path(out or (QUICK_RESULTS if line.quick else RESULTS))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{line.time_utc[:10]}_{slug(line.env['gpu'] or 'cpu')}_{line.question}.jsonl"
     with open(path, "a", encoding="utf-8") as file:

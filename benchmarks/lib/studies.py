@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.lib.lines import QUICK_RESULTS, Line, line, no_ceiling, record, rounded
+from benchmarks.lib.lines import Line, line, no_ceiling, record, rounded
 from benchmarks.lib.study_runs import STATE, Arm, Evaluation, Study, Training, configuration, mean_dice, run, tables_of
 from benchmarks.lib.tables import studies as as_tables
 from kits_dist.config import as_plain
@@ -129,7 +129,7 @@ def record_lines(study: Study, args: Any, failed: dict[str, str]) -> list[Line]:
         config = {"variant": arm.name, "data": data, "failed": failed[arm.name].splitlines()[0].rstrip(":")}
         made.append(line(study.name, [], "Dice", NO_CEILING, config, args))
     for one in made:
-        record(one, args.out or (QUICK_RESULTS if args.quick else ""))
+        record(one, args.out)
     return made
 
 

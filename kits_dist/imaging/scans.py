@@ -74,7 +74,9 @@ def find_scans(source: Path, output: Path | None = None) -> ScanList:
     if source.is_file():
         if not is_nifti(source) and dicom_search.is_dicom(source):
             raise InputError(f"input={source} is one DICOM file. Name the folder that holds the whole series.")
-        return ScanList([Scan(_scan_name(source), source, source.parent)], _channels_beside(source))
+        # of a KiTS case (case_00010/imaging.nii.gz) the folder has the name
+        name = source.resolve().parent.name if find_image(source.parent) == source else _scan_name(source)
+        return ScanList([Scan(name, source, source.parent)], _channels_beside(source))
     if not source.is_dir():
         raise MissingInput(f"input={source}: no such file or folder.")
 

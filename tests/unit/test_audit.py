@@ -155,7 +155,7 @@ def test_a_folder_that_cannot_be_written_is_reported_before_any_work(tmp_path, c
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
     with pytest.raises(InputError, match=r"output=.*raw cannot be written to \(Read-only.*Name another folder"):
-        audit.main(audit.Args(source=str(tmp_path / "raw"), workers=1))
+        audit.main(audit.Args(source=str(tmp_path / "raw"), output=str(tmp_path / "raw"), workers=1))
     assert capsys.readouterr().out == ""
     monkeypatch.undo()
     (tmp_path / "file").write_text("")
@@ -163,6 +163,22 @@ def test_a_folder_that_cannot_be_written_is_reported_before_any_work(tmp_path, c
         audit.main(audit.Args(source=str(tmp_path / "raw"), output=str(tmp_path / "file"), workers=1))
     audit.main(audit.Args(source=str(tmp_path / "raw"), output=str(tmp_path / "new" / "folder"), workers=1))
     assert (tmp_path / "new" / "folder" / "audit.png").is_file() and not (tmp_path / "raw" / "audit.json").exists()
+
+
+def test_the_report_of_a_read_only_data_set_goes_elsewhere(tmp_path, capsys, monkeypatch):
+    HealthyScan().write(tmp_path / "raw", "case_00001")
+    monkeypatch.chdir(tmp_path)
+    write = Path.write_bytes
+
+    def refuse(path, content):
+        if path.is_relative_to(tmp_path / "raw"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    audit.main(audit.Args(source=str(tmp_path / "raw"), workers=1))
+    assert (tmp_path / "audit" / "audit.json").is_file() and not (tmp_path / "raw" / "audit.json").exists()
+    assert f"raw cannot be written to: the report goes to {tmp_path / 'audit'}" in capsys.readouterr().out
 
 
 @pytest.mark.kits

@@ -72,6 +72,11 @@ def test_a_case_without_a_ct_is_reported(raw, tmp_path, monkeypatch, capsys):
     assert "error    case_00001: no CT file in" in capsys.readouterr().out
 
 
+def test_the_ct_of_a_case_has_the_name_of_the_case(raw):
+    image = raw / "case_00000" / "imaging.nii.gz"
+    assert [scan.name for scan in find_scans(image).scans] == ["case_00000"]
+
+
 def test_names_that_a_disk_or_a_text_cannot_hold(raw, tmp_path, monkeypatch, capsys):
     run = export_run(tmp_path / "run", monkeypatch, Threshold(100.0), size_px="64x64")
     strange = os.fsdecode(b"Ni\xe8re")

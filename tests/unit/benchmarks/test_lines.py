@@ -1,5 +1,6 @@
 """A measurement is one complete line of JSON that can be written, read and typed again."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -19,6 +20,14 @@ KEYS = {
 
 def test_median_and_spread():
     assert lines.median([5.0, 1.0, 9.0, 2.0, 3.0]) == (3.0, (1.0, 9.0))
+
+
+def test_a_line_that_measures_nothing_never_goes_to_the_committed_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lines, "RESULTS", tmp_path / "committed")
+    line = made([1.0] * 5, variant="x")
+    assert lines.record(line).parent == tmp_path / "committed"
+    assert lines.record(dataclasses.replace(line, quick=True)).parent == Path("runs/benchmarks")
 
 
 def test_a_line_survives_the_disk(tmp_path):
