@@ -24,7 +24,7 @@ from kits_dist.imaging.datasets import (
 from kits_dist.imaging.nifti import Volume, by_name, is_nifti, nifti_files, read_image, stem
 from kits_dist.imaging.tree import Tree, list_tree
 from kits_dist.labels import REGIONS
-from kits_dist.utils.errors import InputError, MissingInput
+from kits_dist.utils.errors import InputError, MissingInput, MissingPackage
 from kits_dist.utils.files import read_json
 from kits_dist.utils.parallel import progress_bar
 from kits_dist.utils.text import listed
@@ -83,8 +83,17 @@ def find_scans(source: Path, output: Path | None = None) -> ScanList:
     scans, notes = _nifti_scans(source)
     tree = list_tree(source, without=output)
     unreadable = {path: why for path, why in tree.unreadable.items() if not path.is_dir() and not is_nifti(path)}
-    found = dicom_search.search([path for path in tree.files if not is_nifti(path)], unreadable, _bar)
-    series, more = _dicom_scans(source, found)
+    others = [path for path in tree.files if not is_nifti(path)]
+    without_reader: list[Scan] = []
+    try:
+        found = dicom_search.search(others, unreadable, _bar)
+    except MissingPackage as error:
+        if not scans:
+            raise
+        dicoms = {path for path in others if dicom_search.is_dicom(path)}
+        without_reader = [Scan("DICOM files", Unread(f"{_relative(source, sorted(dicoms))}: {error}"), source)]
+        found = dicom_search.search([path for path in others if path not in dicoms], unreadable)
+    series, more = _dicom_scans(source, found, {scan.name for scan in scans if not isinstance(scan.source, Unread)})
     if not scans and not series:
         _raise_nothing(source, tree, found)
 
@@ -94,7 +103,7 @@ def find_scans(source: Path, output: Path | None = None) -> ScanList:
     if twice:
         raise InputError(f"input={source}: two scans would be named {twice[0]}. Rename a file or folder.")
     rest, unread = _account(source, tree, found, scans)
-    return ScanList([*scans, *unread], notes + more + rest)
+    return ScanList([*scans, *without_reader, *unread], notes + more + rest)
 
 
 def _nifti_scans(source: Path) -> tuple[list[Scan], list[str]]:
@@ -138,8 +147,11 @@ def _channels_beside(path: Path) -> list[str]:
     return [f"{path} has other channels next to it ({listed(beside, 3)}), which are not used"] if beside else []
 
 
-def _dicom_scans(root: Path, found: dicom_search.Found) -> tuple[list[Scan], list[str]]:
-    """Make each CT series a scan, named by its folder, and by its number where a folder holds several."""
+def _dicom_scans(root: Path, found: dicom_search.Found, taken: set[str]) -> tuple[list[Scan], list[str]]:
+    """Make each CT series a scan, named by its folder, and by its number where a folder holds several.
+
+    taken   names of NIfTI files: a series of such a name, which may be what the file was made from, gets another one
+    """
     by_folder: dict[Path, list[dicom.Series]] = defaultdict(list)
     for series in found.series:
         by_folder[series.folder].append(series)
@@ -148,6 +160,9 @@ def _dicom_scans(root: Path, found: dicom_search.Found) -> tuple[list[Scan], lis
     notes = [f"left out {reason}" for reason in dicom_search.summarize(found.left_out)]
     for folder, several in sorted(by_folder.items()):
         name = "_".join(folder.relative_to(root).parts) or root.resolve().name
+        if name in taken:
+            notes.append(f"{folder}: the series is called {name}_dicom, because there is a NIfTI file of its name")
+            name += "_dicom"
         if len(several) == 1:
             scans.append(Scan(name, several[0], root))
             continue

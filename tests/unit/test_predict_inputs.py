@@ -218,6 +218,24 @@ def test_cases_whose_ct_is_dicom_are_read(tmp_path):
     assert [scan.name for scan in find_scans(tmp_path).scans] == ["case_00001", "case_00002_ct"]
 
 
+def test_a_file_and_the_series_it_was_made_from_are_two_scans(tmp_path):
+    pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: pip install 'kits-dist[dicom]'")
+    scan_file(tmp_path / "anna.nii.gz")
+    write_ct(tmp_path / "anna")
+    found, (note,) = find_scans(tmp_path)
+    assert [scan.name for scan in found] == ["anna", "anna_dicom"] and "is called anna_dicom" in note
+
+
+def test_without_simpleitk_the_nifti_files_are_read_and_the_series_is_no_success(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    scan_file(tmp_path / "anna.nii.gz")
+    write_ct(tmp_path / "bert")
+    anna, series = find_scans(tmp_path).scans
+    assert anna.read().array.any()
+    with pytest.raises(InputError, match="bert/im001.dcm, bert/im002.dcm.* and 3 more: DICOM needs SimpleITK"):
+        series.read()
+
+
 def test_a_ct_that_is_a_link_to_nothing_is_a_scan_that_cannot_be_read(tmp_path):
     """Its labels are no CT, though they lie in the same folder."""
     scan_file(tmp_path / "case" / "segmentation.nii.gz")
