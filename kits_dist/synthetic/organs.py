@@ -90,23 +90,23 @@ def background(axes: Axes, distances: DistanceMaps, patient: Patient, rng: Gener
     fat_mm = patient.fat_mm * (1.0 - 0.45 * behind)
     wall_mm = patient.wall_mm * (1.0 + 0.9 * behind**2)
     cavity = skin - fat_mm - wall_mm
-    _cover(grid, everywhere, skin, FAT_HU, "fat")
-    _cover(grid, everywhere, skin - fat_mm, patient.muscle_hu, "wall")
-    _cover(grid, everywhere, cavity, FAT_HU, "fat")
-    _cover(grid, everywhere, np.minimum(cavity - 6.0, 3.0 * rough - 5.2), 50.0, "vessel")  # mesenteric strands
+    cover(grid, everywhere, skin, FAT_HU, "fat")
+    cover(grid, everywhere, skin - fat_mm, patient.muscle_hu, "wall")
+    cover(grid, everywhere, cavity, FAT_HU, "fat")
+    cover(grid, everywhere, np.minimum(cavity - 6.0, 3.0 * rough - 5.2), 50.0, "vessel")  # mesenteric strands
 
     def blob(center: Vec3, semi: Vec3, hu: float, organ: str, wobble_mm: float, turn: np.ndarray | None = None) -> None:
         shape = Ellipsoid(center, semi, np.eye(3) if turn is None else turn)
         box = shape.box(axes, 2.0 * wobble_mm + 2.0)
         if not is_empty(box):
             own = axes.crop(box)
-            _cover(grid, box, np.minimum(shape.distance(own) + wobble_mm * bumps.at(own), cavity[box] - 1.0), hu, organ)
+            cover(grid, box, np.minimum(shape.distance(own) + wobble_mm * bumps.at(own), cavity[box] - 1.0), hu, organ)
 
     def tube(start: Vec3, end: Vec3, radius: float, hu: float, organ: str) -> None:
         ends = np.array((start, end))
         box = axes.box(vec3(ends.min(0) - radius - 2.0), vec3(ends.max(0) + radius + 2.0))
         if not is_empty(box):
-            _cover(grid, box, capsule_distance(axes.crop(box), start, end, radius), hu, organ)
+            cover(grid, box, capsule_distance(axes.crop(box), start, end, radius), hu, organ)
 
     half_x = patient.body_semi[1] - patient.fat_mm - patient.wall_mm
     front = patient.body_center_y - patient.body_semi[0] + patient.fat_mm + patient.wall_mm
@@ -138,7 +138,7 @@ def background(axes: Axes, distances: DistanceMaps, patient: Patient, rng: Gener
     box = axes.box(*distances.bounds)
     outside_mm = interpolate(distances.outside_mm, distances.axes, axes.crop(box))
     # Perirenal fat varies in thickness down to none, so that liver, bowel and spleen sometimes touch a mass.
-    _cover(grid, box, np.minimum(3.5 + 3.5 * bumps.at(axes.crop(box)) - outside_mm, cavity[box]), FAT_HU, "fat")
+    cover(grid, box, np.minimum(3.5 + 3.5 * bumps.at(axes.crop(box)) - outside_mm, cavity[box]), FAT_HU, "fat")
 
     for side in (-1.0, 1.0):  # muscles of the back
         for height in range(int(low_z) - 40, int(high_z) + 40, 8):  # psoas: wider and further out towards the pelvis
@@ -185,18 +185,18 @@ def _bones(grid: BackgroundGrid, cavity: np.ndarray, wall_mm: np.ndarray, tube, 
         zb, yb, xb = grid.axes.crop(box).mesh()
         body = 23.0 - np.hypot(yb - 2.0, xb * 0.85) + 0.0 * zb
         disc = np.abs((zb + first) % 34.0 - 17.0) > 13.5  # a vertebra every 34 mm, discs 7 mm thick
-        _cover(grid, box, body, np.where(disc, 95.0, 420.0), "bone")
-        _cover(grid, box, body - 3.5, np.where(disc, 85.0, 215.0), "bone")
-        _cover(grid, box, 9.0 - np.hypot(yb - 34.0, xb) + 0.0 * zb, 35.0, "fat")  # spinal canal
+        cover(grid, box, body, np.where(disc, 95.0, 420.0), "bone")
+        cover(grid, box, body - 3.5, np.where(disc, 85.0, 215.0), "bone")
+        cover(grid, box, 9.0 - np.hypot(yb - 34.0, xb) + 0.0 * zb, 35.0, "fat")  # spinal canal
     # Ribs lie in the wall and drop towards the front, so one slice cuts several of them.
     along = (z - rise * y - 0.5 * np.abs(x) + first) % 30.0 - 15.0
     rib = np.minimum(3.8 - np.abs(cavity + 0.5 * wall_mm), 6.0 - np.abs(along))
     everywhere = (slice(None), slice(None), slice(None))
     allowed = (np.abs(x) > 55.0) & (z < 25.0 + 0.4 * y) & (y > -75.0)
-    _cover(grid, everywhere, np.where(allowed, rib, -9.0), 380.0, "bone")
+    cover(grid, everywhere, np.where(allowed, rib, -9.0), 380.0, "bone")
 
 
-def _cover(grid: BackgroundGrid, box: Box3, distance_mm: np.ndarray, hu: float | np.ndarray, organ: str) -> None:
+def cover(grid: BackgroundGrid, box: Box3, distance_mm: np.ndarray, hu: float | np.ndarray, organ: str) -> None:
     """Blend `hu` in where `distance_mm` is positive; the edge is about a voxel wide, as with partial volume."""
     soft = max(1.5, 0.8 * float(grid.axes.x[1] - grid.axes.x[0]))
     share = np.clip(0.5 + distance_mm / np.float32(soft), 0.0, 1.0, dtype=np.float32)

@@ -13,13 +13,17 @@ Tumor volume follows KiTS21 (median 33 ml, p10 4.4, p90 433), capped at what the
 A score reached on these cases is not a KiTS result.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
 
 from kits_dist.labels import CYST, KIDNEY, TUMOR
-from kits_dist.synthetic.organs import MUSCLE_HU, ORGANS, DistanceMaps, Patient, background
+from kits_dist.synthetic.abdomen import paint_background
+from kits_dist.synthetic.kidney_tissue import depth_below_cortex, paint_tissue
+from kits_dist.synthetic.organs import MUSCLE_HU, ORGANS, BackgroundGrid, DistanceMaps, Patient, background
+from kits_dist.synthetic.scene import draw_scene
 from kits_dist.synthetic.shapes import (
     Axes,
     Ellipsoid,
@@ -37,6 +41,7 @@ from kits_dist.synthetic.shapes import (
 
 PSF_SIGMA_MM = 0.5  # about 1.2 mm full width, a standard body kernel
 SLICES_AT_ONCE = 8  # bounds memory: 8 x 512 x 512 float32 is 8 MiB per temporary
+TEXTURES_MM = {"coarse": 24.0, "medium": 8.0, "fine": 4.5}  # of annotated tissue in a painted CT
 MARGIN_MM = 14.0  # fat around the kidneys is decided within this distance of the annotation
 
 
@@ -46,6 +51,14 @@ class PhantomCase(NamedTuple):
     image: np.ndarray
     label: np.ndarray
     spacing_mm: Vec3
+
+
+class Anatomy(NamedTuple):
+    """What is drawn into the CT: organs, and annotated tissue with precedence."""
+
+    background: BackgroundGrid
+    distances: DistanceMaps
+    tissue: Callable[[np.ndarray, Axes], np.ndarray]  # (labels of a box, its axes) -> HU of annotated voxels
 
 
 def make_case(
@@ -66,7 +79,14 @@ def make_case(
     first = vec3(float(o - (n - 1) / 2 * s) for o, n, s in zip(shift, size, spacing_mm, strict=True))
     axes = grid_axes(size, spacing_mm, first)
     label = _draw_annotation(axes, patient, drawn["lesions"])
-    return PhantomCase(_render(label, axes, patient, drawn), label, spacing_mm)
+    distances = _distance_maps(label, axes)
+    fields = {"medium": SmoothField(drawn["tissue"], 11.0), "fine": SmoothField(drawn["tissue"], 5.0)}
+    anatomy = Anatomy(
+        background(axes, distances, patient, drawn["organs"]),
+        distances,
+        lambda marked, box: _tissue(marked, box, distances, patient, fields),
+    )
+    return PhantomCase(_render(label, axes, anatomy, patient, PSF_SIGMA_MM, drawn["noise"]), label, spacing_mm)
 
 
 def paint_case(
@@ -86,8 +106,17 @@ def paint_case(
               before a lesion was added, so that `room_for_lesions` stays valid
     """
     drawn = streams(seed, index, variant)
-    axes, patient = _fit_patient(label if around is None else around, spacing_mm, _draw_patient(drawn["patient"]))
-    return PhantomCase(_render(label, axes, patient, drawn), label, spacing_mm)
+    patient, scene = draw_scene(drawn["patient"])
+    axes, patient = _fit_patient(label if around is None else around, spacing_mm, patient)
+    distances = _distance_maps(label, axes)
+    depths = depth_below_cortex(distances)
+    fields = {name: SmoothField(drawn["tissue"], scale) for name, scale in TEXTURES_MM.items()}
+    anatomy = Anatomy(
+        paint_background(axes, distances, patient, scene, drawn["organs"]),
+        distances,
+        lambda marked, box: paint_tissue(marked, box, depths, patient, scene, fields),
+    )
+    return PhantomCase(_render(label, axes, anatomy, patient, scene.psf_mm, drawn["noise"]), label, spacing_mm)
 
 
 def room_for_lesions(
@@ -99,8 +128,9 @@ def room_for_lesions(
     muscle, the wall of the trunk, gas, or air. Subcutaneous fat is included; the wall separates it from the kidneys.
     """
     drawn = streams(seed, index, variant)
-    axes, patient = _fit_patient(label, spacing_mm, _draw_patient(drawn["patient"]))
-    grid = background(axes, _distance_maps(label, axes), patient, drawn["organs"])
+    patient, scene = draw_scene(drawn["patient"])
+    axes, patient = _fit_patient(label, spacing_mm, patient)
+    grid = paint_background(axes, _distance_maps(label, axes), patient, scene, drawn["organs"])
     soft = np.isin(grid.organ, [ORGANS.index(organ) for organ in ("fat", "vessel", "liver", "spleen", "bowel")])
     nearest = (_nearest(coarse, fine) for coarse, fine in zip(grid.axes, axes, strict=True))
     return soft[np.ix_(*nearest)] | (label > 0)
@@ -108,7 +138,8 @@ def room_for_lesions(
 
 def tissue_hu(seed: int, index: int, variant: int = 0) -> dict[str, float]:
     """Return the mean HU of each tissue in the CT that `paint_case` draws with the same arguments."""
-    drawn = _draw_patient(streams(seed, index, variant)["patient"])._asdict()
+    patient, scene = draw_scene(streams(seed, index, variant)["patient"])
+    drawn = patient._asdict() | scene._asdict()
     return {name: round(float(hu), 1) for name, hu in drawn.items() if name.endswith("_hu")}
 
 
@@ -296,15 +327,15 @@ def _tissue(
     return hu
 
 
-def _render(label: np.ndarray, axes: Axes, patient: Patient, streams: dict[str, Generator]) -> np.ndarray:
-    """Draw the CT of a label and a patient: int16 HU (D, H, W)."""
-    distances = _distance_maps(label, axes)
-    grid = background(axes, distances, patient, streams["organs"])
-    fields = {"medium": SmoothField(streams["tissue"], 11.0), "fine": SmoothField(streams["tissue"], 5.0)}
+def _render(
+    label: np.ndarray, axes: Axes, anatomy: Anatomy, patient: Patient, psf_mm: float, noise: Generator
+) -> np.ndarray:
+    """Draw the CT of a label and its anatomy: int16 HU (D, H, W). `psf_mm` is the sd of the point spread in plane."""
+    grid, distances, tissue_of = anatomy
     steps = [float(a[1] - a[0]) for a in axes]
     # Side weights of a blur [w, 1 - 2w, w] with the variance of the point spread; 1/24 is the width of the voxel.
     # Slices are acquired separately, so they blur less.
-    row_blur, column_blur = (min(0.5 * (PSF_SIGMA_MM / step) ** 2 + 1 / 24, 0.25) for step in steps[1:])
+    row_blur, column_blur = (min(0.5 * (psf_mm / step) ** 2 + 1 / 24, 0.25) for step in steps[1:])
     blur = (0.04, row_blur, column_blur)
     sd_hu = noise_sd_hu(steps[0]) * patient.noise_factor
 
@@ -319,10 +350,10 @@ def _render(label: np.ndarray, axes: Axes, patient: Patient, streams: dict[str, 
         z_near = slice(max(low, distances.box[0].start), min(high, distances.box[0].stop))
         if z_near.start < z_near.stop:
             marked = label[z_near, rows, columns]
-            tissue = _tissue(marked, axes.crop((z_near, rows, columns)), distances, patient, fields)
+            tissue = tissue_of(marked, axes.crop((z_near, rows, columns)))
             np.copyto(hu[z_near.start - low : z_near.stop - low, rows, columns], tissue, where=marked > 0)
         hu = soften(hu, blur)[start - low : stop - low]
-        hu += scanner_noise(streams["noise"], hu.shape, sd_hu, patient.noise_lag1)
+        hu += scanner_noise(noise, hu.shape, sd_hu, patient.noise_lag1)
         np.rint(np.clip(hu, -1024.0, 3071.0, out=hu), out=hu)  # 12-bit scanners
         image[start:stop] = hu
     return image
