@@ -11,7 +11,7 @@ import numpy as np
 
 from kits_dist.labels import LABELS
 from kits_dist.synthetic.deformation import deform, draw_deformation
-from kits_dist.synthetic.lesion_transplant import Placement, transplant, transplantable_lesions
+from kits_dist.synthetic.lesion_transplant import Placement, grow, transplant, transplantable_lesions
 from kits_dist.synthetic.phantom import PhantomCase, paint_case, room_for_lesions, streams, tissue_hu
 from kits_dist.synthetic.shapes import Vec3
 
@@ -68,7 +68,7 @@ def make_variant(
         for i in rng.permutation(len(theirs)):
             if len(lesions) == wanted:
                 break
-            found = transplant(label, own.spacing_mm, theirs[i], room, rng)
+            found = transplant(label, own.spacing_mm, grow(theirs[i], rng), room, rng)
             if found is not None:
                 label, placement = found
                 lesions.append(_describe(donor.case_id, placement, own.spacing_mm))

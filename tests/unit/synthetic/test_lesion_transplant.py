@@ -6,7 +6,14 @@ import pytest
 from scipy import ndimage
 
 from kits_dist.labels import CYST, KIDNEY, TUMOR
-from kits_dist.synthetic.lesion_transplant import DonorLesion, resample_lesion, transplant, transplantable_lesions
+from kits_dist.synthetic.lesion_transplant import (
+    GROWN_ML,
+    DonorLesion,
+    grow,
+    resample_lesion,
+    transplant,
+    transplantable_lesions,
+)
 from kits_dist.synthetic.phantom import paint_case, room_for_lesions
 from kits_dist.synthetic.shapes import grid_axes, rotation
 
@@ -39,6 +46,17 @@ def test_a_lesion_is_turned_as_its_record_says():
     mask = resample_lesion(DonorLesion(TUMOR, rod, (2.0, 1.0, 1.0)), (1.0, 1.0, 1.0), turn)
     longest = np.linalg.svd(np.argwhere(mask) - np.argwhere(mask).mean(0))[2][0]
     assert abs(longest @ turn[:, 2]) > 0.995  # where the rod's own direction, x, goes: within 6 degrees
+
+
+def test_half_of_the_tumors_grow_up_to_the_largest_size():
+    tumor = ball(12.0, (1.0, 1.0, 1.0))  # 7 ml
+    sizes = np.array([grow(tumor, rng(seed)).ml for seed in range(300)])
+    assert 0.4 < np.mean(sizes == tumor.ml) < 0.6
+    assert sizes.min() == tumor.ml and 250 < sizes.max() <= GROWN_ML
+    middle = np.exp((np.log(tumor.ml) + np.log(GROWN_ML)) / 2)  # half of the grown ones are larger
+    assert 0.4 < np.mean(sizes[sizes > tumor.ml] > middle) < 0.6
+    for unchanged in (tumor._replace(value=CYST), ball(45.0, (3.0, 3.0, 3.0))):  # a cyst; 382 ml
+        assert all(grow(unchanged, rng(seed)) == unchanged for seed in range(9))
 
 
 def test_lesions_are_those_that_can_be_moved():
