@@ -127,7 +127,7 @@ def staged(folder: Path, slices: str, seen: set[str]) -> tuple[Path, list[RealSl
             if case.patient in seen:
                 left_out.add(case.patient)
                 continue
-            if case.missing:
+            if case.image is None or case.label is None:
                 raise InputError(f"slices={source}: {case.case_id}: no {case.missing}.")
             image, label = read_image(case.image), read_labels(case.label)
             geometry = kits_geometry((1, *image.array.shape[1:]), image.spacing_mm)

@@ -49,7 +49,7 @@ class Canvas:
         self.bumps = SmoothField(rng, 26.0).at(axes)
         self.medium = SmoothField(rng, 11.0).at(axes)
         self.fine = SmoothField(rng, 5.0).at(axes)
-        self.cavity = np.zeros(axes.shape, np.float32)  # distance to its wall, positive inside
+        self.cavity: np.ndarray = np.zeros(axes.shape, np.float32)  # distance to its wall, positive inside
         self.low_z, self.high_z = float(axes.z[0]) - 5.0, float(axes.z[-1]) + 5.0
 
     def cover(self, distance_mm: np.ndarray, hu: float | np.ndarray, organ: str, box: Box3 = EVERYWHERE) -> None:

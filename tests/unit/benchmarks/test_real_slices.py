@@ -52,6 +52,8 @@ def test_patients_are_resampled_and_slices_averaged():
     assert value == pytest.approx(0.5)  # over slices, not (0.3 + 0.9) / 2
     assert (low, high) == (0.3, 0.9)  # of two patients a resample holds one alone in half the draws
     assert mean_by_patient(np.array([0.2, 0.4]), ["a", "a"])[1] == (0.3, 0.3)
+    # a resample that holds "a" three times has 150 slices of 0 and 3 of 1
+    assert mean_by_patient(np.array([0.0] * 50 + [1.0] * 5), ["a"] * 50 + [*"bcdef"])[1][0] < 0.1
 
 
 def test_the_halves_are_of_patients():
