@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, MissingInput
+from kits_dist.utils.text import utf8
 
 _DTYPES = {  # names in the file
     torch.int64: "I64",
@@ -48,8 +49,7 @@ def read_export(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     weights = read_tensors(path)
     try:
-        with safe_open(path, "pt") as opened:
-            metadata = json.loads((opened.metadata() or {})["kits_dist"])
+        metadata = json.loads(_header(path).get("__metadata__", {})["kits_dist"])
         expected = metadata.pop("weights_sha256")
     except (KeyError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: not weights exported by kits_dist (no {error}).") from error
@@ -69,7 +69,8 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: Path) -> No
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file onto the CPU. Raises InputError where it is damaged or not readable."""
     try:
-        return load_file(path)
+        # the library opens no file whose path is not UTF-8
+        return load_file(path) if utf8(str(path)) == str(path) else load(path.read_bytes())
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a safetensors file, or not readable ({error}).") from error
 
@@ -79,6 +80,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     # with our own writer: safetensors' `save_file` reports a full disk as an error of the format, and holds Python's
     # lock, which a training that goes on meanwhile needs
     return files.write_hashed(path, _safetensors(tensors, metadata))
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """Return the header of a safetensors file: its length in 8 bytes, then JSON."""
+    with open(path, "rb") as file:
+        return json.loads(file.read(int.from_bytes(file.read(8), "little")))
 
 
 def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> Iterator[bytes | memoryview]:

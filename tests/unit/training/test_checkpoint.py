@@ -272,3 +272,11 @@ def test_a_folder_that_is_the_only_copy_is_not_deleted(tmp_path):
     (tmp_path / "step_00000001").rename(tmp_path / "last")
     save(tmp_path, 2, model, optimizer, {}, best=False, keep=1)
     assert (tmp_path / "last").is_symlink() and (tmp_path / "refused_last" / "model.safetensors").is_file()
+
+
+def test_weights_are_read_from_a_path_that_is_not_utf8(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller"))
+    folder.mkdir()
+    model_weights.export(folder / "model.safetensors", {"a": torch.arange(3)}, {"step": 7})
+    weights, about = model_weights.read_export(folder / "model.safetensors")
+    assert weights["a"].tolist() == [0, 1, 2] and about == {"step": 7}
