@@ -145,6 +145,8 @@ def _explain(error: OSError) -> tuple[str, int]:
         return f"{where}. Finished parts are kept; free some space and run again.", 1
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{where}. Raise the limit of open files: ulimit -n", 1
+    if "temporary directory" in what:  # importing torch needs one
+        return f"{what}. Name a folder that can be written to: export TMPDIR=DIR", 2
     if error.errno == errno.EAGAIN:
         return f"{where}. {_MORE_PROCESSES}", 1
     if error.filename:

@@ -262,6 +262,12 @@ def test_an_error_of_the_machine_is_one_sentence(capsys, number, code, said):
     assert found == code and said in message and f"{os.strerror(number)}: /disk/a" in message and "\n" not in message
 
 
+def test_without_a_temporary_folder_one_is_asked_for(capsys):
+    error = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+    code, message = failed(capsys, error)
+    assert code == 2 and "found in ['/tmp']. Name a folder that can be written to: export TMPDIR=DIR" in message
+
+
 def test_errors_without_a_file_keep_their_traceback_unless_they_say_enough(capsys):
     for error in (OSError(errno.EINVAL, "Invalid argument"), OSError("no number"), RuntimeError("a bug")):
         with pytest.raises(type(error)):
