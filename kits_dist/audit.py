@@ -37,7 +37,7 @@ class Args:
     output: str = ""
     """Where audit.json and audit.png go; default: the (first) source folder, or ./audit where that is read-only."""
     workers: int = 0
-    """Processes; 0 takes one per core."""
+    """Processes; 0 takes one per core, as far as the memory goes."""
 
 
 def main(args: Args) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 from kits_dist.distributed.launcher import QUIET
+from kits_dist.utils.output import protect_output
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -18,6 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     from accelerate.commands.launch import launch_command, launch_command_parser  # imports torch
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    protect_output()
     os.environ[QUIET] = "1"
     logging.disable(logging.ERROR)  # torchrun's agent logs what the program has said, with its own stack
     try:

@@ -34,7 +34,7 @@ class Args:
     augment: int = 0
     """With labels=: synthetic variants of each case, which train where their patients do."""
     workers: int = 0
-    """Processes; 0 takes one per core."""
+    """Processes; 0 takes one per core, as far as the memory goes."""
 
     def __post_init__(self) -> None:
         if self.cases < 1:

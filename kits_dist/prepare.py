@@ -46,7 +46,7 @@ class Args:
     skip: tuple[str, ...] = ()
     """Case ids to leave out."""
     workers: int = 0
-    """Processes, each holding one case in memory; 0 takes one per core."""
+    """Processes, each holding one case in memory; 0 takes one per core, as far as the memory goes."""
 
     def __post_init__(self) -> None:
         if not self.window_hu[1] - self.window_hu[0] >= 1:

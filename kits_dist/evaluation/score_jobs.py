@@ -7,6 +7,7 @@ from kits_dist.distributed.ranks import Ranks
 from kits_dist.evaluation.case_scores import Job
 from kits_dist.evaluation.metrics import CaseScore
 from kits_dist.utils.errors import JobFailed
+from kits_dist.utils.limits import affordable_workers
 from kits_dist.utils.parallel import run_all
 
 WORTH_S = 5  # seconds of scoring from which starting worker processes saves more than it costs
@@ -27,7 +28,7 @@ def score_jobs(
         done.append((jobs[0].case_id, function(jobs[0])))
         pays_off = (time.perf_counter() - begin) * len(jobs) > WORTH_S
         jobs = jobs[1:]
-        workers = group.cores if pays_off else 1
+        workers = affordable_workers(group.local_world) if pays_off else 1
     if jobs:
         done += [(job.case_id, result) for job, result in run_all(function, jobs, "score", workers)]
     gathered = group.gather(done)

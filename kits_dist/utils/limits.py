@@ -14,11 +14,14 @@ def available_cores(root: Path = Path("/")) -> int:
     return allowed if quota is None else max(1, min(allowed, int(quota)))
 
 
-def affordable_workers(root: Path = Path("/")) -> int:
-    """Return how many worker processes may run at once: one per core as far as the memory goes, at least 1."""
+def affordable_workers(processes: int = 1, root: Path = Path("/")) -> int:
+    """Return how many worker processes may run at once: one per core as far as the memory goes, at least 1.
+
+    processes   on this machine that start as many
+    """
     memory = available_memory(root)
-    cores = available_cores(root)
-    return cores if memory is None else max(1, min(cores, memory // WORKER_BYTES))
+    cores = available_cores(root) // processes
+    return max(1, cores if memory is None else min(cores, memory // processes // WORKER_BYTES))
 
 
 def core_ids() -> tuple[int, ...]:

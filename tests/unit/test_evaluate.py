@@ -316,7 +316,7 @@ def test_other_processes_are_started_where_they_pay_off(folders, tmp_path, monke
         return [(item, function(item)) for item in items]
 
     monkeypatch.setattr(score_jobs, "run_all", here)
-    monkeypatch.setattr("kits_dist.distributed.ranks.available_cores", lambda: 3)
+    monkeypatch.setattr(score_jobs, "affordable_workers", lambda processes: 3)
     run(*folders, tmp_path / "quick")
     monkeypatch.setattr(score_jobs, "WORTH_S", 0)
     run(*folders, tmp_path / "long")

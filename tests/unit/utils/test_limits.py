@@ -46,9 +46,10 @@ def test_workers_fit_what_the_groups_allow(machine, group, files, cores, memory,
     root = machine(group, files)
     assert limits.available_cores(root) == cores
     assert limits.available_memory(root) == (memory or 64 * 10**9)
-    assert limits.affordable_workers(root) == workers
+    assert limits.affordable_workers(root=root) == workers
+    assert limits.affordable_workers(2, root) == max(1, workers // 2)
 
 
 def test_a_system_without_proc_is_not_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 1}, raising=False)
-    assert limits.core_ids() == (1, 3) and limits.affordable_workers(tmp_path) == 2
+    assert limits.core_ids() == (1, 3) and limits.affordable_workers(root=tmp_path) == 2
