@@ -2,7 +2,8 @@
 
 Dice and surface Dice of the three regions, from two files: ours against the challenge's code (SimpleITK, and
 surface_distance on whole volumes), one process each, with the same predictions: the true label maps, deformed by about
-1.5 mm along a smooth random field, which resembles the errors of a good network. Both must give the same scores.
+1.5 mm along a smooth random field, which resembles the errors of a good network. Both must give the same scores. The
+last case is also scored at its worst, a whole body called kidney.
 """
 
 import json
@@ -60,6 +61,7 @@ class ScoringCase(NamedTuple):
     prediction: Path
     truth: Path
     shape: tuple[int, int, int]  # (D, H, W)
+    what: str = ""  # for the line, where the prediction is no deformed truth
 
 
 class Scorer:
@@ -105,7 +107,7 @@ def main(args: Args) -> None:
 
     recorder = Recorder("evaluate", args, common, unit="slices a second", warmup_steps=WARMUP_STEPS)
     for number, pair in enumerate(pairs):
-        size, tail = {"slices": pair.shape[0], "size_px": list(pair.shape[1:])}, f", {pair.shape[0]} slices"
+        size, tail = {"slices": pair.shape[0], "size_px": list(pair.shape[1:])}, f", {pair.shape[0]} slices{pair.what}"
         rates = {name: timed[f"{name} {number}"].rates(pair.shape[0]) for name in scorers}
         recorder.write(f"official{tail}", rates["official"], THE_OTHER, size)
         recorder.write(f"ours{tail}", rates["ours"], Ceiling("official", float(np.median(rates["official"]))), size)
@@ -141,6 +143,16 @@ def _pairs(args: Args, folder: Path) -> Iterator[ScoringCase]:
             path = folder / f"truth_{number}.nii.gz"
             write_nifti(path, truth.array, truth.geometry)
         yield ScoringCase(prediction, path, truth.array.shape)
+    whole = folder / "prediction_whole.nii.gz"
+    write_nifti(whole, _trunk(truth.array.shape), truth.geometry)
+    yield ScoringCase(whole, path, truth.array.shape, ", a whole body called kidney")
+
+
+def _trunk(shape: tuple[int, int, int]) -> np.ndarray:
+    """Return (D, H, W) uint8 kidney in the ellipse that a body fills: surfaces that are far apart all over."""
+    y, x = (np.linspace(-1, 1, pixels) for pixels in shape[1:])
+    trunk = (np.hypot(y[:, None] / 0.6, x / 0.85) < 1).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(trunk, shape))
 
 
 def _annotations(args: Args) -> Iterator[tuple[Volume, Path | None]]:

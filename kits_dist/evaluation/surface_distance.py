@@ -125,13 +125,10 @@ def nearest_mm(of: Surface, to: Surface, spacing_mm: tuple[float, float, float])
     mm = np.zeros(len(of.corners))
     apart = np.flatnonzero(~_contained(of.corners, to.corners))  # half of a fair prediction's surface lies on the truth
     if len(apart):
-        from scipy.spatial import KDTree  # takes longer to import than a program takes to refuse an argument
+        from kits_dist.evaluation.nearest import nearest_squared  # imports Numba: wrong arguments are answered first
 
-        there = of.corners[apart]
-        # each point is queried once, so balancing and compacting the tree would cost more than they save
-        tree = KDTree(to.corners * spacing_mm, balanced_tree=False, compact_nodes=False)
-        nearest = tree.query(there * spacing_mm)[1]
-        mm[apart] = np.sqrt((((there - to.corners[nearest]) * spacing_mm) ** 2).sum(axis=1))
+        points = (np.ascontiguousarray(corners, np.int64) for corners in (of.corners[apart], to.corners))
+        mm[apart] = np.sqrt(nearest_squared(*points, *spacing_mm))
     return mm
 
 

@@ -9,11 +9,10 @@ Each point takes three loops (where it is, load, interpolate) over few arrays ea
 loops into vector code.
 """
 
-from typing import Any
-
-import numba
 import numpy as np
 from numba import types
+
+from kits_dist.utils.jit import compiled
 
 
 def _array(dtype: types.Type, ndim: int, readonly: bool = True) -> types.Array:
@@ -21,17 +20,8 @@ def _array(dtype: types.Type, ndim: int, readonly: bool = True) -> types.Array:
 
 
 def _compiled(*arguments: types.Type):
-    """Compile once per machine, cached next to this file, or in the user's cache folder where that is read-only."""
-    signature: Any = (types.void(*arguments),) if arguments else ()
-    options: Any = {"nogil": True, "fastmath": True, "error_model": "numpy"}
-
-    def decorate(function):
-        try:
-            return numba.njit(*signature, cache=True, **options)(function)
-        except (RuntimeError, OSError):  # no cache folder is writable, or its disk is full: each process compiles
-            return numba.njit(*signature, **options)(function)
-
-    return decorate
+    """Compile a function that returns nothing, or, without arguments, one that is compiled where it is called."""
+    return compiled(types.void(*arguments) if arguments else None, fastmath=True)
 
 
 @_compiled()
