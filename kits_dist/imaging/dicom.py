@@ -13,6 +13,7 @@ import numpy as np
 from kits_dist.imaging.nifti import Geometry, Volume, to_canonical
 from kits_dist.utils.errors import InputError
 from kits_dist.utils.packages import optional_package
+from kits_dist.utils.text import utf8
 
 # The only tags that are read: no name, id, date or free text.
 _TAGS = {
@@ -188,6 +189,8 @@ def _pixels(header: Slice) -> np.ndarray:
 
 
 def _reader(path: Path):
+    if utf8(str(path)) != str(path):  # SimpleITK would end the process
+        raise InputError(f"{path}: this path is not UTF-8. Rename the file or its folder.")
     install = "pip install 'kits-dist[dicom]', or convert the series to NIfTI (dcm2niix)"
     with optional_package("SimpleITK", "DICOM needs SimpleITK", install):
         import SimpleITK as sitk

@@ -1,8 +1,10 @@
 """DICOM series that SimpleITK writes here, against SimpleITK's own reading of them."""
 
 import locale
+import os
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -293,3 +295,9 @@ def test_a_real_scanner_s_series_lies_under_its_labels():
     assert fits(organs)
     for axes in ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)):
         assert not fits(np.flip(organs, axes)), axes
+
+
+def test_a_path_that_is_not_utf8_is_refused_where_the_library_would_end_the_process(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller.dcm"))
+    with pytest.raises(InputError, match="this path is not UTF-8. Rename the file or its folder"):
+        dicom.read_header(path)

@@ -19,6 +19,7 @@ def protect(monkeypatch, stream) -> None:
 def pipe():
     """(number to read from, stream to write to)"""
     reading, writing = os.pipe()
+    os.set_blocking(reading, False)  # nothing to read is an error, not a wait
     with open(writing, "w", encoding="ascii") as stream:
         yield reading, stream
 
