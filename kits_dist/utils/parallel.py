@@ -4,9 +4,9 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -45,7 +45,7 @@ def run_all(
     workers   0: one per core, as far as the memory goes; without shared memory (/dev/shm) there is only this process
 
     An exception in `function` ends the iteration; return the exception instead to continue with the other items.
-    Raises JobFailed when a worker process dies.
+    Raises JobFailed when a worker process dies, or cannot be started.
     """
     if workers < 0:
         raise InputError(f"workers={workers} must be 0 (one per core) or more.")
@@ -60,8 +60,8 @@ def run_all(
                 bar.update()
             return
 
+        futures = _submitted(pool, function, items)
         with pool:
-            futures = {pool.submit(function, item): item for item in items}
             try:
                 for future in as_completed(futures):
                     yield futures.pop(future), future.result()
@@ -73,6 +73,19 @@ def run_all(
                 ) from error
             finally:
                 pool.shutdown(cancel_futures=True)
+
+
+def _submitted(pool: ProcessPoolExecutor, function: Callable, items: list) -> dict[Future, Any]:
+    try:
+        return {pool.submit(function, item): item for item in items}
+    except (RuntimeError, OSError) as error:  # the first one starts processes and a thread
+        for child in multiprocessing.active_children():
+            child.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise JobFailed(
+            f"no further process or thread can be started ({error}). Run with workers=1, or allow more: ulimit -u, or "
+            "the container's limit of processes."
+        ) from error
 
 
 def _pool(workers: int) -> ProcessPoolExecutor | None:
