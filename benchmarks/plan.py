@@ -32,7 +32,7 @@ class Args:
     """Arguments of the program."""
 
     gpu: str = cli.MISSING
-    """A6000, A40, L40S, A100, H100 or H200."""
+    """3090, 4090, A5000, A6000, A40, L4, L40S, A100, H100 or H200."""
     gpus: int = 1
     """How many of them in one machine."""
     size_px: tuple[int, int] = (512, 512)

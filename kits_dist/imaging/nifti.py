@@ -66,10 +66,34 @@ class Volume(NamedTuple):
     array: np.ndarray  # (D, H, W)
     geometry: Geometry
 
+    @classmethod
+    def of(cls, array: np.ndarray, affine: np.ndarray) -> "Volume":
+        """Return an array in any axis order, as nibabel's `get_fdata` gives it, in our orientation.
+
+        array    (X, Y, Z) as stored
+        affine   (4, 4) voxel index -> mm, RAS+
+
+        Raises InputError for another number of axes.
+        """
+        if array.ndim != 3:
+            raise InputError(f"Volume.of takes an array of 3 axes, not of shape {array.shape}.")
+        geometry = Geometry(array.shape, np.asarray(affine, float))
+        return cls(to_canonical(array, geometry), geometry)
+
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Return (d, h, w)."""
         return self.geometry.spacing_mm
+
+    def check(self) -> None:
+        """Raise InputError where the array is not (D, H, W) of the geometry, as one that was never reoriented."""
+        turn = ornt_transform(io_orientation(self.geometry.affine), _CANONICAL)
+        expected = tuple(self.geometry.shape[axis] for axis in np.argsort(turn[:, 0]))
+        if self.array.shape != expected:
+            raise InputError(
+                f"an array of {_format_shape(self.array.shape)} in a geometry whose (D, H, W) is "
+                f"{_format_shape(expected)}. Make it with Volume.of(array, affine), which reorients it."
+            )
 
     def canonical_geometry(self) -> Geometry:
         """Return the geometry of `array` itself: (D, H, W) index -> mm."""

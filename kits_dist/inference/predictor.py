@@ -78,7 +78,11 @@ class Predictor:
         return sum(member.timer.seconds for member in self.members)
 
     def predict(self, image: Volume) -> np.ndarray:
-        """Predict (D, H, W) uint8 labels from (D, H, W) HU. Pixels outside the network's window are background."""
+        """Predict (D, H, W) uint8 labels from (D, H, W) HU. Pixels outside the network's window are background.
+
+        Raises InputError for a volume whose array does not fit its geometry.
+        """
+        image.check()
         levels = self.levels_of(image)
         return self.predict_levels(levels, self.case_of(levels, image))
 

@@ -38,6 +38,27 @@ PEAKS = {
         "NVIDIA RTX A6000 data sheet (309.7 TFLOPS with sparsity)",
     ),
     "A40": Peak({"bf16": 149.7e12, "tf32": 74.8e12, "fp32": 37.4e12}, 696e9, 32e9, "NVIDIA A40 data sheet"),
+    "A5000": Peak(
+        {"bf16": 111.1e12, "tf32": 55.6e12, "fp32": 27.8e12},
+        768e9,
+        32e9,
+        "NVIDIA RTX A5000 data sheet (222.2 TFLOPS with sparsity)",
+    ),
+    "3090": Peak(
+        {"bf16": 71e12, "tf32": 35.6e12, "fp32": 35.6e12},
+        936e9,
+        32e9,
+        "NVIDIA GA102 white paper, GeForce RTX 3090, sums in fp32",
+    ),
+    "4090": Peak(
+        {"bf16": 165.2e12, "tf32": 82.6e12, "fp32": 82.6e12},
+        1008e9,
+        32e9,
+        "NVIDIA Ada white paper, GeForce RTX 4090, sums in fp32",
+    ),
+    "L4": Peak(
+        {"bf16": 121e12, "tf32": 60e12, "fp32": 30.3e12}, 300e9, 32e9, "NVIDIA L4 data sheet (242 TFLOPS with sparsity)"
+    ),
     "L40S": Peak({"bf16": 362e12, "tf32": 183e12, "fp32": 91.6e12}, 864e9, 32e9, "NVIDIA L40S data sheet"),
     "A100": Peak(
         {"bf16": 312e12, "tf32": 156e12, "fp32": 19.5e12}, 2039e9, 300e9, "NVIDIA A100 data sheet, 80 GB SXM4"
@@ -48,16 +69,18 @@ PEAKS = {
 
 
 def peak_of(gpu: str) -> Peak:
-    """Return the peak of a GPU by its short name, in any case. Raises InputError naming the known ones."""
+    """Return the peak of a GPU by its short name, as A6000 or "RTX 4090". Raises InputError naming the known ones."""
     known = {name.lower(): peak for name, peak in PEAKS.items()}
-    if gpu.lower() not in known:
+    name = gpu.lower().replace(" ", "").removeprefix("rtx")
+    if name not in known:
         raise InputError(
             f"gpu={gpu}: choose one of {', '.join(PEAKS)}, or add its data sheet to kits_dist/training/mfu.py"
         )
-    return known[gpu.lower()]
+    return known[name]
 
 
-_OTHER_BOARDS = {"PCIE", "NVL", "MIG"}  # slower than the SXM boards in the table, or a part of one
+# slower than the SXM boards in the table, a part of one, or a relative of a card with another peak
+_OTHER_BOARDS = {"PCIE", "NVL", "MIG", "TI", "D", "LAPTOP"}
 
 
 def short_name(device_name: str) -> str | None:

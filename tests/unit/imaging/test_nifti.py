@@ -10,7 +10,16 @@ import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from kits_dist.imaging import nifti
-from kits_dist.imaging.nifti import kits_geometry, read_image, read_labels, same_grid, to_stored_order, write_nifti
+from kits_dist.imaging.nifti import (
+    Geometry,
+    Volume,
+    kits_geometry,
+    read_image,
+    read_labels,
+    same_grid,
+    to_stored_order,
+    write_nifti,
+)
 from kits_dist.utils.errors import InputError, MissingInput
 
 SHAPE, SPACING = (3, 5, 7), (4.0, 0.7, 0.9)
@@ -72,6 +81,9 @@ def test_all_48_axis_orders_and_flips_read_alike_and_go_back_bit_equal(tmp_path,
         assert np.allclose(found.spacing_mm, SPACING)
         assert same_grid(found.canonical_geometry(), geometry)
         assert np.array_equal(to_stored_order(found.array, found.geometry), stored)
+        from_python = Volume.of(stored, affine)
+        assert np.array_equal(from_python.array, hu) and same_grid(from_python.geometry, found.geometry)
+        found.check()
 
 
 @pytest.mark.parametrize("forms", [{"qform_code": 0}, {"sform_code": 0}, {}], ids=["sform", "qform", "both"])
@@ -266,6 +278,16 @@ def test_not_finite_and_foreign_labels(tmp_path):
             read_labels(save(tmp_path / "label.nii.gz", array, affine))
     two = read_labels(save(tmp_path / "label.nii.gz", np.full(SHAPE, 2.0), affine)).array
     assert two.dtype == np.uint8 and (two == 2).all()
+
+
+def test_an_array_that_was_never_reoriented_is_refused():
+    """As (X, Y, Z) of nibabel in place of (D, H, W)."""
+    stored, affine = np.zeros((7, 5, 3), np.int16), np.diag([0.8, 0.8, 3.0, 1.0])
+    with pytest.raises(InputError, match=r"7x5x3 in a geometry whose \(D, H, W\) is 3x5x7. .*Volume.of"):
+        Volume(stored, Geometry(stored.shape, affine)).check()
+    assert Volume.of(stored, affine).array.shape == (3, 5, 7)
+    with pytest.raises(InputError, match=r"3 axes, not of shape \(7, 5\)"):
+        Volume.of(stored[..., 0], affine)
 
 
 def test_to_native_refuses_another_shape():

@@ -29,6 +29,13 @@ def test_native_pixels_survive_the_round_trip_exactly(tmp_path, monkeypatch, siz
     assert labels.any() and np.array_equal(labels, expected)
 
 
+def test_a_volume_that_does_not_fit_its_geometry_is_refused(tmp_path, monkeypatch):
+    volume = scan()
+    wrong = volume._replace(array=volume.array.transpose(2, 1, 0))
+    with pytest.raises(InputError, match="Volume.of"):
+        predictor(tmp_path, monkeypatch, size_px="64x64").predict(wrong)
+
+
 @pytest.mark.parametrize("spacing", [(3.0, 0.8, 0.8), (3.0, 0.8, 0.6)])
 def test_resampled_pixels_come_back_to_the_right_place(tmp_path, monkeypatch, spacing):
     volume = scan(spacing)

@@ -69,3 +69,11 @@ def test_no_rate_for_a_device_that_is_not_in_the_table(name, monkeypatch):
     monkeypatch.setattr(mfu, "training_flop", lambda *args: pytest.fail("counted for nothing"))
     device = GPU if name else torch.device("cpu")
     assert images_per_s_at_peak(torch.nn.Conv2d(1, 1, 1), 1, (8, 8), device, "bf16") is None
+
+
+@pytest.mark.parametrize("device", ["NVIDIA GeForce RTX 3090", "GeForce RTX 4090", "NVIDIA RTX A5000", "NVIDIA L4"])
+def test_cards_of_desktops_and_clouds_are_known(device):
+    """By the name that torch gives, and as people type it; their relatives have other peaks."""
+    name = mfu.short_name(device)
+    assert mfu.peak_of(f"RTX {name}") is mfu.peak_of(f"rtx{name.lower()}") is mfu.PEAKS[name]
+    assert mfu.short_name(f"{device} Ti") is mfu.short_name(f"{device} Laptop GPU") is None
