@@ -114,9 +114,8 @@ def find_cases(folder: Path, labels: LabelChoice = "majority") -> CaseList:
             f"labels={labels}: {folder} is {layout}; only KiTS21 has {_AGGREGATED[labels]}. Leave labels= out."
         )
     if layout == _NNUNET:
-        notes = _check_dataset_json(root / "dataset.json")
         cases = _nnunet_cases(root)
-        notes += _unused_of_nnunet(root, cases)
+        notes = _check_dataset_json(root / "dataset.json", len(cases)) + _unused_of_nnunet(root, cases)
     else:
         label_name = _AGGREGATED[labels] if layout == "KiTS21" else "segmentation"
         cases = [_kits_case(case, label_name) for case in _case_folders(root)]
@@ -233,6 +232,8 @@ def _kits_case(folder: Path, label_name: str) -> CaseFiles:
         made_from = _made_from(folder)
     except InputError as error:
         return CaseFiles(folder.name, None, None, f"{problem}: {str(error).rstrip('.')}")
+    except OSError as error:
+        return CaseFiles(folder.name, None, None, f"readable folder ({error.strerror})")
     case = _case(folder.name, image, label, folder / "imaging", folder / label_name)
     return case._replace(made_from=made_from)
 
@@ -327,12 +328,15 @@ def _unused_of_kits(folder: Path, root: Path, layout: str) -> list[str]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Return what lies in a folder by name, without hidden files; nothing where there is no such folder."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+    """Return what lies in a folder by name, without hidden files; nothing where it is not there or must not be read."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:
+        return []
 
 
-def _check_dataset_json(path: Path) -> list[str]:
-    """Raise InputError where a dataset.json contradicts a CT with KiTS's labels; return notes on it.
+def _check_dataset_json(path: Path, num_cases: int) -> list[str]:
+    """Raise InputError where a dataset.json contradicts a CT with KiTS's labels; return notes on what else it says.
 
     Several channels would be read as the first one. Other label ids would train a kidney model on tumors; regions
     ("kidney": [1, 2, 3]) and nnU-Net 1's order ("1": "kidney") are understood.
@@ -346,9 +350,13 @@ def _check_dataset_json(path: Path) -> list[str]:
             f"{path} names {len(names)} channels ({listed(names)}); a CT has one. Make a folder with the files of the "
             "CT's channel alone, and a dataset.json that says so."
         )
+    notes = []
     if names and not re.search(r"\bct", names[0].lower()):
-        return [f"{path} calls the images {names[0]!r}; here they are read as CT, in HU"]
-    return []
+        notes.append(f"{path} calls the images {names[0]!r}; here they are read as CT, in HU")
+    said = content.get("numTraining", num_cases)
+    if said != num_cases:
+        notes.append(f"{path} says numTraining={said}, but {num_cases} cases are here")
+    return notes
 
 
 def _check_label_ids(path: Path, labels: Any) -> None:

@@ -15,6 +15,7 @@ from kits_dist.imaging.datasets import (
     MARKER,
     PATIENTS,
     VARIANT_RECORD,
+    CaseFiles,
     check_one_channel,
     find_cases,
     find_image,
@@ -82,23 +83,15 @@ def find_scans(source: Path, output: Path | None = None) -> ScanList:
 
     scans, notes = _nifti_scans(source)
     tree = list_tree(source, without=output)
-    unreadable = {path: why for path, why in tree.unreadable.items() if not path.is_dir() and not is_nifti(path)}
-    others = [path for path in tree.files if not is_nifti(path)]
-    without_reader: list[Scan] = []
-    try:
-        found = dicom_search.search(others, unreadable, _bar)
-    except MissingPackage as error:
-        if not scans:
-            raise
-        dicoms = {path for path in others if dicom_search.is_dicom(path)}
-        without_reader = [Scan("DICOM files", Unread(f"{_relative(source, sorted(dicoms))}: {error}"), source)]
-        found = dicom_search.search([path for path in others if path not in dicoms], unreadable)
-    series, more = _dicom_scans(source, found, {scan.name for scan in scans if not isinstance(scan.source, Unread)})
+    said = {scan.name for scan in scans if isinstance(scan.source, Unread)}  # cases without a CT
+    tree = tree._replace(unreadable={path: why for path, why in tree.unreadable.items() if path.name not in said})
+    found, without_reader = _search_dicom(source, tree, needed=not scans)
+    series, more = _dicom_scans(source, found, {scan.name for scan in scans} - said)
     if not scans and not series:
         _raise_nothing(source, tree, found)
 
-    with_series = {part for one in found.series for part in one.folder.parts}
-    scans = [scan for scan in scans if not isinstance(scan.source, Unread) or scan.name not in with_series] + series
+    with_series = said & {part for one in found.series for part in one.folder.parts}
+    scans = [scan for scan in scans if scan.name not in with_series] + series
     twice = [name for name, count in Counter(scan.name for scan in scans).items() if count > 1]
     if twice:
         raise InputError(f"input={source}: two scans would be named {twice[0]}. Rename a file or folder.")
@@ -123,8 +116,12 @@ def _nifti_scans(source: Path) -> tuple[list[Scan], list[str]]:
     if not holds_cases(source):
         return [], []
     cases = find_cases(source)
-    found = [(case.case_id, case.image or Unread(f"{case.case_id}: no CT file in {source}.")) for case in cases.cases]
-    return [Scan(name, image, source) for name, image in found], []
+    return [Scan(case.case_id, case.image or Unread(_why_none(case, source)), source) for case in cases.cases], []
+
+
+def _why_none(case: CaseFiles, source: Path) -> str:
+    plain = case.missing.startswith("image file")
+    return f"{case.case_id}: no CT file in {source}." if plain else f"{case.case_id}: has no {case.missing}."
 
 
 def _scans_in(folder: Path) -> list[Scan]:
@@ -145,6 +142,23 @@ def _channels_beside(path: Path) -> list[str]:
     beside = [other.name for other in other_channels(nifti_files(path.parent)) if stem(other).startswith(f"{name}_")]
     beside = [other for other in beside if other != path.name]
     return [f"{path} has other channels next to it ({listed(beside, 3)}), which are not used"] if beside else []
+
+
+def _search_dicom(source: Path, tree: Tree, needed: bool) -> tuple[dicom_search.Found, list[Scan]]:
+    """Search for DICOM series, and return as a scan those that cannot be read without SimpleITK.
+
+    needed   there are no other scans: raise MissingPackage without SimpleITK
+    """
+    unreadable = {path: why for path, why in tree.unreadable.items() if not path.is_dir() and not is_nifti(path)}
+    others = [path for path in tree.files if not is_nifti(path)]
+    try:
+        return dicom_search.search(others, unreadable, _bar), []
+    except MissingPackage as error:
+        if needed:
+            raise
+        dicoms = [path for path in others if dicom_search.is_dicom(path)]
+        found = dicom_search.search([path for path in others if path not in dicoms], unreadable)
+        return found, [Scan("DICOM files", Unread(f"{_relative(source, dicoms)}: {error}"), source)]
 
 
 def _dicom_scans(root: Path, found: dicom_search.Found, taken: set[str]) -> tuple[list[Scan], list[str]]:

@@ -245,6 +245,15 @@ def test_a_ct_that_is_a_link_to_nothing_is_a_scan_that_cannot_be_read(tmp_path):
         scan.read()
 
 
+def test_a_case_that_is_a_link_to_nothing_is_said_once(tmp_path):
+    scan_file(tmp_path / "case_00001" / "imaging.nii.gz")
+    (tmp_path / "case_00002").symlink_to(tmp_path / "nowhere")
+    (one, two), notes = find_scans(tmp_path)
+    assert (one.name, two.name) == ("case_00001", "case_00002") and notes == []
+    with pytest.raises(InputError, match="case_00002: has no folder: .*case_00002 is a link to nothing"):
+        two.read()
+
+
 def test_a_folder_below_that_must_not_be_read_is_no_success(tmp_path, monkeypatch):
     scan_file(tmp_path / "a.nii.gz")
     monkeypatch.setattr(scans, "list_tree", lambda *_, **__: Tree([], [], {tmp_path / "bert": "Permission denied"}, []))

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -287,12 +288,13 @@ def test_one_channel_of_ct_needs_no_word(tmp_path, name):
 
 
 def test_what_an_nnunet_folder_holds_besides_is_said_once(tmp_path):
-    nnunet(tmp_path, "a", channel_names={"0": "T2"})
+    nnunet(tmp_path, "a", channel_names={"0": "T2"}, numTraining=4)
     touch(tmp_path, "imagesTs/b_0000.nii.gz", "labelsTs/b.nii.gz", "imagesTr/c.nii.gz", "labelsTr/c.mha", "notes.txt")
     touch(tmp_path, "imagesTr/d_0001.nii.gz", ".hidden")
     notes = [note.replace(f"{tmp_path}", "") for note in find_cases(tmp_path).notes]
     assert notes == [
         "/dataset.json calls the images 'T2'; here they are read as CT, in HU",
+        "/dataset.json says numTraining=4, but 1 cases are here",
         "/imagesTr: c.nii.gz, d_0001.nii.gz not used; expected NAME_0000.nii.gz",
         "/labelsTr: c.mha not used; expected NAME.nii.gz",
         "/imagesTs: 1 files not used; a test set of its own is for predict",
@@ -330,6 +332,21 @@ def test_a_case_that_is_a_link_to_nothing_is_a_case(tmp_path):
     one, two = find_cases(tmp_path).cases
     assert not one.missing and two.case_id == "case_00002" and two.missing.endswith("case_00002 is a link to nothing")
     assert find_cases(tmp_path).notes == []
+
+
+def test_a_case_whose_folder_must_not_be_read_spares_the_others(tmp_path, monkeypatch):
+    """Tests may run as root, whom no permission stops."""
+    kits(tmp_path, 1, 2)
+    real = Path.iterdir
+
+    def iterdir(path):
+        if path.name == "case_00002":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    one, two = find_cases(tmp_path).cases
+    assert not one.missing and two.missing == "readable folder (Permission denied)"
 
 
 def test_a_ct_that_is_a_link_to_nothing_is_not_called_missing(tmp_path):
