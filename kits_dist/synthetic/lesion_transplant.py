@@ -16,7 +16,7 @@ from kits_dist.synthetic.shapes import Vec3, distance_mm, rotation, vec3
 from kits_dist.utils.components import bounding_box
 
 SMALLEST_ML, LARGEST_ML = 0.2, 200.0  # smaller ones are specks of annotation, larger ones find no room
-GROWN_ML, GROW_P = 350.0, 0.5  # largest size that a tumor is enlarged to, and how many are
+GROWN_ML, GROW_P = 250.0, 0.5  # largest size that a tumor is enlarged to (few of 350 ml find a place), and how many are
 PLACES = 60  # tried for each lesion
 MIN_IN_KIDNEY = 0.05  # share of the lesion; KiTS's are exophytic up to hanging on by a small base
 MAX_OF_KIDNEY = 0.25  # share of the patient's kidney voxels that a lesion may replace: half a kidney of two

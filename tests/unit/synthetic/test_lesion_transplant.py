@@ -52,7 +52,7 @@ def test_half_of_the_tumors_grow_up_to_the_largest_size():
     tumor = ball(12.0, (1.0, 1.0, 1.0))  # 7 ml
     sizes = np.array([grow(tumor, rng(seed)).ml for seed in range(300)])
     assert 0.4 < np.mean(sizes == tumor.ml) < 0.6
-    assert sizes.min() == tumor.ml and 250 < sizes.max() <= GROWN_ML
+    assert sizes.min() == tumor.ml and 0.8 * GROWN_ML < sizes.max() <= GROWN_ML
     middle = np.exp((np.log(tumor.ml) + np.log(GROWN_ML)) / 2)  # half of the grown ones are larger
     assert 0.4 < np.mean(sizes[sizes > tumor.ml] > middle) < 0.6
     for unchanged in (tumor._replace(value=CYST), ball(45.0, (3.0, 3.0, 3.0))):  # a cyst; 382 ml
