@@ -112,7 +112,7 @@ def test_figures_by_hand(slices, store, tmp_path, monkeypatch):
     assert (old[0].value, whole.value, whole.windows) == (0.5, 0.7, 3)  # 0.6 0.6 0.9
     assert whole.spread == (0.6, 0.9) and whole.config["by_seed"] == [0.66667, 0.73333]
     assert whole.config["difference"] == 0.2 and whole.config["difference_ci95"] == [0.1, 0.4]
-    assert whole.config["cases"]["real patients"] == 2 and whole.config["left_out"] == ["case_00002"]
+    assert whole.config["cases"]["real"] == 2 and whole.config["left_out"] == ["case_00002"]
     assert (whole.config["data"], whole.config["training_s"]) == ("kits", [12.0, 12.0])
     assert old[0].config["reference"] is None and "difference" not in old[0].config
     assert "| painted | kidney_and_mass | 0.700 [0.600 .. 0.900] | +0.200 [+0.100 .. +0.400] |" in tables.studies(
