@@ -51,11 +51,11 @@ class Ramp(nn.Module):
         return ramp.expand(len(image), 1, image.shape[2], -1)
 
 
-def export_run(folder, monkeypatch, model, regions=("kidney_and_mass",), **data):
+def export_run(folder, monkeypatch, model, regions=("kidney_and_mass",), trained_on=("case_00007",), **data):
     """Write a run folder for `model`, which replaces the network whenever a run is loaded; `data` are keys of data."""
     monkeypatch.setattr(region_models, "build_model", lambda *a, **k: model)
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = _metadata(regions, data) | {"window_hu": [0, 200], "trained_on_voxels": ["case_00007"]}
+    metadata = _metadata(regions, data) | {"window_hu": [0, 200], "trained_on_voxels": [*trained_on]}
     model_weights.export(folder / "model.safetensors", nn.Module().state_dict(), metadata)
     return folder
 

@@ -142,6 +142,14 @@ def test_a_store_that_is_not_whole_is_refused(raw, tmp_path):
         Store(tmp_path / "s")
 
 
+def test_another_window_writes_every_case_anew(raw, tmp_path):
+    run(raw, tmp_path / "store", window_hu=(0, 200))
+    again = run(raw, tmp_path / "store", window_hu=(20, 45))
+    fresh = run(raw, tmp_path / "fresh", window_hu=(20, 45))
+    assert all(np.array_equal(again.image(row), fresh.image(row)) for row in range(len(fresh.cases)))
+    assert again.meta == fresh.meta and again.image(0).max() == 25
+
+
 def test_no_window_and_no_source(tmp_path):
     for window_hu in ((200, 0), (0, 0.4), (0, float("nan"))):
         with pytest.raises(InputError, match="low must be below high"):

@@ -7,7 +7,7 @@ from kits_dist.data.augment_params import OutputGrid
 from kits_dist.data.intensity import Box, Window
 from kits_dist.data.store import Normalization, SliceGeometry
 
-RAW = Normalization(0.0, 1.0)
+RAW, WINDOW = Normalization(0.0, 1.0), Window(0, 200)
 NOTHING = {
     name: 0 for name in ("flip", "crop", *vars(AugmentConfig())) if name in ("flip", "crop") or name.endswith("_p")
 }
@@ -17,10 +17,10 @@ def case(shape=(1, 64, 80), spacing=(3.0, 0.8, 0.8), body=None, plane="axial"):
     return SliceGeometry(plane, shape, spacing, Box(*(body or (0, shape[1], 0, shape[2]))))
 
 
-def drawn(n=4000, one=None, grid=None, **changes):
+def drawn(n=4000, one=None, grid=None, window=WINDOW, **changes):
     config = AugmentConfig(**(NOTHING | changes))
     u = augment_params.uniforms(0, np.zeros(n, int), np.arange(n))
-    return augment_params.draw(config, grid or OutputGrid((64, 64), None), [one or case()] * n, Window(0, 200), u, 1000)
+    return augment_params.draw(config, grid or OutputGrid((64, 64), None), [one or case()] * n, window, u, 1000)
 
 
 def picture(shape):
@@ -139,6 +139,21 @@ def test_image_and_label_move_together():
         image_center, label_center = ((grid * w).sum(axis=(1, 2)) / w.sum() for w in (image[0], label.astype(float)))
         apart.append(image_center - label_center)
     assert np.abs(apart).max() < 0.3 and np.abs(np.mean(apart, axis=0)).max() < 0.02
+
+
+def test_changes_in_hu_are_halved_in_a_window_whose_levels_are_two_hu():
+    changes = {"brightness_p": 1, "brightness_hu": 20, "noise_p": 1, "noise_hu": 15}
+    one, two = (drawn(100, window=Window(0, width), **changes) for width in (255, 510))
+    assert one.bias == pytest.approx(2 * two.bias) and np.abs(one.bias).max() > 15
+    assert one.noise_sd == pytest.approx(2 * two.noise_sd) and one.noise_sd.max() > 10
+
+
+def test_a_flip_and_a_rotation_together_shear_nothing():
+    linear = drawn(200, flip=1, rotate_p=1, rotate_deg=30, scale_p=1, scale=(0.9, 1.1)).matrix[:, :, :2].astype(float)
+    zoom = 1 / np.sqrt(np.abs(np.linalg.det(linear)))
+    turned = linear * zoom[:, None, None]
+    assert turned @ turned.transpose(0, 2, 1) == pytest.approx(np.broadcast_to(np.eye(2), (200, 2, 2)), abs=1e-5)
+    assert np.linalg.det(turned) == pytest.approx(-np.ones(200), abs=1e-5)
 
 
 def test_probabilities_and_ranges_are_as_configured():

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from kits_dist.evaluation.case_scores import score_case
 from kits_dist.evaluation.metrics import dice, volume_counts
 from kits_dist.labels import PLAIN, REGIONS
 
@@ -31,3 +32,16 @@ def test_dice_of_empty_regions_follows_the_challenge():
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="predicted is .* but truth is"):
         volume_counts(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8), REGIONS)
+
+
+def test_slices_without_the_region_do_not_count_in_dice_slice():
+    """A kidney on ten slices, of which three hold tumor, one of them found."""
+    truth = np.zeros((12, 4, 4), np.uint8)
+    truth[1:11, :2] = 1
+    truth[3:6, 0] = 2
+    predicted = truth.copy()
+    predicted[4:6, 0] = 1
+    found = score_case("case", predicted, truth, (3.0, 1.0, 1.0), REGIONS).regions
+    tumor, kidney = found["tumor"], found["kidney_and_mass"]
+    assert (tumor["slices"], tumor["dice_slice"]) == (3, pytest.approx(1 / 3))
+    assert (kidney["slices"], kidney["dice_slice"]) == (10, 1)

@@ -45,6 +45,14 @@ def test_all_but_the_two_largest_components_are_removed(patient):
     assert np.array_equal(clean(dirty, MM, Rules(two_kidneys=True)), patient)
 
 
+def test_the_smaller_of_two_unequal_kidneys_stays_when_a_third_piece_goes(patient):
+    patient[:, :, 40:] = 0
+    box(patient, (5, 5, 45), (6, 6, 6), KIDNEY)
+    dirty = patient.copy()
+    box(dirty, (0, 30, 30), (2, 2, 2), KIDNEY)
+    assert np.array_equal(clean(dirty, MM, Rules(two_kidneys=True)), patient)
+
+
 def test_components_are_connected_over_corners(patient):
     corner = patient.copy()
     box(corner, (15, 15, 15), (2, 2, 2), KIDNEY)  # touches the first kidney at one corner

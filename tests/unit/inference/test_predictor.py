@@ -50,6 +50,11 @@ def test_resampled_pixels_come_back_to_the_right_place(tmp_path, monkeypatch, sp
         assert abs(a - b) < 0.2
 
 
+def test_an_ensemble_holds_out_what_none_of_its_members_was_trained_on(tmp_path, monkeypatch):
+    runs = [export_run(tmp_path / name, monkeypatch, Threshold(100.0), trained_on=[name]) for name in "ab"]
+    assert Predictor(f"[{runs[0]},{runs[1]}]").trained_on == {"a", "b"}
+
+
 def test_runs_that_do_not_go_together_are_refused(tmp_path, monkeypatch):
     a = export_run(tmp_path / "a", monkeypatch, Threshold(100.0))
     b = export_run(tmp_path / "b", monkeypatch, Threshold(100.0, 150.0), regions=("kidney_and_mass", "tumor"))

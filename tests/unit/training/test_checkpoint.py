@@ -57,6 +57,20 @@ def test_training_after_a_restore_is_bit_equal(tmp_path, kind, more):
         assert torch.equal(value, again.state_dict()[key]), key
 
 
+def test_averaged_weights_are_restored_as_they_were_saved(tmp_path):
+    """Not from the plain weights, from which averaging would begin again."""
+    model, optimizer = trained()
+    average, _ = trained(steps=1)
+    contents = checkpoint.contents_of(3, model, optimizer, {}, best=True, average=average)
+    checkpoint.save(tmp_path, contents, keep=1)
+    again, other = trained(steps=2)
+    restored, _ = trained(steps=2)
+    checkpoint.restore(checkpoint.find(tmp_path)[0], again, other, restored)
+    for expected, found in ((model, again), (average, restored)):
+        assert all(torch.equal(value, found.state_dict()[key]) for key, value in expected.state_dict().items())
+    assert not torch.equal(model[0].weight, average[0].weight)
+
+
 def test_keeps_the_newest_and_the_best(tmp_path):
     model, optimizer = trained()
     for step in range(6):
