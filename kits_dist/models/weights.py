@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, MissingInput
-from kits_dist.utils.text import utf8
 
 _DTYPES = {  # names in the file
     torch.int64: "I64",
@@ -69,8 +68,10 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: Path) -> No
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file onto the CPU. Raises InputError where it is damaged or not readable."""
     try:
-        # the library opens no file whose path is not UTF-8
-        return load_file(path) if utf8(str(path)) == str(path) else load(path.read_bytes())
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError):  # perhaps a path that is not UTF-8, or a disk that cannot map files
+            return load(path.read_bytes())
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a safetensors file, or not readable ({error}).") from error
 

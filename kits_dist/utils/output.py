@@ -53,6 +53,7 @@ def _open_missing_files() -> None:
         if handle > 2:
             os.close(handle)
             return
+        os.set_inheritable(handle, True)  # by worker processes, too
 
 
 def _protected(stream: TextIO | None, handle: int) -> TextIO:

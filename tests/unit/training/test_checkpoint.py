@@ -294,3 +294,12 @@ def test_weights_are_read_from_a_path_that_is_not_utf8(tmp_path):
     model_weights.export(folder / "model.safetensors", {"a": torch.arange(3)}, {"step": 7})
     weights, about = model_weights.read_export(folder / "model.safetensors")
     assert weights["a"].tolist() == [0, 1, 2] and about == {"step": 7}
+
+
+def test_weights_are_read_from_a_disk_that_cannot_map_files(tmp_path, monkeypatch):
+    def load_file(path):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    model_weights.write_tensors(tmp_path / "a.safetensors", {"a": torch.arange(3)})
+    monkeypatch.setattr(model_weights, "load_file", load_file)
+    assert model_weights.read_tensors(tmp_path / "a.safetensors")["a"].tolist() == [0, 1, 2]

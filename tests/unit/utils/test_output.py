@@ -55,11 +55,12 @@ def test_a_stream_that_was_closed_from_the_beginning_takes_text(monkeypatch, cap
 
 def test_a_closed_file_number_is_not_given_to_the_next_file(monkeypatch):
     opened = iter([1, 2, 7])
-    closed = []
+    closed, inherited = [], []
     monkeypatch.setattr(output.os, "open", lambda *args: next(opened))
     monkeypatch.setattr(output.os, "close", closed.append)
+    monkeypatch.setattr(output.os, "set_inheritable", lambda handle, yes: inherited.append(handle))
     output._open_missing_files()
-    assert closed == [7]  # 1 and 2 stay open, on /dev/null
+    assert closed == [7] and inherited == [1, 2]  # these stay open, on /dev/null
 
 
 def test_a_full_pipe_that_does_not_block_is_waited_for(pipe, monkeypatch):
