@@ -104,8 +104,15 @@ made "$run/postprocess.json" "${summaries[@]}" ||
 made "$run/evaluation/test_raw/summary.json" "${weights[@]}" ||
   step "test: ensemble of $count networks" "${evaluate[@]}" run="$all" store="$store" split=test \
     output="$run/evaluation/test_raw" postprocess=false
-made "$run/evaluation/test/summary.json" "${weights[@]}" "$run/postprocess.json" ||
-  step "test: ensemble and post-processing" "${evaluate[@]}" run="$all" store="$store" split=test \
-    output="$run/evaluation/test" rules="$run/postprocess.json"
+if ! made "$run/evaluation/test/summary.json" "${weights[@]}" "$run/postprocess.json"; then
+  if grep -q '"rules": {}' "$run/postprocess.json"; then # the label maps are those without rules
+    rm -rf "$run/evaluation/test" "$run/evaluation/.test.part"
+    cp -r "$run/evaluation/test_raw" "$run/evaluation/.test.part"
+    mv "$run/evaluation/.test.part" "$run/evaluation/test"
+  else
+    step "test: ensemble and post-processing" "${evaluate[@]}" run="$all" store="$store" split=test \
+      output="$run/evaluation/test" rules="$run/postprocess.json"
+  fi
+fi
 step "all folds" python -m kits_dist.crossval run="$run" store="$store"
 python -m kits_dist.report run="$run"

@@ -52,7 +52,7 @@ def score_folder(
     about = {
         "reference": truth.reference,
         "missing": truth.missing,
-        "missing_cases": find_unpredicted(predictions, truths, folder, truth.missing, key),
+        "missing_cases": find_unpredicted(predictions, truths, folder, truth.missing, key, not truth.store),
     }
     regions = _scored(truth)
     jobs = [Job(case, predictions.get(case), path, regions, truth.reference) for case, path in sorted(truths.items())]

@@ -39,9 +39,16 @@ def find_predictions(folder: Path, cases: Iterable[str], key: str = "predictions
 
 
 def find_unpredicted(
-    predictions: dict[str, Path], truths: Iterable[str], folder: Path, missing: str, key: str = "predictions"
+    predictions: dict[str, Path],
+    truths: Iterable[str],
+    folder: Path,
+    missing: str,
+    key: str = "predictions",
+    all_cases: bool = False,
 ) -> list[str]:
     """Return the true cases without a prediction.
+
+    all_cases   the truth is not limited to the test cases of a store
 
     Raises InputError naming them unless missing="zero", and naming predictions without a true label map.
     """
@@ -51,7 +58,10 @@ def find_unpredicted(
         raise InputError(f"{key}={folder}: no truth for {listed(extra)}. Add the truth or remove the files.")
     absent = sorted(truths - predictions.keys())
     if absent and missing == "error":
-        raise InputError(f"{key}={folder}: nothing for {listed(absent)}. Predict them, or pass missing=zero.")
+        advice = "Predict them, or pass missing=zero."
+        if all_cases:
+            advice = f"If these are the test cases of a store, name it: store=DIR. Else {advice[0].lower()}{advice[1:]}"
+        raise InputError(f"{key}={folder}: nothing for {listed(absent)}. {advice}")
     return absent
 
 

@@ -73,7 +73,7 @@ def test_another_orientation_of_the_same_grid_scores_the_same(folders, tmp_path)
 def test_a_missing_prediction_is_an_error_or_a_zero_never_a_smaller_mean(folders, tmp_path):
     before = run(*folders, tmp_path / "a")[0]["regions"]["kidney_and_mass"]["dice"]
     (folders[0] / "case_00004.nii.gz").unlink()
-    with pytest.raises(InputError, match="nothing for case_00004.*missing=zero"):
+    with pytest.raises(InputError, match="nothing for case_00004.*name it: store=DIR. Else predict them.*missing=zero"):
         run(*folders, tmp_path / "b")
     summary, _ = run(*folders, tmp_path / "b", missing="zero")
     assert summary["missing"] == "zero" and summary["missing_cases"] == ["case_00004"] and summary["cases"] == 6
