@@ -32,16 +32,16 @@ def test_written_probabilities_agree_with_the_labels(tmp_path):
     image = tmp_path / "raw" / "case_00000" / "imaging.nii.gz"
     main(run, image, tmp_path / "out", probabilities=True, postprocess=False)
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert names == sorted(["imaging.nii.gz", "imaging.json", *(f"imaging_{region}.nii.gz" for region in ALL)])
+    assert names == sorted(["case_00000.nii.gz", "case_00000.json", *(f"case_00000_{region}.nii.gz" for region in ALL)])
     predictor = Predictor(run)
     exact = predict_probabilities(predictor, read_image(image))
-    shown = [nib.load(tmp_path / "out" / f"imaging_{region}.nii.gz") for region in ALL]
+    shown = [nib.load(tmp_path / "out" / f"case_00000_{region}.nii.gz") for region in ALL]
     assert {one.get_data_dtype() for one in shown} == {np.dtype(np.uint8)}
-    assert same_grid(read_image(image).geometry, read_image(tmp_path / "out" / "imaging_mass.nii.gz").geometry)
-    found = np.stack([read_image(tmp_path / "out" / f"imaging_{region}.nii.gz").array for region in ALL], axis=1)
+    assert same_grid(read_image(image).geometry, read_image(tmp_path / "out" / "case_00000_mass.nii.gz").geometry)
+    found = np.stack([read_image(tmp_path / "out" / f"case_00000_{region}.nii.gz").array for region in ALL], axis=1)
     assert np.abs(found - exact).max() <= 0.5 / 255 + 1e-6
     assert np.array_equal(found >= 0.5, exact >= 0.5) and (exact >= 0.5).any() and (exact < 0.5).any()
-    labels = read_labels(tmp_path / "out" / "imaging.nii.gz").array
+    labels = read_labels(tmp_path / "out" / "case_00000.nii.gz").array
     assert np.array_equal(labels, regions_to_labels((found >= 0.5).swapaxes(0, 1), ALL))
 
 
@@ -85,11 +85,11 @@ def test_files_of_the_same_name_are_replaced_and_others_kept(tmp_path):
     image = tmp_path / "raw" / "case_00000" / "imaging.nii.gz"
     out = tmp_path / "out"
     main(untrained_run(tmp_path / "a", size_px="64x64"), image, out)
-    first = (out / "imaging.nii.gz").read_bytes()
+    first = (out / "case_00000.nii.gz").read_bytes()
     (out / "mine.txt").write_text("kept")
     main(untrained_run(tmp_path / "b", size_px="64x64", seed=1), image, out)
-    assert (out / "imaging.nii.gz").read_bytes() != first
-    assert sorted(p.name for p in out.iterdir()) == ["imaging.json", "imaging.nii.gz", "mine.txt"]
+    assert (out / "case_00000.nii.gz").read_bytes() != first
+    assert sorted(p.name for p in out.iterdir()) == ["case_00000.json", "case_00000.nii.gz", "mine.txt"]
 
 
 def test_evaluate_and_predict_pass_on_precision_and_compile(tmp_path, monkeypatch, raw):
@@ -117,7 +117,7 @@ def test_bf16_and_fp32_differ_and_both_are_reported(tmp_path, raw, capsys):
     for asked, used in (("auto", "fp32: no GPU"), ("bf16", "bf16: as asked")):
         main(run, image, tmp_path / asked, precision=asked)
         assert f"precision {used}\n" in capsys.readouterr().out
-        assert json.loads((tmp_path / asked / "imaging.json").read_text())["precision"] == used[:4]
+        assert json.loads((tmp_path / asked / "case_00000.json").read_text())["precision"] == used[:4]
         predictor = Predictor(run, precision=asked)
         uint8_probabilities[asked] = predict_probabilities(predictor, read_image(image))
     difference = np.abs(uint8_probabilities["auto"] - uint8_probabilities["bf16"]).max()
