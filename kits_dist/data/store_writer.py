@@ -2,7 +2,6 @@
 
 import io
 import json
-import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,7 +130,9 @@ def write_tables(
     cases = [store.case_from_json(record["case"]) for record in records]
     splits = _deal(cases, source, seed, rule)
 
-    files.write_bytes(root / "slices.npz", _npz(_slice_columns(root, case_ids, planes)))
+    buffer = io.BytesIO()
+    np.savez(buffer, **_slice_columns(root, case_ids, planes))
+    files.write_bytes(root / "slices.npz", buffer.getvalue())
     files.write_json(root / "cases.json", [record["case"] for record in records])
     files.write_json(root / "splits.json", splits._asdict())
     arrays = {name: entry for record in records for name, entry in record["files"].items()}
@@ -154,19 +155,6 @@ def write_tables(
     findings = [Finding(*finding) for record in records for finding in record["findings"]]
     warnings = [finding for finding in findings if finding.severity == "warning"]
     return warnings + find_duplicates({case.case_id: case.voxels_sha256 for case in cases})
-
-
-def _npz(arrays: dict[str, np.ndarray]) -> bytes:
-    """Return what numpy.savez writes, but without the time: so the same content is the same bytes.
-
-    It also works where the clock is before 1980, of which zip knows nothing.
-    """
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
-                np.lib.format.write_array(member, np.asarray(array))
-    return buffer.getvalue()
 
 
 def _deal(cases: list[store.Case], source: CaseList, seed: int, rule: SplitRule) -> Splits:
