@@ -112,7 +112,7 @@ def compare(a: dict[str, Metrics], b: dict[str, Metrics], names: tuple[str | Pat
         for metric in MEANS:
             key = f"{region}_{metric}"
             if key in ours[0] and key in theirs[0]:
-                pair = (_weighted(rows, region, metric) for rows in (ours, theirs))
+                pair = _weighted(ours, region, metric), _weighted(theirs, region, metric)
                 regions.setdefault(region, {})[metric] = _paired(*pair, bootstrap)
     if not regions:
         raise InputError(f"compare: {names[0]} and {names[1]} have no region in common.")
