@@ -71,7 +71,6 @@ HEADLINES = (
     Headline("time_to_dice", "kits_dist against plain_pytorch", "Training to Dice 0.85, against plain PyTorch"),
     Headline("scaling", "weak_*", "N processes with a batch each, of N times one process"),
     Headline("evaluate", "ours against official, 256 slices", "Scoring a CT of 256 slices, against the KiTS code"),
-    Headline("table1", "our best recipe", "Tumor Dice of our best cascade on phantoms", "tumor"),
 )
 
 
