@@ -80,7 +80,7 @@ def test_a_headline_is_the_latest_line_with_its_hardware():
     new = replace(old, value=2.0, time_utc="2026-02-01T00:00:00Z", env=env)
     *_, row = tables.headlines([new, old]).splitlines()
     assert "| 2 times [1 .. 1] |" in row and "| 2 x NVIDIA H200, 16 cores (EPYC) | 2026-02-01 " in row
-    assert len(tables.HEADLINES) == 6 and tables.headlines([made([1.0])]) == "No line of a headline was recorded yet."
+    assert len(tables.HEADLINES) == 5 and tables.headlines([made([1.0])]) == "No line of a headline was recorded yet."
 
 
 def test_every_headline_has_a_recorded_line():
