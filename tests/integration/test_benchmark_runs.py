@@ -159,6 +159,7 @@ def test_evaluate_runs_and_both_scorers_agree(tmp_path):
     found = valid(tmp_path, "evaluate")
     assert set(found) == {
         *("official, 16 slices", "ours, 16 slices", "ours against official, 16 slices"),
+        *(f"{name}, 16 slices, a whole body called kidney" for name in ("official", "ours", "ours against official")),
         *("memory of official, 16 slices", "memory of ours, 16 slices"),
     }
     assert all(line.config["largest_difference"] < 1e-9 for line in found.values())
@@ -168,7 +169,7 @@ def test_evaluate_runs_and_both_scorers_agree(tmp_path):
 
 def test_a_scorer_that_dies_is_named():
     scorer = evaluate.Scorer("neither")
-    with pytest.raises(JobFailed, match="benchmarks.lib.scorers neither ended. Its output is above"):
+    with pytest.raises(JobFailed, match="benchmarks.lib.scorers neither ended; why is printed above"):
         scorer.ask()
     scorer.process.wait()
 

@@ -105,7 +105,7 @@ def test_evaluate_and_predict_agree_on_the_native_grid(trained, raw, tmp_path):
         predict.Args(run=str(folder), input=str(raw / case_id / "imaging.nii.gz"), output=str(tmp_path / "labels"))
     )
     ours, theirs = (
-        read_labels(tmp_path / "labels" / "imaging.nii.gz"),
+        read_labels(tmp_path / "labels" / f"{case_id}.nii.gz"),
         read_labels(output / "predictions" / f"{case_id}.nii.gz"),
     )
     truth = read_labels(raw / case_id / "aggregated_MAJ_seg.nii.gz")

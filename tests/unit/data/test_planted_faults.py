@@ -115,10 +115,8 @@ def test_image_and_label_half_a_pixel_apart_in_the_reference(monkeypatch):
 
 
 def test_a_stride_by_local_rank(tmp_path, monkeypatch):
-    real = runtime.Ranks
-    monkeypatch.setattr(
-        runtime, "Ranks", lambda rank, world, local_rank, local: real(rank % local, world, local_rank, local)
-    )
+    real = runtime.launched_ranks
+    monkeypatch.setattr(runtime, "launched_ranks", lambda: real()._replace(rank=real().rank % real().local_world))
     found_by(test_runtime.test_a_process_takes_the_samples_of_its_global_rank, tmp_path, monkeypatch)
 
 
