@@ -80,7 +80,7 @@ def rank_environments(world: int, local_world: int = 0) -> list[dict[str, str]]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": f"{port}",
     }
-    return [shared | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} for rank in range(world)]
+    return [shared | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank % (local_world or world)}"} for rank in range(world)]
 
 
 def start_ranks(world: int, log: Path, module: str, *arguments: object, local_world: int = 0) -> list[Process]:
