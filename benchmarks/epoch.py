@@ -66,7 +66,7 @@ def main(args: Args) -> None:
         turns = Turns(build_ours(setup), len(dataset.rows), setup, args.windows)
         Path(config.run).mkdir()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Preempted):
-            loop.train(config, turns)
+            loop.train(config, store, turns)
         common = {"device": setup.device.type, "precision": runtime.precision.mode, "model": plain(config.model)}
         common |= {**plain(config.data), "train": plain(config.train), "log": plain(config.log)}
         common |= described(store, dataset)

@@ -20,7 +20,7 @@ def main(config: Config) -> None:
 
     from kits_dist.training import loop  # torch takes seconds to import: a wrong argument is answered without it
 
-    loop.run(config)
+    loop.run(config, store)
 
 
 if __name__ == "__main__":

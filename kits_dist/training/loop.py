@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from kits_dist.config import Config
+from kits_dist.data.store import Store
 from kits_dist.distributed import gpu_memory, rendezvous
 from kits_dist.distributed.preemption import StopRequest
 from kits_dist.distributed.runtime import seed_step
@@ -20,13 +21,13 @@ from kits_dist.utils import files
 from kits_dist.utils.errors import JobFailed, Preempted
 
 
-def run(config: Config) -> None:
+def run(config: Config, store: Store) -> None:
     """Train, and turn errors of the machine into advice. Raises InputError, JobFailed or Preempted."""
     is_main = os.environ.get("RANK", "0") == "0"
     lock = files.exclusive(Path(config.run), "run") if is_main else contextlib.nullcontext()
     with lock, StopRequest() as request:
         try:
-            train(config, request)
+            train(config, store, request)
         except (RuntimeError, MemoryError) as error:
             if gpu_memory.out_of_memory(error):
                 raise JobFailed(out_of_memory.advice(config, error)) from error
@@ -36,9 +37,9 @@ def run(config: Config) -> None:
             raise JobFailed(f"{explanation} {how_to_resume(config)}") from error
 
 
-def train(config: Config, request: StopRequest) -> None:
+def train(config: Config, store: Store, request: StopRequest) -> None:
     """Train until nothing is left to do. Raises Preempted if `request` stops it early, saved and ready to resume."""
-    run = set_up(config, request)
+    run = set_up(config, store, request)
     progress = run.start
     reason = run.finished(progress)
     if reason:

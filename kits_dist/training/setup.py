@@ -109,12 +109,11 @@ def total_steps(config: Config, dataset: SliceDataset, ranks: Ranks) -> int:
     return -(-config.optim.epochs * len(dataset.rows) // global_batch(config, ranks))
 
 
-def set_up(config: Config, request: StopRequest) -> Run:
+def set_up(config: Config, store: Store, request: StopRequest) -> Run:
     """Join the other ranks and build or resume the run of `config`. Every rank calls it.
 
     Raises InputError for a configuration, store, run folder or launcher that cannot work, JobFailed for a missing rank.
     """
-    store = Store(config.data.store)
     train_cases, val_cases = store.splits.select(config.data.fold)
     opened = open_run(config, store)
     resumed = opened.checkpoint is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kits_dist import cli
 from kits_dist.config import Config
+from kits_dist.data.store import Store
 from kits_dist.training import loop
 from kits_dist.training.epoch_end import EpochEnd
 
@@ -29,7 +30,8 @@ def main(words: list[str]) -> None:
         return save(*args)
 
     EpochEnd.save = measured
-    loop.run(cli.load(Config, words))  # slices of any size: what it measures is memory
+    config = cli.load(Config, words)
+    loop.run(config, Store(config.data.store))  # slices of any size: what it measures is memory
     print(held[-1])
 
 

@@ -197,14 +197,14 @@ def test_a_run_that_was_asked_to_stop_is_requeued_once_it_is_saved(store, tmp_pa
 
     monkeypatch.setattr(files, "write_bytes", observed)
     with pytest.raises(Preempted, match="saved at step 3"):
-        loop.train(config(store, tmp_path), StopAfter(3))
+        loop.train(config(store, tmp_path), store, StopAfter(3))
     assert found == ["last"] and (tmp_path / "requeue").exists()
 
 
 def test_a_run_whose_last_checkpoint_cannot_be_written_is_not_requeued(store, tmp_path, monkeypatch):
     full_at(monkeypatch, 1)
     with pytest.raises(OSError, match="No space left on device"):
-        loop.train(config(store, tmp_path), StopAfter(3))
+        loop.train(config(store, tmp_path), store, StopAfter(3))
     assert not (tmp_path / "requeue").exists()
 
 
