@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from kits_dist.utils.errors import InputError, MissingInput
+from kits_dist.utils import files
+from kits_dist.utils.errors import InputError
 from kits_dist.utils.text import parse_folders
-
-EXPORT = "model.safetensors"  # in a run folder: the best weights, and what prediction needs to know about them
 
 
 def run_folders(run: str) -> list[Path]:
@@ -17,8 +16,5 @@ def run_folders(run: str) -> list[Path]:
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError(f"run={run} names a run twice; it would count twice. Name each once.")
     for folder in folders:
-        if not (folder / EXPORT).is_file():
-            raise MissingInput(
-                f"{folder / EXPORT}: no such file. It is written at a run's first validation; is this the run's folder?"
-            )
+        files.require_export(folder / "model.safetensors")
     return folders

@@ -18,7 +18,7 @@ from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from kits_dist.utils import files
-from kits_dist.utils.errors import InputError, MissingInput
+from kits_dist.utils.errors import InputError
 
 _DTYPES = {  # names in the file
     torch.int64: "I64",
@@ -42,10 +42,7 @@ def read_export(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises MissingInput where there is none, InputError for a damaged file or one that `export` did not write.
     """
-    if not path.is_file():
-        raise MissingInput(
-            f"{path}: no such file. It is written at a run's first validation; is this the run's folder?"
-        )
+    files.require_export(path)
     weights = read_tensors(path)
     try:
         metadata = json.loads(_header(path).get("__metadata__", {})["kits_dist"])

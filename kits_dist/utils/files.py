@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from kits_dist.utils.errors import InputError
+from kits_dist.utils.errors import InputError, MissingInput
 
 _LONG_NAME = 200  # bytes; most disks allow 255
 
@@ -118,6 +118,14 @@ def sync_folder(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def require_export(path: Path) -> None:
+    """Raise MissingInput where a run's exported weights are not there. Here, because torch is not needed to see it."""
+    if not path.is_file():
+        raise MissingInput(
+            f"{path}: no such file. It is written at a run's first validation; is this the run's folder?"
+        )
 
 
 def make_folder(folder: Path, key: str) -> None:
