@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.lib.lines import Line, line, record, rounded
-from benchmarks.lib.studies import NO_CEILING, Arm, Evaluation, Study, Training, about
-from benchmarks.lib.study_runs import STATE, run, tables_of
+from benchmarks.lib.lines import Line, line, rounded
+from benchmarks.lib.studies import NO_CEILING, Arm, Evaluation, Study, Training, about, conduct
+from benchmarks.lib.study_runs import STATE, tables_of
 from benchmarks.lib.study_setup import RecipeArgs, digest, painted
-from benchmarks.lib.tables import studies as as_tables
 from kits_dist import cli
 from kits_dist.data.store import Store
 from kits_dist.evaluation.bootstrap import Bootstrap
@@ -30,7 +29,7 @@ from kits_dist.evaluation.comparison import wilcoxon_p
 from kits_dist.imaging.datasets import find_all_cases
 from kits_dist.imaging.nifti import kits_geometry, read_image, read_labels, write_nifti
 from kits_dist.utils import files
-from kits_dist.utils.errors import InputError, JobFailed, MissingInput
+from kits_dist.utils.errors import InputError, MissingInput
 from kits_dist.utils.text import listed, parse_folders
 
 REGIONS = ("kidney_and_mass", "tumor")
@@ -102,16 +101,13 @@ def main(args: Args) -> None:
     arms = tuple(
         Arm(name, (Training(words, store=folder),), (evaluation,)) for name, folder in reversed(trained.items())
     )
-    study = study._replace(store=store, arms=arms)
-
-    failed = run(study, args.jobs)
     kind = find_all_cases(args.slices).data
-    made = [one for arm in arms if arm.name not in failed for one in lines_of(study, arm, chosen, left_out, kind, args)]
-    for one in made:
-        record(one, args.out)
-    print(f"\n{as_tables(made)}\n\nruns and predictions: {study.folder}", flush=True)
-    if failed:
-        raise JobFailed(f"{len(failed)} of {len(arms)} arms failed: {', '.join(failed)}. See above.")
+
+    def make_lines(study: Study, args: Args, failed: dict[str, str]) -> list[Line]:
+        scored = [arm for arm in study.arms if arm.name not in failed]
+        return [one for arm in scored for one in lines_of(study, arm, chosen, left_out, kind, args)]
+
+    conduct(study._replace(store=store, arms=arms), args, make_lines)
 
 
 def staged(folder: Path, slices: str, seen: set[str]) -> tuple[Path, list[RealSlice], list[str]]:

@@ -7,7 +7,7 @@ difference. That interval is about other patients; what another seed would chang
 
 import dataclasses
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from kits_dist.labels import REGIONS
 from kits_dist.utils import files
 from kits_dist.utils.errors import InputError, JobFailed
 
-__all__ = ["Arm", "Evaluation", "Study", "Training", "about", "conduct", "record_lines", "rows"]
+__all__ = ["Arm", "Evaluation", "Study", "Training", "about", "conduct", "lines_of", "rows"]
 
 NO_CEILING = no_ceiling("a score: the best possible one on these cases is unknown")
 
@@ -46,13 +46,19 @@ class Row(NamedTuple):
         return {name: statistics.stdev(means) if len(means) > 1 else None for name, means in self.by_seed.items()}
 
 
-def conduct(study: Study, args: Any) -> list[Line]:
+def conduct(
+    study: Study, args: Any, make_lines: Callable[[Study, Any, dict[str, str]], list[Line]] | None = None
+) -> list[Line]:
     """Run the study, write its lines and print its table; `args` are `StudyArgs`.
+
+    make_lines   (study, args, {arm: why it failed}) -> lines, for scores of another kind than Dice of cases
 
     Raises JobFailed at the end when an arm failed: the others are in the lines.
     """
     failed = run(study, args.jobs)
-    lines = record_lines(study, args, failed)
+    lines = (make_lines or lines_of)(study, args, failed)
+    for one in lines:
+        record(one, args.out)
     print(f"\n{as_tables(lines)}\n\nruns, curves and predictions: {study.folder}", flush=True)
     if failed:
         raise JobFailed(f"{len(failed)} of {len(study.arms)} arms failed: {', '.join(failed)}. See above.")
@@ -119,8 +125,8 @@ def _columns(tables: list[dict[str, Metrics]], name: str) -> np.ndarray:
     return np.array([[row[name] or 0.0 for row in table.values()] for table in tables], float)
 
 
-def record_lines(study: Study, args: Any, failed: dict[str, str]) -> list[Line]:
-    """Write a line for each row and region, and one without a value for each arm that failed."""
+def lines_of(study: Study, args: Any, failed: dict[str, str]) -> list[Line]:
+    """Return a line for each row and region, and one without a value for each arm that failed."""
     found = rows(study, failed)
     reference = None if study.arms[0].name in failed else found[0]
     made = [one for row in found for one in _lines(study, row, reference, args)]
@@ -128,8 +134,6 @@ def record_lines(study: Study, args: Any, failed: dict[str, str]) -> list[Line]:
         data = Store(study.store_of(arm.trainings[0])).meta["data"]
         config = {"variant": arm.name, "data": data, "failed": failed[arm.name].splitlines()[0].rstrip(":")}
         made.append(line(study.name, [], "Dice", NO_CEILING, config, args))
-    for one in made:
-        record(one, args.out)
     return made
 
 

@@ -231,7 +231,7 @@ def test_scores_of_other_cases_are_not_averaged_nor_compared(store, tmp_path, mo
         table = tmp_path / "study" / "b" / f"seed_{seed}" / "evaluation" / "test" / "cases.csv"
         table.write_text(table.read_text().replace(CASES[2], "case_00011"))
         with pytest.raises(InputError, match="scored on different cases" if seed == 0 else "a has no case_00011"):
-            studies.record_lines(study, lines_in(tmp_path / "lines"), {})
+            studies.lines_of(study, lines_in(tmp_path / "lines"), {})
 
 
 def test_a_folder_with_another_training_is_refused_before_anything_runs(store, tmp_path, monkeypatch):
