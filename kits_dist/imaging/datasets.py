@@ -30,8 +30,8 @@ _NNUNET = "nnU-Net raw"
 _VARIANT_OF = "-variant-"
 # what a folder of cases may hold that needs no word
 _KITS_NAMES = {"imaging", "segmentations", "instances", "raw", VARIANT_RECORD}
-_BESIDE_CASES = {MARKER, PATIENTS, "kits.json", "audit.json", "audit.png", "LICENSE", "README.md"}
-_NNUNET_NAMES = {"imagesTr", "labelsTr", "imagesTs", "labelsTs", "dataset.json", *_BESIDE_CASES}
+_NEXT_TO_CASES = {MARKER, PATIENTS, "kits.json", "audit.json", "audit.png", "LICENSE", "README.md"}
+_NNUNET_NAMES = {"imagesTr", "labelsTr", "imagesTs", "labelsTs", "dataset.json", *_NEXT_TO_CASES}
 _CHANNEL = re.compile(r"(.*)_(\d{4})")  # nnU-Net's NAME_0000
 # Words in the label names of a dataset.json, the most specific first: a kidney tumor is a tumor.
 _WORDS = {"tumo": TUMOR, "lesion": TUMOR, "cancer": TUMOR, "mass": TUMOR, "cyst": CYST, "kidney": KIDNEY}
@@ -316,7 +316,7 @@ def _unused_of_kits(folder: Path, root: Path, layout: str) -> list[str]:
         names = [f"{name} ({count} cases)" if count > 1 else name for name, count in sorted(extra.items())]
         notes.append(f"{root}: not used of the cases' folders: {listed(names)}")
     cases = {case.name for case in _case_folders(root)}
-    others = [path.name for path in _entries(root) if path.name not in cases | _BESIDE_CASES]
+    others = [path.name for path in _entries(root) if path.name not in cases | _NEXT_TO_CASES]
     if others:
         notes.append(f"{root}: {listed(others)} not used, because a case is a folder case_NAME")
     elsewhere = [folder / name for name in _CASE_FOLDERS if (folder / name) != root and _case_folders(folder / name)]

@@ -77,7 +77,7 @@ def find_scans(source: Path, output: Path | None = None) -> ScanList:
             raise InputError(f"input={source} is one DICOM file. Name the folder that holds the whole series.")
         # of a KiTS case (case_00010/imaging.nii.gz) the folder has the name
         name = source.resolve().parent.name if find_image(source.parent) == source else _scan_name(source)
-        return ScanList([Scan(name, source, source.parent)], _channels_beside(source))
+        return ScanList([Scan(name, source, source.parent)], _other_channels_of(source))
     if not source.is_dir():
         raise MissingInput(f"input={source}: no such file or folder.")
 
@@ -136,12 +136,12 @@ def _scan_name(path: Path) -> str:
     return stem(path).removesuffix("_0000") or stem(path)
 
 
-def _channels_beside(path: Path) -> list[str]:
+def _other_channels_of(path: Path) -> list[str]:
     """Return a note where other channels lie next to the one file that was named."""
     name = stem(path)[: -len("_0000")]
-    beside = [other.name for other in other_channels(nifti_files(path.parent)) if stem(other).startswith(f"{name}_")]
-    beside = [other for other in beside if other != path.name]
-    return [f"{path} has other channels next to it ({listed(beside, 3)}), which are not used"] if beside else []
+    others = [other.name for other in other_channels(nifti_files(path.parent)) if stem(other).startswith(f"{name}_")]
+    others = [other for other in others if other != path.name]
+    return [f"{path} has other channels next to it ({listed(others, 3)}), which are not used"] if others else []
 
 
 def _search_dicom(source: Path, tree: Tree, needed: bool) -> tuple[dicom_search.Found, list[Scan]]:

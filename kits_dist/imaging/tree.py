@@ -1,4 +1,4 @@
-"""List all that lies below a folder, so that whoever searches it can account for every file."""
+"""List everything below a folder, so that a search can account for every file."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ _SYSTEM = {"dicomdir", "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$
 
 
 class Tree(NamedTuple):
-    """What lies below a folder. Paths begin with the folder; links are followed and keep their own names."""
+    """Everything below a folder. Paths begin with the folder; links are followed and keep their own names."""
 
     files: list[Path]  # in the order of their paths
     system: list[Path]  # hidden files and folders, DICOMDIR, Thumbs.db: not looked into

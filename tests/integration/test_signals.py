@@ -50,26 +50,20 @@ def test_no_signal_that_asks_to_end_is_forgotten():
     assert set(SIGNALS) | others == signal.valid_signals() and not set(SIGNALS) & others
 
 
-def test_the_signal_of_a_profiler_is_left_to_it():
-    former = signal.signal(signal.SIGPROF, lambda number, frame: None)
+@pytest.mark.parametrize(
+    ("number", "handler"),
+    [(signal.SIGPROF, lambda number, frame: None), (signal.SIGHUP, signal.SIG_IGN)],
+    ids=["profiler", "nohup"],
+)
+def test_a_signal_that_is_taken_is_left_alone(number, handler):
+    former = signal.signal(number, handler)
     try:
         with StopRequest() as request:
             request.listen(1, 5)
-            os.kill(os.getpid(), signal.SIGPROF)
+            os.kill(os.getpid(), number)
             assert not request.agreed()
     finally:
-        signal.signal(signal.SIGPROF, former)
-
-
-def test_nohup_holds():
-    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with StopRequest() as request:
-            request.listen(1, 5)
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert not request.agreed()
-    finally:
-        signal.signal(signal.SIGHUP, former)
+        signal.signal(number, former)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")

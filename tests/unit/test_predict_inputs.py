@@ -171,7 +171,7 @@ def test_a_scan_of_a_tree_that_is_left_out_is_no_success(tmp_path, monkeypatch, 
     assert f"note     left out of {folder}: out/anna.nii.gz, out/good.nii.gz: label maps or" in capsys.readouterr().out
 
 
-def test_what_lies_beside_the_scans_is_said_in_a_line(tmp_path):
+def test_what_else_the_folder_of_scans_holds_is_said_in_a_line(tmp_path):
     scan_file(tmp_path / "case_00001" / "imaging.nii.gz")
     for name in ("case_00001/segmentation.nii.gz", "case_00001/segmentations/kidney_1.nii.gz", "predicted/x.nii.gz"):
         scan_file(tmp_path / name)
@@ -266,7 +266,7 @@ def test_a_folder_below_that_must_not_be_read_is_no_success(tmp_path, monkeypatc
         find_scans(tmp_path)
 
 
-def test_further_channels_beside_a_single_file_are_said(tmp_path):
+def test_further_channels_next_to_a_single_file_are_said(tmp_path):
     for number in ("0000", "0001", "0002"):
         scan_file(tmp_path / f"anna_{number}.nii.gz")
     scan_file(tmp_path / "annabel_0000.nii.gz")

@@ -21,7 +21,7 @@ def test_of_random_points_at_random_spacings(seed):
 
 
 def test_where_everything_is_far_and_equally_near():
-    """A point in the middle of a sphere's surface, and a source before, behind and beside the queries' rectangle."""
+    """A point in the middle of a sphere's surface, and a source far outside the queries' rectangle."""
     z, y, x = np.indices((41, 41, 41)) - 20
     shell = np.ascontiguousarray(np.argwhere(np.abs(np.sqrt(z**2 + y**2 + x**2) - 18) < 0.5))
     middle = np.array([[20, 20, 20], [21, 20, 20]])

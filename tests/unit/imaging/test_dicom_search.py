@@ -121,7 +121,7 @@ def test_a_file_that_must_not_be_read_is_the_fault_of_its_series(tmp_path, monke
 
 @pytest.mark.parametrize("name", ["im{:03d}.dcm", "IM{:04d}", "1.2.840.113.{}"])
 def test_names_tell_which_files_should_be_slices(tmp_path, name):
-    """Whatever an exporter calls them; a text beside them is none."""
+    """Whatever an exporter calls them; a text file in the same folder is none."""
     write_ct(tmp_path / "bert", name)[-1].write_bytes(b"<html>404")
     (tmp_path / "bert" / "README").write_text("hello")
     (tmp_path / "bert" / "notes.txt").write_text("")
